@@ -1,0 +1,17 @@
+//! tidegate: a registry proxy that gives ephemeral names to private images and streams their blobs.
+//!
+//! The modules stand in layers and import only downwards; ARCHITECTURE.md has the picture and
+//! `tests/it/architecture.rs` checks it.
+
+// 0 ground
+pub mod oci;
+pub mod secret;
+pub mod units;
+// 1 wire
+pub mod telemetry;
+// 2 planes
+pub mod cache;
+pub mod requests;
+pub mod upstream;
+// 4 edge
+pub mod server;

@@ -1,0 +1,222 @@
+//! Digests (image-spec, descriptor.md#digests). sha256 and sha512 are known: what cannot be verified is
+//! not served.
+
+use std::{fmt, str::FromStr};
+
+use sha2::{Digest as _, Sha256, Sha512};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algorithm {
+    Sha256,
+    Sha512,
+}
+
+impl Algorithm {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Sha512 => "sha512",
+        }
+    }
+}
+
+/// Names content by its hash. Small enough to be copied.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Digest {
+    Sha256([u8; 32]),
+    Sha512([u8; 64]),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DigestError {
+    #[error("`{text}` is not a digest; it should read sha256: and 64 lower-case hex digits")]
+    Malformed { text: String },
+    #[error("digests by {algorithm} cannot be verified here; sha256 and sha512 can")]
+    UnknownAlgorithm { algorithm: String },
+}
+
+impl Digest {
+    pub fn of(content: &[u8]) -> Self {
+        Self::Sha256(Sha256::digest(content).into())
+    }
+
+    pub const fn algorithm(&self) -> Algorithm {
+        match self {
+            Self::Sha256(_) => Algorithm::Sha256,
+            Self::Sha512(_) => Algorithm::Sha512,
+        }
+    }
+
+    pub fn hash(&self) -> &[u8] {
+        match self {
+            Self::Sha256(hash) => hash,
+            Self::Sha512(hash) => hash,
+        }
+    }
+
+    pub fn hex(&self) -> String {
+        self.hash().iter().fold(String::new(), |mut text, byte| {
+            use fmt::Write as _;
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+
+    /// Whether `content` is what this digest names.
+    pub fn matches(&self, content: &[u8]) -> bool {
+        let mut hasher = Hasher::new(self.algorithm());
+        hasher.update(content);
+        hasher.finish() == *self
+    }
+}
+
+impl FromStr for Digest {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        let malformed = || DigestError::Malformed {
+            text: text.chars().take(200).collect(),
+        };
+        let (algorithm, encoded) = text.split_once(':').ok_or_else(malformed)?;
+        match algorithm {
+            "sha256" => decode_hex(encoded).map(Self::Sha256).ok_or_else(malformed),
+            "sha512" => decode_hex(encoded).map(Self::Sha512).ok_or_else(malformed),
+            _ if is_algorithm(algorithm) && is_encoded(encoded) => {
+                Err(DigestError::UnknownAlgorithm {
+                    algorithm: algorithm.chars().take(64).collect(),
+                })
+            }
+            _ => Err(malformed()),
+        }
+    }
+}
+
+fn decode_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    if text.len() != 2 * N {
+        return None;
+    }
+    let mut hash = [0; N];
+    for (byte, pair) in hash.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        let &[high, low] = pair else { return None };
+        *byte = digit(high)? << 4 | digit(low)?;
+    }
+    Some(hash)
+}
+
+fn is_algorithm(text: &str) -> bool {
+    !text.is_empty()
+        && text.split(['+', '.', '_', '-']).all(|part| {
+            !part.is_empty()
+                && part
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        })
+}
+
+fn is_encoded(text: &str) -> bool {
+    !text.is_empty()
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'=' | b'_' | b'-'))
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:", self.algorithm().as_str())?;
+        self.hash()
+            .iter()
+            .try_for_each(|byte| write!(formatter, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+/// Computes a digest piece by piece.
+#[derive(Clone)]
+pub enum Hasher {
+    Sha256(Sha256),
+    Sha512(Sha512),
+}
+
+impl Hasher {
+    pub fn new(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::Sha256 => Self::Sha256(Sha256::new()),
+            Algorithm::Sha512 => Self::Sha512(Sha512::new()),
+        }
+    }
+
+    pub fn update(&mut self, piece: &[u8]) {
+        match self {
+            Self::Sha256(hasher) => hasher.update(piece),
+            Self::Sha512(hasher) => hasher.update(piece),
+        }
+    }
+
+    pub fn finish(self) -> Digest {
+        match self {
+            Self::Sha256(hasher) => Digest::Sha256(hasher.finalize().into()),
+            Self::Sha512(hasher) => Digest::Sha512(hasher.finalize().into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn digests_print_as_they_parse() {
+        assert_eq!(Digest::of(b"").to_string(), EMPTY);
+        let sha512 = format!("sha512:{}", "0a".repeat(64));
+        for text in [EMPTY, sha512.as_str()] {
+            let parsed: Digest = text
+                .parse()
+                .unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(parsed.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn malformed_digests_are_refused() {
+        for text in [
+            "",
+            "sha256",
+            "sha256:",
+            "sha256:abc",
+            &EMPTY.to_uppercase(),
+            &EMPTY[..70],
+            &format!("{EMPTY}0"),
+            &EMPTY.replace("e3", "g3"),
+            "SHA256:00",
+            "md5:../..",
+        ] {
+            assert!(
+                matches!(text.parse::<Digest>(), Err(DigestError::Malformed { .. })),
+                "{text}"
+            );
+        }
+        assert!(matches!(
+            "blake3:00ff".parse::<Digest>(),
+            Err(DigestError::UnknownAlgorithm { .. })
+        ));
+    }
+
+    #[test]
+    fn content_matches_only_its_own_digest() {
+        let digest: Digest = EMPTY.parse().unwrap_or_else(|error| panic!("{error}"));
+        assert!(digest.matches(b""));
+        assert!(!digest.matches(b"x"));
+    }
+}

@@ -1,0 +1,155 @@
+//! Sizes and durations as people write them: `"200GiB"`, `"30s"`.
+
+use std::{fmt, ops::Deref, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Deserializer, de};
+
+pub const KIB: u64 = 1 << 10;
+pub const MIB: u64 = 1 << 20;
+pub const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+/// Longest suffix first, so that `KiB` is not read as `B`.
+const UNITS: [(&str, u64); 9] = [
+    ("KiB", KIB),
+    ("MiB", MIB),
+    ("GiB", GIB),
+    ("TiB", TIB),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("B", 1),
+];
+
+/// A count of bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+impl ByteSize {
+    pub const fn mib(count: u64) -> Self {
+        Self(count * MIB)
+    }
+
+    pub const fn gib(count: u64) -> Self {
+        Self(count * GIB)
+    }
+
+    pub const fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("`{text}` is not a size; write a whole number and a unit, as in \"512MiB\" or \"200GiB\"")]
+pub struct ByteSizeError {
+    text: String,
+}
+
+impl FromStr for ByteSize {
+    type Err = ByteSizeError;
+
+    fn from_str(text: &str) -> Result<Self, ByteSizeError> {
+        let malformed = || ByteSizeError {
+            text: text.to_owned(),
+        };
+        let (number, unit) = UNITS
+            .iter()
+            .find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit)))
+            .ok_or_else(malformed)?;
+        let number: u64 = number.trim().parse().map_err(|_| malformed())?;
+        number.checked_mul(unit).map(Self).ok_or_else(malformed)
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (suffix, unit) in [("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)] {
+            if self.0 >= unit && self.0.is_multiple_of(unit) {
+                return write!(formatter, "{}{suffix}", self.0 / unit);
+            }
+        }
+        write!(formatter, "{}B", self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A duration in the configuration: `"500ms"`, `"30s"`, `"36h"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HumanDuration(pub Duration);
+
+impl HumanDuration {
+    pub const fn seconds(count: u64) -> Self {
+        Self(Duration::from_secs(count))
+    }
+
+    pub const fn hours(count: u64) -> Self {
+        Self(Duration::from_secs(count * 3600))
+    }
+}
+
+impl Deref for HumanDuration {
+    type Target = Duration;
+
+    fn deref(&self) -> &Duration {
+        &self.0
+    }
+}
+
+impl fmt::Display for HumanDuration {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(formatter)
+    }
+}
+
+impl<'de> Deserialize<'de> for HumanDuration {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match humantime::parse_duration(&text) {
+            Ok(duration) => Ok(Self(duration)),
+            Err(_) => Err(de::Error::custom(format_args!(
+                "`{text}` is not a duration; write a number and a unit, as in \"500ms\", \"30s\" or \"36h\""
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        for (text, bytes) in [
+            ("0B", Some(0)),
+            ("64KiB", Some(65_536)),
+            ("200GiB", Some(200 * GIB)),
+            ("1 MiB", Some(MIB)),
+            ("5kB", Some(5_000)),
+            ("12", None),
+            ("-1B", None),
+            ("1.5GiB", None),
+            ("99999999999TiB", None),
+            ("", None),
+        ] {
+            let parsed = text.parse::<ByteSize>().ok().map(ByteSize::bytes);
+            assert_eq!(parsed, bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_print_as_they_are_written() {
+        for text in ["0B", "1000B", "64KiB", "3MiB", "200GiB", "2TiB"] {
+            let size: ByteSize = text
+                .parse()
+                .unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(size.to_string(), text);
+        }
+    }
+}

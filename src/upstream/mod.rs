@@ -1,0 +1,37 @@
+//! Whom we ask: registries, over HTTP/1.1.
+
+mod endpoint;
+
+pub use endpoint::{Redirects, RegistryOptions};
+
+use serde::Deserialize;
+
+use crate::units::HumanDuration;
+
+/// `[upstream]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// For a connection to a registry, TLS included: `"10s"`.
+    pub connect_timeout: HumanDuration,
+    /// From the end of a request to the head of its response: `"25s"`. Runtimes give up on us at 30 s.
+    pub response_timeout: HumanDuration,
+    /// A registry that sends no byte of a body for this long is cut: `"30s"`.
+    pub body_timeout: HumanDuration,
+    /// How long a connection is kept for the next request: `"30s"`.
+    pub idle_timeout: HumanDuration,
+    /// How often a request is tried again after a broken connection, 429 or 5xx: `2`.
+    pub retry_count: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            connect_timeout: HumanDuration::seconds(10),
+            response_timeout: HumanDuration::seconds(25),
+            body_timeout: HumanDuration::seconds(30),
+            idle_timeout: HumanDuration::seconds(30),
+            retry_count: 2,
+        }
+    }
+}
