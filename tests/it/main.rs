@@ -1,0 +1,17 @@
+//! What users see, tested against real servers and runtimes: one file for each behaviour.
+//!
+//! Tests that need a program which is not installed are left out with a line that says so; `tests/run` installs
+//! all of them and fails where one is missing.
+
+#![expect(
+    unreachable_pub,
+    reason = "one binary: nothing here is reached from outside"
+)]
+#![expect(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test that panics has failed, as it should"
+)]
+
+mod support;
+mod support_works;
