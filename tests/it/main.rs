@@ -13,5 +13,14 @@
     reason = "a test that panics has failed, as it should"
 )]
 
+mod blob_pull;
+mod concurrent_pulls;
+mod lying_upstream;
+mod manifests;
+mod pass_through;
+mod presence_is_not_permission;
+mod private_pull;
+mod redirects;
+mod submit;
 mod support;
 mod support_works;

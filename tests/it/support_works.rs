@@ -52,7 +52,7 @@ fn the_liar_serves_and_misbehaves_as_told() {
         (Behaviour::UntilClose, 200, 300_000, End::Complete),
         (Behaviour::status(503), 503, 0, End::Complete),
     ] {
-        liar.misbehave_times(&path, 1, behaviour);
+        liar.misbehave_in_turn(&path, &[behaviour]);
         let pulled = get();
         assert_eq!(
             (pulled.head.status, pulled.size, pulled.end),

@@ -2,7 +2,7 @@
 //! request, so that a test can say what must not have been asked or sent.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     sync::{Arc, Condvar, Mutex},
@@ -26,7 +26,7 @@ pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// A gate that a test never opens ends a wait with an error instead of a hung suite.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// What goes wrong, once for each time it was asked for. Bodies are those of GET; HEAD knows only the last four.
+/// What goes wrong. The bodies are those of GET; HEAD knows only the last four.
 #[derive(Clone)]
 pub enum Behaviour {
     /// The last byte differs; the length is right.
@@ -128,10 +128,10 @@ struct Resource {
     digest: String,
 }
 
+/// One behaviour for each request, in this order, then for ever the last or good manners.
 struct Script {
-    behaviour: Behaviour,
-    /// How often; `None`: always.
-    left: Option<usize>,
+    first: VecDeque<Behaviour>,
+    then: Option<Behaviour>,
 }
 
 /// What `Liar::image` has put there.
@@ -253,11 +253,11 @@ impl Liar {
     }
 
     pub fn misbehave(&self, path: &str, behaviour: Behaviour) {
-        self.script(path, behaviour, None);
+        self.script(path, &[], Some(behaviour));
     }
 
-    pub fn misbehave_times(&self, path: &str, times: usize, behaviour: Behaviour) {
-        self.script(path, behaviour, Some(times));
+    pub fn misbehave_in_turn(&self, path: &str, behaviours: &[Behaviour]) {
+        self.script(path, behaviours, None);
     }
 
     pub fn behave(&self, path: &str) {
@@ -325,12 +325,13 @@ impl Liar {
             .insert(path, resource);
     }
 
-    fn script(&self, path: &str, behaviour: Behaviour, left: Option<usize>) {
+    fn script(&self, path: &str, first: &[Behaviour], then: Option<Behaviour>) {
+        let first = first.to_vec().into();
         self.state
             .behaviours
             .lock()
             .expect("no panic holds it")
-            .insert(path.to_owned(), Script { behaviour, left });
+            .insert(path.to_owned(), Script { first, then });
     }
 }
 
@@ -446,8 +447,9 @@ impl State {
     fn next_behaviour(&self, request: &Request) -> Option<Behaviour> {
         let mut behaviours = self.behaviours.lock().expect("no panic holds it");
         let script = behaviours.get_mut(request.path())?;
+        let next = script.first.front().or(script.then.as_ref())?.clone();
         let applies_to_head = matches!(
-            script.behaviour,
+            next,
             Behaviour::HangUp
                 | Behaviour::Answer(..)
                 | Behaviour::ClaimDigest(_)
@@ -456,10 +458,8 @@ impl State {
         if request.method == "HEAD" && !applies_to_head {
             return None;
         }
-        if let Some(left) = &mut script.left {
-            *left = left.checked_sub(1)?;
-        }
-        Some(script.behaviour.clone())
+        script.first.pop_front();
+        Some(next)
     }
 
     /// With pages and a `Link` to the next, as in the specification (end-8b).

@@ -8,6 +8,7 @@ pub mod http;
 pub mod image;
 pub mod liar;
 pub mod programs;
+pub mod runtimes;
 pub mod server;
 pub mod storage;
 pub mod tidegate;
