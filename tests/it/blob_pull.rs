@@ -146,8 +146,10 @@ fn heads_say_what_clients_need() {
     }
 }
 
-/// `Ok` is the part that a 206 must have; an error is the other status.
-const RANGES: [(&str, Result<(u64, u64), u16>); 17] = [
+/// The part that a 206 must have, or the other status.
+type Expected = Result<(u64, u64), u16>;
+
+const RANGES: [(&str, Expected); 17] = [
     ("bytes=0-0", Ok((0, 1))),
     ("bytes=500-1499", Ok((500, 1500))),
     ("bytes=500-", Ok((500, SMALL))),
@@ -167,12 +169,7 @@ const RANGES: [(&str, Result<(u64, u64), u16>); 17] = [
     ("bytes", Err(200)),
 ];
 
-fn assert_range(
-    range: &str,
-    expected: Result<(u64, u64), u16>,
-    content: &Content,
-    response: &Response,
-) {
+fn assert_range(range: &str, expected: Expected, content: &Content, response: &Response) {
     let whole = content.bytes();
     let status = response.status();
     match expected {

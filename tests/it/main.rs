@@ -13,14 +13,24 @@
     reason = "a test that panics has failed, as it should"
 )]
 
+mod architecture;
 mod blob_pull;
+mod byte_cap;
 mod concurrent_pulls;
+mod config_errors;
+mod crash;
+mod credentials_stay;
+mod dial_rules;
+mod drivers;
+mod http_edge;
 mod lying_upstream;
 mod manifests;
 mod pass_through;
 mod presence_is_not_permission;
 mod private_pull;
 mod redirects;
+mod shutdown;
 mod submit;
 mod support;
 mod support_works;
+mod upstream_tokens;

@@ -185,6 +185,26 @@ fn an_upstream_that_answers_no_digest_is_no_obstacle() {
     }
 }
 
+/// Without a body there is nothing to compare a HEAD with; what follows from it must still hold.
+#[test]
+fn a_digest_that_only_a_head_claims_is_not_served() {
+    let scene = Scene::new();
+    let image = scene.liar.image("acme/app", "v2", &[]);
+    let claimed = Content::of("something else").digest();
+    let path = manifest_path("acme/app", "v2");
+    scene.liar.misbehave(&path, Behaviour::ClaimDigest(claimed));
+    let response = scene.tidegate.get(&scene.grant.manifest("v2"));
+    if response.status() == 200 {
+        let digest = response.header("docker-content-digest");
+        assert_eq!(digest, Some(image.manifest.as_str()));
+    } else {
+        assert_eq!(
+            (response.status(), response.error_code().as_str()),
+            (502, "UNAVAILABLE")
+        );
+    }
+}
+
 #[test]
 fn schema_1_is_refused_with_a_reason() {
     let scene = Scene::new();

@@ -133,7 +133,7 @@ fn the_liar_tells_strangers_from_friends() {
 }
 
 #[test]
-fn debians_registry_takes_both_kinds_of_login() {
+fn debians_registry_takes_every_kind_of_login() {
     require!("docker-registry", "skopeo");
     let folder = tempfile::tempdir().expect("a temporary folder");
     let image = Image::build_for(
@@ -142,7 +142,11 @@ fn debians_registry_takes_both_kinds_of_login() {
         &[10_000, 100_000],
     );
     let tokens = TokenServer::start(Accounts::none().with(USER, PASSWORD, &["acme/app"]));
-    for (login, token_requests) in [(Login::Htpasswd, false), (Login::Token(&tokens), true)] {
+    for (login, refusal, token_requests) in [
+        (Login::Open, 200, false),
+        (Login::Htpasswd, 401, false),
+        (Login::Token(&tokens), 401, true),
+    ] {
         let registry = DockerRegistry::start(&login);
         registry.push(&image, "acme/app", "v1");
         let copy = tempfile::tempdir().expect("a temporary folder");
@@ -160,8 +164,8 @@ fn debians_registry_takes_both_kinds_of_login() {
             "{}",
             registry.log()
         );
-        let refused = http::get(registry.address, &manifest_path("acme/app", "v1"));
-        assert_eq!(refused.status(), 401);
+        let stranger = http::get(registry.address, &manifest_path("acme/app", "v1"));
+        assert_eq!(stranger.status(), refusal);
         assert_eq!(!tokens.requests().is_empty(), token_requests);
     }
 }

@@ -102,8 +102,6 @@ pub enum Auth {
         realm: String,
         issued: Issued,
     },
-    /// 401 with this challenge, always.
-    Never(String),
 }
 
 pub struct Liar {
@@ -299,9 +297,17 @@ impl Liar {
 
     /// Waits until a request has arrived that the test waits for.
     pub fn wait_for(&self, what: &str, wanted: impl Fn(&Request) -> bool) {
+        self.wait_while(what, |requests| !requests.iter().any(&wanted));
+    }
+
+    pub fn wait_for_count(&self, count: usize) {
+        self.wait_while("enough requests", |requests| requests.len() < count);
+    }
+
+    fn wait_while(&self, what: &str, is_missing: impl Fn(&[Request]) -> bool) {
         let until = Instant::now() + PATIENCE;
         let mut requests = self.state.requests.lock().expect("no panic holds it");
-        while !requests.iter().any(&wanted) {
+        while is_missing(&requests) {
             let left = until.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "{what} never arrived");
             (requests, _) = self
@@ -406,10 +412,6 @@ impl State {
         let repository = repository(request.path());
         match &self.auth {
             Auth::Open => None,
-            Auth::Never(challenge) => Some(Refusal {
-                status: 401,
-                challenge: Some(challenge.clone()),
-            }),
             Auth::Basic(accounts) => {
                 let (user, password) = request.basic().unwrap_or_default();
                 if !accounts.knows(&user, &password) {

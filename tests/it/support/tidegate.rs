@@ -102,6 +102,15 @@ impl Setup {
         }
     }
 
+    /// For what must not start: its exit code and all it said.
+    pub fn fails_to_start(self) -> (Option<i32>, String) {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let mut process = Process::spawn("tidegate", &mut self.command(home.path(), free_port()));
+        let status = process.wait();
+        process.log.wait_for_end();
+        (status.code(), process.log.text())
+    }
+
     /// `None` if another process was quicker to take the port.
     fn try_start(&self, home: &Path, port: u16) -> Option<(SocketAddr, SocketAddr, Process)> {
         let mut process = Process::spawn("tidegate", &mut self.command(home, port));
@@ -170,7 +179,7 @@ impl Directory {
         let hash = sha256_hex(access_token);
         let _ = writeln!(
             self.0,
-            "[[user]]\nname = \"{name}\"\ntoken_sha256 = \"{hash}\"\nworkspaces = {workspaces:?}"
+            "[[user]]\nname = {name:?}\ntoken_sha256 = \"{hash}\"\nworkspaces = {workspaces:?}"
         );
         self
     }
@@ -181,7 +190,7 @@ impl Directory {
     }
 
     pub fn workspace(mut self, id: i64, name: &str) -> Self {
-        let _ = writeln!(self.0, "[[workspace]]\nid = {id}\nname = \"{name}\"");
+        let _ = writeln!(self.0, "[[workspace]]\nid = {id}\nname = {name:?}");
         self
     }
 
@@ -193,7 +202,7 @@ impl Directory {
     fn login(mut self, owner: &str, registry: &str, username: &str, password: &str) -> Self {
         let _ = writeln!(
             self.0,
-            "[[{owner}.credentials]]\nregistry = \"{registry}\"\nusername = \"{username}\"\npassword = \"{password}\""
+            "[[{owner}.credentials]]\nregistry = {registry:?}\nusername = {username:?}\npassword = {password:?}"
         );
         self
     }
@@ -218,10 +227,6 @@ impl Tidegate {
 
     pub fn home(&self) -> &Path {
         self.home.path()
-    }
-
-    pub fn id(&self) -> u32 {
-        self.process.id()
     }
 
     pub fn submit(&self, request: &Value) -> (u16, Value) {
@@ -288,6 +293,12 @@ impl Tidegate {
 
     pub fn wait(&mut self) -> ExitStatus {
         self.process.wait()
+    }
+
+    /// Another configuration from the next start.
+    pub fn change(&mut self, from: &str, to: &str) {
+        assert!(self.setup.sections.contains(from), "{from} is not set");
+        self.setup.sections = self.setup.sections.replace(from, to);
     }
 
     /// Starts again with the same folders and the same address; whatever still runs is killed.
