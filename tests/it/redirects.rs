@@ -152,7 +152,7 @@ fn tidegate_follows_for_the_client_where_the_operator_says_so() {
 
 /// Storage refuses a signed URL that comes with a login, and must not see one anyway.
 fn assert_visits(storage: &Storage, count: usize) {
-    let visits = storage.visits();
+    let visits = storage.visits(count);
     assert_eq!(visits.len(), count, "{visits:?}");
     for visit in visits {
         assert!(

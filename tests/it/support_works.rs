@@ -10,6 +10,7 @@ use crate::support::{
     image::{Image, file_digest},
     liar::{Auth, Behaviour, Gate, Liar, blob_path, manifest_path},
     programs::{require, run},
+    runtimes::{Containerd, podman_pull, skopeo_copy},
     storage::Storage,
     token_server::TokenServer,
 };
@@ -164,9 +165,37 @@ fn debians_registry_takes_every_kind_of_login() {
             "{}",
             registry.log()
         );
-        let stranger = http::get(registry.address, &manifest_path("acme/app", "v1"));
+        let stranger = http::get(registry.address, "/v2/");
         assert_eq!(stranger.status(), refusal);
         assert_eq!(!tokens.requests().is_empty(), token_requests);
+    }
+}
+
+#[test]
+fn runtimes_pull_from_debians_registry() {
+    require!(
+        "docker-registry",
+        "skopeo",
+        "podman",
+        "containerd",
+        "ctr",
+        "runc"
+    );
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let image = Image::build(&folder.path().join("image"), &[100_000, 1_000]);
+    let registry = DockerRegistry::start(&Login::Open);
+    registry.push(&image, "acme/app", "v1");
+    let target = format!("{}/acme/app:v1", registry.name());
+    assert_eq!(skopeo_copy(&target)[0], image.digest);
+    assert_eq!(podman_pull(&target), image.digest);
+    let containerd = Containerd::start();
+    containerd.pull(&target);
+    let fresh = Containerd::start();
+    let mirror = format!("http://{}/v2", registry.name());
+    fresh.pull_through_mirror("private.example", &mirror, "private.example/acme/app:v1");
+    for digest in image.blobs() {
+        assert_eq!(&containerd.stored(digest), digest);
+        assert_eq!(&fresh.stored(digest), digest);
     }
 }
 
@@ -179,7 +208,7 @@ fn the_storage_logs_the_secrets_that_reach_it() {
     let headers = [("Authorization", "Basic x"), ("Connection", "close")];
     let response = http::request(storage.address, "GET", target, &headers, b"");
     assert_eq!(response.text(), "content");
-    let visits = storage.visits();
+    let visits = storage.visits(1);
     assert_eq!(visits.len(), 1);
     assert_eq!(visits[0].authorization, "Basic x");
     assert_eq!(visits[0].cookie, "-");

@@ -77,9 +77,13 @@ impl Storage {
         format!("http://{}/{name}?X-Sig=a%2Fb+c~&X-Expires=60", self.address)
     }
 
-    /// nginx logs a request when it is over: ask when the answer has been read.
-    pub fn visits(&self) -> Vec<Visit> {
-        let log = fs::read_to_string(self.home.path().join("visits")).unwrap_or_default();
+    /// What it has seen, when it has seen this much: nginx logs a request after its last byte is sent.
+    pub fn visits(&self, count: usize) -> Vec<Visit> {
+        let mut log = String::new();
+        wait_until("the storage's visits", || {
+            log = fs::read_to_string(self.home.path().join("visits")).unwrap_or_default();
+            log.lines().count() >= count
+        });
         log.lines()
             .map(|line| {
                 let mut fields = line.split('\t').map(str::to_owned);
