@@ -6,8 +6,10 @@
 // 0 ground
 pub mod oci;
 pub mod secret;
+pub mod sys;
 pub mod units;
 // 1 wire
+pub mod blocking;
 pub mod telemetry;
 // 2 planes
 pub mod cache;
