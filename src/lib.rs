@@ -10,6 +10,7 @@ pub mod sys;
 pub mod units;
 // 1 wire
 pub mod blocking;
+pub mod net;
 pub mod telemetry;
 // 2 planes
 pub mod cache;
