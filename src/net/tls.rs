@@ -87,6 +87,11 @@ impl Trust {
         }
     }
 
+    /// Tells apart what is trusted, for keeping connections apart.
+    pub fn identity(&self) -> usize {
+        Arc::as_ptr(&self.config).addr()
+    }
+
     fn with_roots(store: RootCertStore, roots: Vec<CertificateDer<'static>>) -> Self {
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
