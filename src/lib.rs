@@ -8,6 +8,7 @@ pub mod oci;
 pub mod secret;
 pub mod units;
 // 1 wire
+pub mod http;
 pub mod telemetry;
 // 2 planes
 pub mod cache;
