@@ -15,4 +15,5 @@ pub mod cache;
 pub mod requests;
 pub mod upstream;
 // 4 edge
+pub mod api;
 pub mod server;
