@@ -10,6 +10,7 @@ pub mod sys;
 pub mod units;
 // 1 wire
 pub mod blocking;
+pub mod http;
 pub mod net;
 pub mod telemetry;
 // 2 planes
@@ -17,4 +18,5 @@ pub mod cache;
 pub mod requests;
 pub mod upstream;
 // 4 edge
+pub mod api;
 pub mod server;

@@ -55,11 +55,13 @@ impl Digest {
     }
 
     pub fn hex(&self) -> String {
-        self.as_bytes().iter().fold(String::new(), |mut text, byte| {
-            use fmt::Write as _;
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        self.as_bytes()
+            .iter()
+            .fold(String::new(), |mut text, byte| {
+                use fmt::Write as _;
+                let _ = write!(text, "{byte:02x}");
+                text
+            })
     }
 
     /// Whether `content` is what this digest names.

@@ -36,7 +36,11 @@ pub struct Login {
 
 impl Login {
     pub fn who(&self) -> &'static str {
-        if self.credentials.is_some() { "these credentials" } else { "anonymous access" }
+        if self.credentials.is_some() {
+            "these credentials"
+        } else {
+            "anonymous access"
+        }
     }
 }
 
@@ -44,7 +48,10 @@ impl Login {
 #[derive(Clone)]
 pub enum Authorization {
     Basic(Secret<String>),
-    Bearer { value: Secret<String>, is_fresh: bool },
+    Bearer {
+        value: Secret<String>,
+        is_fresh: bool,
+    },
 }
 
 impl Authorization {
@@ -66,7 +73,11 @@ pub struct Authorizer {
 #[derive(Clone, Debug)]
 enum Learnt {
     Basic,
-    Bearer { realm: String, service: Option<String>, scope: Option<String> },
+    Bearer {
+        realm: String,
+        service: Option<String>,
+        scope: Option<String>,
+    },
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -84,7 +95,10 @@ enum State {
     /// Those who wait for the exchange that is under way.
     Asking(Vec<Sender<Answer>>),
     Held(BearerToken),
-    Refused { error: TokenError, until: Instant },
+    Refused {
+        error: TokenError,
+        until: Instant,
+    },
 }
 
 impl Authorizer {
@@ -110,7 +124,10 @@ impl Authorizer {
             own.or_else(|| challenges.get(&(origin, None))).cloned()
         };
         match learnt {
-            Some(learnt) => self.answer(endpoint, repository, login, &learnt, None).await,
+            Some(learnt) => {
+                self.answer(endpoint, repository, login, &learnt, None)
+                    .await
+            }
             None => Ok(None),
         }
     }
@@ -126,12 +143,17 @@ impl Authorizer {
     ) -> Result<Option<Authorization>, FetchError> {
         let origin = endpoint.url("/").origin;
         let learnt = self.learn(&origin, repository, login, challenges);
-        let Some(learnt) = learnt else { return Ok(None) };
+        let Some(learnt) = learnt else {
+            return Ok(None);
+        };
         match (&learnt, sent) {
             // The same again would get the same answer.
             (Learnt::Basic, Some(Authorization::Basic(_))) => Ok(None),
             (Learnt::Bearer { .. }, Some(Authorization::Bearer { is_fresh: true, .. })) => Ok(None),
-            _ => self.answer(endpoint, repository, login, &learnt, sent).await,
+            _ => {
+                self.answer(endpoint, repository, login, &learnt, sent)
+                    .await
+            }
         }
     }
 
@@ -144,14 +166,21 @@ impl Authorizer {
         challenges: &[Challenge],
     ) -> Option<Learnt> {
         let bearer = challenges.iter().find_map(|challenge| match challenge {
-            Challenge::Bearer { realm, service, scope, .. } => Some(Learnt::Bearer {
+            Challenge::Bearer {
+                realm,
+                service,
+                scope,
+                ..
+            } => Some(Learnt::Bearer {
                 realm: realm.clone(),
                 service: service.clone(),
                 scope: scope.clone().filter(|scope| is_pull_scope(scope)),
             }),
             Challenge::Basic { .. } => None,
         });
-        let basic = challenges.iter().any(|challenge| matches!(challenge, Challenge::Basic { .. }));
+        let basic = challenges
+            .iter()
+            .any(|challenge| matches!(challenge, Challenge::Basic { .. }));
         let learnt = match bearer {
             Some(bearer) => bearer,
             None if basic || (challenges.is_empty() && login.credentials.is_some()) => {
@@ -168,7 +197,12 @@ impl Authorizer {
         }
         // A scope that is not the usual one belongs to this repository (or, as ECR Public's, to all of them, and
         // is then learnt again for each).
-        if let Learnt::Bearer { realm, service, scope: Some(scope) } = &learnt {
+        if let Learnt::Bearer {
+            realm,
+            service,
+            scope: Some(scope),
+        } = &learnt
+        {
             if *scope != default_scope(repository) {
                 known.insert((origin.clone(), Some(repository.clone())), learnt.clone());
             }
@@ -192,18 +226,29 @@ impl Authorizer {
         learnt: &Learnt,
         sent: Option<&Authorization>,
     ) -> Result<Option<Authorization>, FetchError> {
-        let Learnt::Bearer { realm, service, scope } = learnt else {
-            return Ok(login.credentials.as_ref().map(|pair| Authorization::Basic(basic(pair))));
+        let Learnt::Bearer {
+            realm,
+            service,
+            scope,
+        } = learnt
+        else {
+            return Ok(login
+                .credentials
+                .as_ref()
+                .map(|pair| Authorization::Basic(basic(pair))));
         };
         let forbidden = |rule: String| FetchError::Forbidden {
             registry: endpoint.registry.clone(),
             rule,
         };
         // A relative realm is relative to the registry.
-        let realm_url = endpoint.url("/v2/").join(realm).map_err(|_| FetchError::Malformed {
-            registry: endpoint.registry.clone(),
-            problem: "a token realm that is not a URL".to_owned(),
-        })?;
+        let realm_url = endpoint
+            .url("/v2/")
+            .join(realm)
+            .map_err(|_| FetchError::Malformed {
+                registry: endpoint.registry.clone(),
+                problem: "a token realm that is not a URL".to_owned(),
+            })?;
         endpoint.trusts_realm(&realm_url).map_err(forbidden)?;
         let request = TokenRequest {
             realm: realm_url,
@@ -244,7 +289,9 @@ impl Authorizer {
                 Some(State::Held(token)) if now < token.until && !is_same(token, sent) => {
                     return Ok((Ok(token.clone()), sent.is_some()));
                 }
-                Some(State::Refused { error, until }) if now < *until => return Ok((Err(error.clone()), true)),
+                Some(State::Refused { error, until }) if now < *until => {
+                    return Ok((Err(error.clone()), true));
+                }
                 Some(State::Asking(waiting)) => waiting.push(sender),
                 _ => {
                     make_room(&mut tokens, now);
@@ -254,7 +301,10 @@ impl Authorizer {
                         let key = key.clone();
                         move || {
                             // Settles also if the exchange panics: those who wait are then told that nothing came.
-                            let settling = Settling { tokens: shared, key: Some(key) };
+                            let settling = Settling {
+                                tokens: shared,
+                                key: Some(key),
+                            };
                             let answer = realms.obtain(&request);
                             settling.settle(answer);
                         }
@@ -283,10 +333,12 @@ impl Settling {
         let Some(key) = self.key.take() else { return };
         let state = match &answer {
             Ok(token) => Some(State::Held(token.clone())),
-            Err(error @ (TokenError::Refused { .. } | TokenError::RateLimited { .. })) => Some(State::Refused {
-                error: error.clone(),
-                until: Instant::now() + REFUSAL_AGE,
-            }),
+            Err(error @ (TokenError::Refused { .. } | TokenError::RateLimited { .. })) => {
+                Some(State::Refused {
+                    error: error.clone(),
+                    until: Instant::now() + REFUSAL_AGE,
+                })
+            }
             Err(_) => None,
         };
         let waiting = {
@@ -347,7 +399,12 @@ fn is_pull_scope(scope: &str) -> bool {
         })
 }
 
-fn token_error(endpoint: &Endpoint, repository: &Repository, login: &Login, error: TokenError) -> FetchError {
+fn token_error(
+    endpoint: &Endpoint,
+    repository: &Repository,
+    login: &Login,
+    error: TokenError,
+) -> FetchError {
     let registry = endpoint.registry.clone();
     match error {
         TokenError::Refused { said, .. } => FetchError::Refused {
@@ -366,7 +423,9 @@ fn token_error(endpoint: &Endpoint, repository: &Repository, login: &Login, erro
             cause: error.to_string(),
         },
         TokenError::Forbidden { rule } => FetchError::Forbidden {
-            rule: format!("{rule}; if that is meant, set allow_private = true under [registry.\"{registry}\"]"),
+            rule: format!(
+                "{rule}; if that is meant, set allow_private = true under [registry.\"{registry}\"]"
+            ),
             registry,
         },
         TokenError::Failed { status, said } => FetchError::Failed {

@@ -48,10 +48,19 @@ pub enum Redirects {
     Follow,
 }
 
-const OPEN_BY_DEFAULT: [&str; 5] = ["docker.io", "quay.io", "ghcr.io", "public.ecr.aws", "registry.k8s.io"];
+const OPEN_BY_DEFAULT: [&str; 5] = [
+    "docker.io",
+    "quay.io",
+    "ghcr.io",
+    "public.ecr.aws",
+    "registry.k8s.io",
+];
 
 /// Pairs of a registry and its realm that share no domain.
-const KNOWN_REALMS: [(&str, &str); 2] = [("docker.io", "auth.docker.io"), ("registry.gitlab.com", "gitlab.com")];
+const KNOWN_REALMS: [(&str, &str); 2] = [
+    ("docker.io", "auth.docker.io"),
+    ("registry.gitlab.com", "gitlab.com"),
+];
 
 /// Under these every customer has a host of his own, and none may collect another's credentials.
 const SHARED_BY_TENANTS: [&str; 8] = [
@@ -90,7 +99,11 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    pub fn new(registry: Registry, options: &RegistryOptions, platform: &Trust) -> Result<Self, EndpointError> {
+    pub fn new(
+        registry: Registry,
+        options: &RegistryOptions,
+        platform: &Trust,
+    ) -> Result<Self, EndpointError> {
         let allows_plain_http = options.insecure || is_loopback(registry.host());
         let scheme = if allows_plain_http { "http" } else { "https" };
         let text = match &options.endpoint {
@@ -105,25 +118,36 @@ impl Endpoint {
         if base.origin.scheme == Scheme::Http && !allows_plain_http {
             return Err(EndpointError::PlainHttp);
         }
-        base.target.truncate(base.target.trim_end_matches('/').len());
+        base.target
+            .truncate(base.target.trim_end_matches('/').len());
         let trust = match &options.ca_file {
             Some(path) => Trust::from_file(path)?,
             None if options.insecure => Trust::unchecked(),
             None => platform.clone(),
         };
         let way = Way {
-            addresses: if options.allow_private { Addresses::Any } else { Addresses::Public },
+            addresses: if options.allow_private {
+                Addresses::Any
+            } else {
+                Addresses::Public
+            },
             trust,
         };
         Ok(Self {
             realms: RealmClient::new(&way),
-            anonymous_pull: options.anonymous_pull.unwrap_or_else(|| OPEN_BY_DEFAULT.contains(&registry.as_str())),
+            anonymous_pull: options
+                .anonymous_pull
+                .unwrap_or_else(|| OPEN_BY_DEFAULT.contains(&registry.as_str())),
             registry,
             base,
             way,
             redirects: options.redirect,
             allows_plain_http,
-            realm_hosts: options.realm_hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
+            realm_hosts: options
+                .realm_hosts
+                .iter()
+                .map(|host| host.to_ascii_lowercase())
+                .collect(),
         })
     }
 
@@ -148,7 +172,11 @@ impl Endpoint {
         }
         let own = self.base.origin.host.as_str();
         let is_known = KNOWN_REALMS.contains(&(self.registry.as_str(), host));
-        if host == own || is_known || self.realm_hosts.iter().any(|listed| listed == host) || share_domain(own, host) {
+        if host == own
+            || is_known
+            || self.realm_hosts.iter().any(|listed| listed == host)
+            || share_domain(own, host)
+        {
             return Ok(());
         }
         Err(format!(
@@ -166,7 +194,10 @@ fn share_domain(left: &str, right: &str) -> bool {
         if host.contains(':') || last.bytes().all(|byte| byte.is_ascii_digit()) {
             return None;
         }
-        if SHARED_BY_TENANTS.iter().any(|suffix| host.strip_suffix(suffix).is_some_and(|rest| rest.ends_with('.'))) {
+        if SHARED_BY_TENANTS.iter().any(|suffix| {
+            host.strip_suffix(suffix)
+                .is_some_and(|rest| rest.ends_with('.'))
+        }) {
             return None;
         }
         let domain = psl::Psl::domain(&psl::List, host.as_bytes())?;
@@ -182,7 +213,9 @@ fn share_domain(left: &str, right: &str) -> bool {
 fn is_loopback(host: &str) -> bool {
     host == "localhost"
         || host == "[::1]"
-        || host.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+        || host
+            .parse::<std::net::Ipv4Addr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 /// The endpoints of the configuration, and how to reach any other registry.
@@ -195,7 +228,9 @@ pub struct Endpoints {
 
 impl Endpoints {
     /// All problems at once, each with the registry's name.
-    pub fn load(registries: &[(Registry, RegistryOptions)]) -> Result<Self, Vec<(Registry, EndpointError)>> {
+    pub fn load(
+        registries: &[(Registry, RegistryOptions)],
+    ) -> Result<Self, Vec<(Registry, EndpointError)>> {
         let platform = Trust::platform();
         let mut configured = HashMap::new();
         let mut problems = Vec::new();
@@ -225,7 +260,12 @@ impl Endpoints {
         if let Some(endpoint) = self.configured.get(registry) {
             return Ok(Arc::clone(endpoint));
         }
-        Endpoint::new(registry.clone(), &RegistryOptions::default(), &self.platform).map(Arc::new)
+        Endpoint::new(
+            registry.clone(),
+            &RegistryOptions::default(),
+            &self.platform,
+        )
+        .map(Arc::new)
     }
 
     pub fn configured(&self) -> impl Iterator<Item = &Registry> {
@@ -238,58 +278,136 @@ mod tests {
     use super::*;
 
     fn endpoint(registry: &str, options: &RegistryOptions) -> Result<Endpoint, EndpointError> {
-        Endpoint::new(registry.parse().expect(registry), options, &Trust::unchecked())
+        Endpoint::new(
+            registry.parse().expect(registry),
+            options,
+            &Trust::unchecked(),
+        )
     }
 
     #[test]
     fn registries_are_reached_at_their_names() {
         for (registry, options, url) in [
-            ("docker.io", RegistryOptions::default(), "https://registry-1.docker.io/v2/"),
+            (
+                "docker.io",
+                RegistryOptions::default(),
+                "https://registry-1.docker.io/v2/",
+            ),
             ("quay.io", RegistryOptions::default(), "https://quay.io/v2/"),
-            ("localhost:5001", RegistryOptions::default(), "http://localhost:5001/v2/"),
+            (
+                "localhost:5001",
+                RegistryOptions::default(),
+                "http://localhost:5001/v2/",
+            ),
             (
                 "reg.corp:5000",
-                RegistryOptions { insecure: true, ..Default::default() },
+                RegistryOptions {
+                    insecure: true,
+                    ..Default::default()
+                },
                 "http://reg.corp:5000/v2/",
             ),
             (
                 "docker.io",
-                RegistryOptions { endpoint: Some("https://mirror.corp/hub/".to_owned()), ..Default::default() },
+                RegistryOptions {
+                    endpoint: Some("https://mirror.corp/hub/".to_owned()),
+                    ..Default::default()
+                },
                 "https://mirror.corp/hub/v2/",
             ),
         ] {
-            let found = endpoint(registry, &options).unwrap_or_else(|error| panic!("{registry}: {error}"));
+            let found =
+                endpoint(registry, &options).unwrap_or_else(|error| panic!("{registry}: {error}"));
             assert_eq!(found.url("/v2/").to_string(), url, "{registry}");
         }
-        let plain = RegistryOptions { endpoint: Some("http://quay.io".to_owned()), ..Default::default() };
-        assert!(matches!(endpoint("quay.io", &plain), Err(EndpointError::PlainHttp)));
+        let plain = RegistryOptions {
+            endpoint: Some("http://quay.io".to_owned()),
+            ..Default::default()
+        };
+        assert!(matches!(
+            endpoint("quay.io", &plain),
+            Err(EndpointError::PlainHttp)
+        ));
     }
 
     #[test]
     fn credentials_go_to_realms_of_the_registrys_own() {
         let open = RegistryOptions::default();
-        let listed = RegistryOptions { realm_hosts: vec!["Login.Other.com".to_owned()], ..Default::default() };
-        let insecure = RegistryOptions { insecure: true, ..Default::default() };
+        let listed = RegistryOptions {
+            realm_hosts: vec!["Login.Other.com".to_owned()],
+            ..Default::default()
+        };
+        let insecure = RegistryOptions {
+            insecure: true,
+            ..Default::default()
+        };
         for (registry, options, realm, expected) in [
             ("docker.io", &open, "https://auth.docker.io/token", true),
             ("quay.io", &open, "https://quay.io/v2/auth", true),
-            ("registry.gitlab.com", &open, "https://gitlab.com/jwt/auth", true),
-            ("registry.corp.com", &open, "https://auth.corp.com/token", true),
-            ("registry.corp.com", &open, "http://auth.corp.com/token", false),
-            ("registry.corp.com", &open, "https://corp.com.evil.org/token", false),
-            ("a.azurecr.io", &open, "https://a.azurecr.io/oauth2/token", true),
-            ("a.azurecr.io", &open, "https://b.azurecr.io/oauth2/token", false),
+            (
+                "registry.gitlab.com",
+                &open,
+                "https://gitlab.com/jwt/auth",
+                true,
+            ),
+            (
+                "registry.corp.com",
+                &open,
+                "https://auth.corp.com/token",
+                true,
+            ),
+            (
+                "registry.corp.com",
+                &open,
+                "http://auth.corp.com/token",
+                false,
+            ),
+            (
+                "registry.corp.com",
+                &open,
+                "https://corp.com.evil.org/token",
+                false,
+            ),
+            (
+                "a.azurecr.io",
+                &open,
+                "https://a.azurecr.io/oauth2/token",
+                true,
+            ),
+            (
+                "a.azurecr.io",
+                &open,
+                "https://b.azurecr.io/oauth2/token",
+                false,
+            ),
             ("a.co.uk", &open, "https://b.co.uk/token", false),
             ("a.internal", &open, "https://b.internal/token", false),
             ("quay.io", &open, "https://login.other.com/token", false),
             ("quay.io", &listed, "https://login.other.com/token", true),
             ("127.0.0.1:5000", &open, "http://127.0.0.1:5001/token", true),
-            ("127.0.0.1:5000", &open, "http://127.0.0.2:5001/token", false),
-            ("10.0.0.1:5000", &insecure, "http://169.254.169.254/token", false),
+            (
+                "127.0.0.1:5000",
+                &open,
+                "http://127.0.0.2:5001/token",
+                false,
+            ),
+            (
+                "10.0.0.1:5000",
+                &insecure,
+                "http://169.254.169.254/token",
+                false,
+            ),
         ] {
-            let endpoint = endpoint(registry, options).unwrap_or_else(|error| panic!("{registry}: {error}"));
-            let url: Url = realm.parse().unwrap_or_else(|error| panic!("{realm}: {error}"));
-            assert_eq!(endpoint.trusts_realm(&url).is_ok(), expected, "{registry} {realm}");
+            let endpoint =
+                endpoint(registry, options).unwrap_or_else(|error| panic!("{registry}: {error}"));
+            let url: Url = realm
+                .parse()
+                .unwrap_or_else(|error| panic!("{realm}: {error}"));
+            assert_eq!(
+                endpoint.trusts_realm(&url).is_ok(),
+                expected,
+                "{registry} {realm}"
+            );
         }
     }
 }

@@ -15,7 +15,8 @@ use std::{
 use super::Options;
 use crate::{
     http::{
-        BodyLength, ChunkDecoder, MAX_HEAD_SIZE, Method, Origin, ResponseHead, Scheme, Url, head_end, parse_response,
+        BodyLength, ChunkDecoder, MAX_HEAD_SIZE, Method, Origin, ResponseHead, Scheme, Url,
+        head_end, parse_response,
     },
     net::{Addresses, ConnectError, Dialer, Stream, Trust},
     secret::Secret,
@@ -94,7 +95,11 @@ impl Exchange {
         })
     }
 
-    pub async fn send(self: &Rc<Self>, way: &Way, request: &Request<'_>) -> Result<Response, ExchangeError> {
+    pub async fn send(
+        self: &Rc<Self>,
+        way: &Way,
+        request: &Request<'_>,
+    ) -> Result<Response, ExchangeError> {
         let place = Place {
             origin: request.url.origin.clone(),
             addresses: way.addresses,
@@ -111,7 +116,10 @@ impl Exchange {
         }
         let Origin { scheme, host, port } = &place.origin;
         let trust = (*scheme == Scheme::Https).then_some(&way.trust);
-        let stream = self.dialer.connect(host, *port, way.addresses, trust).await?;
+        let stream = self
+            .dialer
+            .connect(host, *port, way.addresses, trust)
+            .await?;
         self.attempt(stream, request, &place).await
     }
 
@@ -163,7 +171,10 @@ impl Exchange {
             if (100..200).contains(&head.status) {
                 interim += 1;
                 if head.status == 101 || interim > MOST_INTERIM {
-                    return Err(ExchangeError::Malformed(format!("an unexpected {}", head.status)));
+                    return Err(ExchangeError::Malformed(format!(
+                        "an unexpected {}",
+                        head.status
+                    )));
                 }
                 continue;
             }
@@ -195,7 +206,8 @@ impl Exchange {
         let kept = idle.get_mut(place)?;
         let mut found = None;
         while let Some(candidate) = kept.pop() {
-            if candidate.since.elapsed() < *self.options.idle_timeout && candidate.stream.is_quiet() {
+            if candidate.since.elapsed() < *self.options.idle_timeout && candidate.stream.is_quiet()
+            {
                 found = Some(candidate.stream);
                 break;
             }
@@ -233,8 +245,17 @@ impl Request<'_> {
         use std::io::Write as _;
         let mut head = Vec::with_capacity(1024);
         let authority = self.url.origin.authority();
-        let _ = write!(head, "{} {} HTTP/1.1\r\nHost: {authority}\r\n", self.method.as_str(), self.url.target);
-        let _ = write!(head, "User-Agent: tidegate/{}\r\n", env!("CARGO_PKG_VERSION"));
+        let _ = write!(
+            head,
+            "{} {} HTTP/1.1\r\nHost: {authority}\r\n",
+            self.method.as_str(),
+            self.url.target
+        );
+        let _ = write!(
+            head,
+            "User-Agent: tidegate/{}\r\n",
+            env!("CARGO_PKG_VERSION")
+        );
         if let Some(accept) = self.accept {
             let _ = write!(head, "Accept: {accept}\r\n");
         }
@@ -301,7 +322,10 @@ impl Body {
         let mut whole = Vec::new();
         while let Some(piece) = self.next().await? {
             if whole.len() + piece.len() > limit {
-                return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {limit} bytes")));
+                return Err(io::Error::new(
+                    io::ErrorKind::FileTooLarge,
+                    format!("more than {limit} bytes"),
+                ));
             }
             whole.extend_from_slice(piece);
         }
@@ -323,7 +347,9 @@ impl Body {
     fn take_fresh(&mut self) -> io::Result<bool> {
         match &mut self.remaining {
             Remaining::Bytes(left) => {
-                let count = usize::try_from(*left).unwrap_or(usize::MAX).min(self.fresh.len());
+                let count = usize::try_from(*left)
+                    .unwrap_or(usize::MAX)
+                    .min(self.fresh.len());
                 *left -= count as u64;
                 if count == self.fresh.len() {
                     std::mem::swap(&mut self.piece, &mut self.fresh);
@@ -336,9 +362,9 @@ impl Body {
                 let mut position = 0;
                 while position < self.fresh.len() && !decoder.is_done() {
                     let rest = self.fresh.get(position..).unwrap_or_default();
-                    let (taken, data) = decoder
-                        .decode(rest)
-                        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+                    let (taken, data) = decoder.decode(rest).map_err(|error| {
+                        io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+                    })?;
                     self.piece.extend_from_slice(data);
                     position += taken;
                     if taken == 0 {
@@ -360,7 +386,10 @@ impl Body {
     }
 
     async fn receive(&mut self) -> io::Result<usize> {
-        let connection = self.connection.as_mut().ok_or(io::ErrorKind::UnexpectedEof)?;
+        let connection = self
+            .connection
+            .as_mut()
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
         let mut buffer = std::mem::take(&mut self.fresh);
         let wanted = match &self.remaining {
             Remaining::Bytes(left) => usize::try_from(*left).unwrap_or(usize::MAX).min(PIECE),
@@ -381,7 +410,11 @@ impl Body {
 
     /// The connection goes back, unless it said more than it should.
     fn release(&mut self) {
-        if let Some(Connection { stream, place, exchange }) = self.connection.take()
+        if let Some(Connection {
+            stream,
+            place,
+            exchange,
+        }) = self.connection.take()
             && self.keep_alive
             && self.fresh.is_empty()
         {

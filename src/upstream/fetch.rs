@@ -65,7 +65,10 @@ pub struct ManifestHead {
 
 pub enum FetchedBlob {
     /// The client is to go there itself. Byte-exact: signatures cover the spelling.
-    Redirect { status: u16, location: String },
+    Redirect {
+        status: u16,
+        location: String,
+    },
     Inline(BlobBody),
 }
 
@@ -116,23 +119,38 @@ impl Upstream {
     }
 
     pub fn endpoint(&self, registry: &Registry) -> Result<Arc<Endpoint>, FetchError> {
-        self.endpoints.find(registry).map_err(|error| FetchError::Forbidden {
-            registry: registry.clone(),
-            rule: error.to_string(),
-        })
+        self.endpoints
+            .find(registry)
+            .map_err(|error| FetchError::Forbidden {
+                registry: registry.clone(),
+                rule: error.to_string(),
+            })
     }
 
     pub fn close_idle(&self) {
         self.exchange.close_idle();
     }
 
-    pub async fn manifest(&self, source: Source<'_>, version: &TagOrDigest) -> Result<FetchedManifest, FetchError> {
-        let response = self.send(source, manifest_wish(Method::Get, source.repository, version)).await?;
+    pub async fn manifest(
+        &self,
+        source: Source<'_>,
+        version: &TagOrDigest,
+    ) -> Result<FetchedManifest, FetchError> {
+        let response = self
+            .send(
+                source,
+                manifest_wish(Method::Get, source.repository, version),
+            )
+            .await?;
         let head = manifest_head(&response.head);
-        let body = response.body.collect(LARGEST_MANIFEST).await.map_err(|error| FetchError::Malformed {
-            registry: source.registry.clone(),
-            problem: format!("a manifest that could not be read: {error}"),
-        })?;
+        let body = response
+            .body
+            .collect(LARGEST_MANIFEST)
+            .await
+            .map_err(|error| FetchError::Malformed {
+                registry: source.registry.clone(),
+                problem: format!("a manifest that could not be read: {error}"),
+            })?;
         Ok(FetchedManifest {
             content_type: head.content_type,
             digest: head.digest,
@@ -140,15 +158,30 @@ impl Upstream {
         })
     }
 
-    pub async fn manifest_head(&self, source: Source<'_>, version: &TagOrDigest) -> Result<ManifestHead, FetchError> {
-        let response = self.send(source, manifest_wish(Method::Head, source.repository, version)).await?;
+    pub async fn manifest_head(
+        &self,
+        source: Source<'_>,
+        version: &TagOrDigest,
+    ) -> Result<ManifestHead, FetchError> {
+        let response = self
+            .send(
+                source,
+                manifest_wish(Method::Head, source.repository, version),
+            )
+            .await?;
         let head = manifest_head(&response.head);
         response.body.discard().await;
         Ok(head)
     }
 
-    pub async fn blob(&self, source: Source<'_>, digest: &Digest) -> Result<FetchedBlob, FetchError> {
-        let response = self.send(source, self.blob_wish(Method::Get, source, digest)?).await?;
+    pub async fn blob(
+        &self,
+        source: Source<'_>,
+        digest: &Digest,
+    ) -> Result<FetchedBlob, FetchError> {
+        let response = self
+            .send(source, self.blob_wish(Method::Get, source, digest)?)
+            .await?;
         Ok(match self.redirect(source, &response.head)? {
             Some((status, location)) => {
                 response.body.discard().await;
@@ -162,8 +195,14 @@ impl Upstream {
     }
 
     /// The size, if the registry says so; `Redirect` likewise.
-    pub async fn blob_head(&self, source: Source<'_>, digest: &Digest) -> Result<BlobHead, FetchError> {
-        let response = self.send(source, self.blob_wish(Method::Head, source, digest)?).await?;
+    pub async fn blob_head(
+        &self,
+        source: Source<'_>,
+        digest: &Digest,
+    ) -> Result<BlobHead, FetchError> {
+        let response = self
+            .send(source, self.blob_wish(Method::Head, source, digest)?)
+            .await?;
         let redirect = self.redirect(source, &response.head)?;
         let size = content_length(&response.head);
         response.body.discard().await;
@@ -175,15 +214,31 @@ impl Upstream {
 
     pub async fn tags(&self, source: Source<'_>, query: Option<&str>) -> Result<List, FetchError> {
         let path = format!("/v2/{}/tags/list{}", source.repository, suffix(query));
-        self.list(source, path, format!("the tags of {}", source.repository)).await
+        self.list(source, path, format!("the tags of {}", source.repository))
+            .await
     }
 
-    pub async fn referrers(&self, source: Source<'_>, digest: &Digest, query: Option<&str>) -> Result<List, FetchError> {
-        let path = format!("/v2/{}/referrers/{digest}{}", source.repository, suffix(query));
-        self.list(source, path, format!("the referrers of {digest}")).await
+    pub async fn referrers(
+        &self,
+        source: Source<'_>,
+        digest: &Digest,
+        query: Option<&str>,
+    ) -> Result<List, FetchError> {
+        let path = format!(
+            "/v2/{}/referrers/{digest}{}",
+            source.repository,
+            suffix(query)
+        );
+        self.list(source, path, format!("the referrers of {digest}"))
+            .await
     }
 
-    async fn list(&self, source: Source<'_>, path: String, what: String) -> Result<List, FetchError> {
+    async fn list(
+        &self,
+        source: Source<'_>,
+        path: String,
+        what: String,
+    ) -> Result<List, FetchError> {
         let wish = Wish {
             method: Method::Get,
             path,
@@ -201,11 +256,20 @@ impl Upstream {
                 said: Said::default(),
             });
         }
-        let (content_type, link, filters_applied) = (field("content-type"), field("link"), field("oci-filters-applied"));
-        let body = response.body.collect(LARGEST_LIST).await.map_err(|error| FetchError::Malformed {
-            registry: source.registry.clone(),
-            problem: format!("a list that could not be read: {error}"),
-        })?;
+        let (content_type, link, filters_applied) = (
+            field("content-type"),
+            field("link"),
+            field("oci-filters-applied"),
+        );
+        let body =
+            response
+                .body
+                .collect(LARGEST_LIST)
+                .await
+                .map_err(|error| FetchError::Malformed {
+                    registry: source.registry.clone(),
+                    problem: format!("a list that could not be read: {error}"),
+                })?;
         Ok(List {
             content_type,
             link,
@@ -214,7 +278,12 @@ impl Upstream {
         })
     }
 
-    fn blob_wish(&self, method: Method, source: Source<'_>, digest: &Digest) -> Result<Wish<'static>, FetchError> {
+    fn blob_wish(
+        &self,
+        method: Method,
+        source: Source<'_>,
+        digest: &Digest,
+    ) -> Result<Wish<'static>, FetchError> {
         let follow = match self.endpoint(source.registry)?.redirects {
             Redirects::Pass => Follow::WithinRegistry,
             Redirects::Follow => Follow::Always,
@@ -229,7 +298,11 @@ impl Upstream {
     }
 
     /// A redirect that `send` did not follow, made absolute.
-    fn redirect(&self, source: Source<'_>, head: &ResponseHead) -> Result<Option<(u16, String)>, FetchError> {
+    fn redirect(
+        &self,
+        source: Source<'_>,
+        head: &ResponseHead,
+    ) -> Result<Option<(u16, String)>, FetchError> {
         if !is_redirect(head.status) {
             return Ok(None);
         }
@@ -237,24 +310,35 @@ impl Upstream {
             registry: source.registry.clone(),
             problem: problem.to_owned(),
         };
-        let location = head.headers.get("location").ok_or_else(|| malformed("a redirect to nowhere"))?;
+        let location = head
+            .headers
+            .get("location")
+            .ok_or_else(|| malformed("a redirect to nowhere"))?;
         if location.starts_with("https://") || location.starts_with("http://") {
             return Ok(Some((head.status, location.to_owned())));
         }
         let base = self.endpoint(source.registry)?.url("/v2/");
-        let absolute = base.join(location).map_err(|_| malformed("a redirect that is not a URL"))?;
+        let absolute = base
+            .join(location)
+            .map_err(|_| malformed("a redirect that is not a URL"))?;
         Ok(Some((head.status, absolute.to_string())))
     }
 
     async fn send(&self, source: Source<'_>, wish: Wish<'_>) -> Result<Response, FetchError> {
         let endpoint = self.endpoint(source.registry)?;
         let started = Instant::now();
-        let mut authorization = self.authorizer.authorization(&endpoint, source.repository, source.login).await?;
+        let mut authorization = self
+            .authorizer
+            .authorization(&endpoint, source.repository, source.login)
+            .await?;
         let mut is_renewed = false;
         let mut attempt = 0;
         loop {
-            let sent = self.send_once(&endpoint, &wish, authorization.as_ref()).await;
-            let patience = (attempt < self.options.retry_count && started.elapsed() < *self.options.response_timeout)
+            let sent = self
+                .send_once(&endpoint, &wish, authorization.as_ref())
+                .await;
+            let patience = (attempt < self.options.retry_count
+                && started.elapsed() < *self.options.response_timeout)
                 .then(|| FIRST_PAUSE * 2_u32.saturating_pow(attempt));
             let response = match (sent, patience) {
                 (Err(Problem::Exchange(error)), Some(pause)) if is_passing(&error) => {
@@ -270,13 +354,22 @@ impl Upstream {
                 (200..300, _) => return Ok(response),
                 _ if is_redirect(status) => return Ok(response),
                 // 403 too: some registries say so to a token or password that has ended. Only if there was one.
-                (401, _) | (403, _) if !is_renewed && (status == 401 || authorization.is_some()) => {
+                (401, _) | (403, _)
+                    if !is_renewed && (status == 401 || authorization.is_some()) =>
+                {
                     is_renewed = true;
-                    let challenges = parse_challenges(response.head.headers.all("www-authenticate"));
+                    let challenges =
+                        parse_challenges(response.head.headers.all("www-authenticate"));
                     let said = self.said(response).await;
                     let renewed = self
                         .authorizer
-                        .after_refusal(&endpoint, source.repository, source.login, &challenges, authorization.as_ref())
+                        .after_refusal(
+                            &endpoint,
+                            source.repository,
+                            source.login,
+                            &challenges,
+                            authorization.as_ref(),
+                        )
                         .await?;
                     match renewed {
                         Some(renewed) => authorization = Some(renewed),
@@ -290,7 +383,11 @@ impl Upstream {
                     }
                     response.body.discard().await;
                     attempt += 1;
-                    self.pause(asked.map_or(pause, |asked| asked.max(pause)), &endpoint.registry).await;
+                    self.pause(
+                        asked.map_or(pause, |asked| asked.max(pause)),
+                        &endpoint.registry,
+                    )
+                    .await;
                 }
                 _ => return Err(self.refusal(source, wish.what, response).await),
             }
@@ -309,7 +406,11 @@ impl Upstream {
         for _ in 0..=MOST_REDIRECTS {
             // Storage hosts reject a signed URL that comes with credentials, and must not see ours.
             let is_home = url.origin == first.origin;
-            let way = if is_home { &endpoint.way } else { self.way_elsewhere(endpoint) };
+            let way = if is_home {
+                &endpoint.way
+            } else {
+                self.way_elsewhere(endpoint)
+            };
             let request = Request {
                 method: wish.method,
                 url: &url,
@@ -331,7 +432,8 @@ impl Upstream {
                     Err(Problem::Redirect("a redirect that is not a URL"))
                 };
             };
-            let stays = next.origin == first.origin && next.target.starts_with(&endpoint.url("/v2/").target);
+            let stays = next.origin == first.origin
+                && next.target.starts_with(&endpoint.url("/v2/").target);
             if wish.follow == Follow::WithinRegistry && !stays {
                 return Ok(response);
             }
@@ -362,7 +464,11 @@ impl Upstream {
 
     async fn said(&self, response: Response) -> Said {
         let content_type = response.head.headers.get("content-type").map(str::to_owned);
-        let body = response.body.collect(LARGEST_ERROR).await.unwrap_or_default();
+        let body = response
+            .body
+            .collect(LARGEST_ERROR)
+            .await
+            .unwrap_or_default();
         Said::parse(content_type.as_deref(), &body)
     }
 
@@ -372,7 +478,11 @@ impl Upstream {
         let said = self.said(response).await;
         match status {
             401 | 403 => refused(source, what, said),
-            404 => FetchError::Unknown { registry, what, said },
+            404 => FetchError::Unknown {
+                registry,
+                what,
+                said,
+            },
             429 => FetchError::RateLimited {
                 registry,
                 retry_after,
@@ -413,14 +523,20 @@ impl Problem {
                 registry,
                 problem: problem.to_owned(),
             },
-            Self::Exchange(ExchangeError::Connect(ConnectError::Name(error @ ResolveError::Private { .. }))) => {
-                FetchError::Forbidden {
-                    rule: format!("{error}; the operator may set allow_private = true under [registry.\"{registry}\"]"),
-                    registry,
-                }
+            Self::Exchange(ExchangeError::Connect(ConnectError::Name(
+                error @ ResolveError::Private { .. },
+            ))) => FetchError::Forbidden {
+                rule: format!(
+                    "{error}; the operator may set allow_private = true under [registry.\"{registry}\"]"
+                ),
+                registry,
+            },
+            Self::Exchange(ExchangeError::Connect(ConnectError::Busy(error))) => {
+                FetchError::Busy(error)
             }
-            Self::Exchange(ExchangeError::Connect(ConnectError::Busy(error))) => FetchError::Busy(error),
-            Self::Exchange(ExchangeError::Malformed(problem)) => FetchError::Malformed { registry, problem },
+            Self::Exchange(ExchangeError::Malformed(problem)) => {
+                FetchError::Malformed { registry, problem }
+            }
             Self::Exchange(error) => FetchError::Unreachable {
                 registry,
                 cause: error.to_string(),
@@ -464,17 +580,25 @@ fn manifest_wish(method: Method, repository: &Repository, version: &TagOrDigest)
 fn manifest_head(head: &ResponseHead) -> ManifestHead {
     ManifestHead {
         content_type: head.headers.get("content-type").map(str::to_owned),
-        digest: head.headers.get("docker-content-digest").and_then(|text| text.parse().ok()),
+        digest: head
+            .headers
+            .get("docker-content-digest")
+            .and_then(|text| text.parse().ok()),
         size: content_length(head),
     }
 }
 
 fn content_length(head: &ResponseHead) -> Option<u64> {
-    head.headers.get("content-length").and_then(|text| text.parse().ok())
+    head.headers
+        .get("content-length")
+        .and_then(|text| text.parse().ok())
 }
 
 fn retry_after(head: &ResponseHead) -> Option<Duration> {
-    head.headers.get("retry-after").and_then(|text| text.trim().parse().ok()).map(Duration::from_secs)
+    head.headers
+        .get("retry-after")
+        .and_then(|text| text.trim().parse().ok())
+        .map(Duration::from_secs)
 }
 
 fn is_redirect(status: u16) -> bool {
@@ -492,7 +616,9 @@ pub fn next_page(link: &str) -> Option<String> {
         return None;
     }
     let query = target.split_once('?')?.1;
-    let is_plain = query.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'<' | b'>' | b'"' | b'#'));
+    let is_plain = query
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'<' | b'>' | b'"' | b'#'));
     is_plain.then(|| query.to_owned())
 }
 
@@ -503,8 +629,14 @@ mod tests {
     #[test]
     fn the_next_page_is_found_in_a_link() {
         for (link, expected) in [
-            (r#"</v2/a/tags/list?n=2&last=b>; rel="next""#, Some("n=2&last=b")),
-            (r#"<https://r.io/v2/a/tags/list?last=b>;rel=next"#, Some("last=b")),
+            (
+                r#"</v2/a/tags/list?n=2&last=b>; rel="next""#,
+                Some("n=2&last=b"),
+            ),
+            (
+                r#"<https://r.io/v2/a/tags/list?last=b>;rel=next"#,
+                Some("last=b"),
+            ),
             (r#"</v2/a/tags/list?n=2>; rel="prev""#, None),
             (r#"</v2/a/tags/list>; rel="next""#, None),
             ("nonsense", None),
@@ -515,7 +647,9 @@ mod tests {
 
     #[test]
     fn urls_of_errors_hide_their_signatures() {
-        let url: Url = "https://s3.example.com/x?X-Amz-Signature=secret".parse().expect("a URL");
+        let url: Url = "https://s3.example.com/x?X-Amz-Signature=secret"
+            .parse()
+            .expect("a URL");
         assert!(!format!("{url:?}").contains("secret"));
     }
 }

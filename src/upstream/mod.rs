@@ -12,7 +12,8 @@ pub use endpoint::{Endpoint, EndpointError, Endpoints, Redirects, RegistryOption
 pub use error::{FetchError, Said};
 pub use exchange::{Body, Exchange};
 pub use fetch::{
-    BlobBody, BlobHead, FetchedBlob, FetchedManifest, List, ManifestHead, Source, Upstream, next_page,
+    BlobBody, BlobHead, FetchedBlob, FetchedManifest, List, ManifestHead, Source, Upstream,
+    next_page,
 };
 
 use serde::Deserialize;

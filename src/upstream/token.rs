@@ -40,7 +40,10 @@ pub enum TokenError {
     #[error("its token service refused {who}{said}")]
     Refused { who: &'static str, said: Said },
     #[error("its token service has a rate limit, which is reached{said}")]
-    RateLimited { retry_after: Option<Duration>, said: Said },
+    RateLimited {
+        retry_after: Option<Duration>,
+        said: Said,
+    },
     #[error("its token service cannot be reached: {cause}")]
     Unreachable { cause: String },
     #[error("its token service answered {status}{said}")]
@@ -76,7 +79,11 @@ impl RealmClient {
     pub fn new(way: &Way) -> Self {
         let mut tls = TlsConfig::builder().disable_verification(way.trust.is_unchecked);
         if !way.trust.roots.is_empty() {
-            let roots = way.trust.roots.iter().map(|root| Certificate::from_der(root).to_owned());
+            let roots = way
+                .trust
+                .roots
+                .iter()
+                .map(|root| Certificate::from_der(root).to_owned());
             tls = tls.root_certs(RootCerts::from(roots));
         }
         let config = Agent::config_builder()
@@ -124,7 +131,11 @@ impl RealmClient {
         Answer::read(call.call())
     }
 
-    fn by_post(&self, request: &TokenRequest, credentials: &Credentials) -> Result<Answer, TokenError> {
+    fn by_post(
+        &self,
+        request: &TokenRequest,
+        credentials: &Credentials,
+    ) -> Result<Answer, TokenError> {
         let mut form = vec![
             ("grant_type", "password"),
             ("client_id", "tidegate"),
@@ -153,17 +164,31 @@ struct Answer {
 }
 
 impl Answer {
-    fn read(result: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Self, TokenError> {
+    fn read(
+        result: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<Self, TokenError> {
         let response = result.map_err(|error| match error {
             // How `CheckedResolver` says no.
             ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                TokenError::Forbidden { rule: error.to_string() }
+                TokenError::Forbidden {
+                    rule: error.to_string(),
+                }
             }
-            error => TokenError::Unreachable { cause: error.to_string() },
+            error => TokenError::Unreachable {
+                cause: error.to_string(),
+            },
         })?;
-        let field = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let field = |name: &str| {
+            response
+                .headers()
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned)
+        };
         let content_type = field("content-type");
-        let retry_after = field("retry-after").and_then(|text| text.parse().ok()).map(Duration::from_secs);
+        let retry_after = field("retry-after")
+            .and_then(|text| text.parse().ok())
+            .map(Duration::from_secs);
         let status = response.status().as_u16();
         let mut body = Vec::new();
         response
@@ -171,7 +196,9 @@ impl Answer {
             .into_reader()
             .take(LARGEST_ANSWER)
             .read_to_end(&mut body)
-            .map_err(|error| TokenError::Unreachable { cause: error.to_string() })?;
+            .map_err(|error| TokenError::Unreachable {
+                cause: error.to_string(),
+            })?;
         Ok(Self {
             status,
             content_type,
@@ -182,7 +209,11 @@ impl Answer {
 
     fn token(self, request: &TokenRequest, asked: Instant) -> Result<BearerToken, TokenError> {
         let said = || Said::parse(self.content_type.as_deref(), &self.body);
-        let who = if request.credentials.is_some() { "these credentials" } else { "anonymous access" };
+        let who = if request.credentials.is_some() {
+            "these credentials"
+        } else {
+            "anonymous access"
+        };
         match self.status {
             200 => {}
             401 | 403 => return Err(TokenError::Refused { who, said: said() }),
@@ -192,15 +223,29 @@ impl Answer {
                     said: said(),
                 });
             }
-            status => return Err(TokenError::Failed { status, said: said() }),
+            status => {
+                return Err(TokenError::Failed {
+                    status,
+                    said: said(),
+                });
+            }
         }
-        let answer: Value =
-            serde_json::from_slice(&self.body).map_err(|_| TokenError::Malformed { problem: "no JSON" })?;
-        let text = |name: &str| answer.get(name).and_then(Value::as_str).filter(|token| !token.is_empty());
+        let answer: Value = serde_json::from_slice(&self.body)
+            .map_err(|_| TokenError::Malformed { problem: "no JSON" })?;
+        let text = |name: &str| {
+            answer
+                .get(name)
+                .and_then(Value::as_str)
+                .filter(|token| !token.is_empty())
+        };
         let token = text("token").or_else(|| text("access_token"));
-        let token = token.ok_or(TokenError::Malformed { problem: "no token" })?;
+        let token = token.ok_or(TokenError::Malformed {
+            problem: "no token",
+        })?;
         if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(TokenError::Malformed { problem: "a token that no header can carry" });
+            return Err(TokenError::Malformed {
+                problem: "a token that no header can carry",
+            });
         }
         Ok(BearerToken {
             authorization: Secret::new(format!("Bearer {token}")),
@@ -216,7 +261,9 @@ fn useful_life(answer: &Value) -> Duration {
         Some(Value::String(text)) => text.parse().ok(),
         _ => None,
     };
-    let stated = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or(SHORTEST_LIFE);
+    let stated = seconds
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .unwrap_or(SHORTEST_LIFE);
     let life = stated.clamp(SHORTEST_LIFE, LONGEST_LIFE);
     (life * 9 / 10).min(life - MARGIN)
 }
@@ -233,7 +280,13 @@ impl Resolver for CheckedResolver {
         _: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let host = uri.host().ok_or(ureq::Error::HostNotFound)?;
-        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("http") { 80 } else { 443 });
+        let port = uri
+            .port_u16()
+            .unwrap_or(if uri.scheme_str() == Some("http") {
+                80
+            } else {
+                443
+            });
         let addresses = look_up(host, port, self.0).map_err(|error| {
             let kind = match error {
                 crate::net::ResolveError::Private { .. } => std::io::ErrorKind::PermissionDenied,
