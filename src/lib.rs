@@ -8,10 +8,13 @@ pub mod oci;
 pub mod secret;
 pub mod units;
 // 1 wire
+pub mod limits;
 pub mod telemetry;
 // 2 planes
 pub mod cache;
 pub mod requests;
 pub mod upstream;
+// … on `requests`
+//CRED pub mod credentials;
 // 4 edge
 pub mod server;
