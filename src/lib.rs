@@ -15,6 +15,6 @@ pub mod cache;
 pub mod requests;
 pub mod upstream;
 // … on `requests`
-//CRED pub mod credentials;
+pub mod credentials;
 // 4 edge
 pub mod server;
