@@ -122,11 +122,12 @@ impl<'a> Loader<'a> {
         let id = self.required(table, "workspace", "id", Self::integer);
         let name = self.required(table, "workspace", "name", Self::filled_string);
         let entries = self.entries(table, "workspace");
-        let (Some(id), Some(name)) = (id, name) else {
+        let Some(id) = id else {
             return;
         };
+        // Without a name, too, so that its members are not told that it does not exist.
         let workspace = Workspace {
-            name: name.into_inner(),
+            name: name.map(Spanned::into_inner).unwrap_or_default(),
             entries,
         };
         if directory

@@ -291,7 +291,7 @@ fn the_files_problems_are_told_all_at_once_by_line() {
 name = "ada"
 token_sha256 = "{hash}"
 workspace = [1]
-workspaces = [7, "8"]
+workspaces = [7, 8, "8"]
 
 [[user]]
 name = "ada"
@@ -333,6 +333,8 @@ name = "clinic"
 credentials = {{}}
 [[workspace]]
 id = "two"
+[[workspace]]
+id = 8
 
 [workspaces]
 "#
@@ -364,7 +366,8 @@ id = "two"
         "44: workspace.credentials: this has to be a list: write [[workspace.credentials]]",
         "45: workspace.name: this is missing",
         "46: workspace.id: this has to be a whole number of 64 bits",
-        "48: workspaces: there is no such key; did you mean `workspace`?",
+        "47: workspace.name: this is missing",
+        "50: workspaces: there is no such key; did you mean `workspace`?",
     ];
     for (problem, expected) in problems.iter().zip(expected) {
         let (_, rest) = problem

@@ -124,7 +124,14 @@ impl Requests {
         let database = Database::open(state_directory)?;
         let key_path = state_directory.join("seal.key");
         let key = SealingKey::load_or_create(&key_path)?;
-        if !database.was_written_with(&key)? {
+        let is_right_key =
+            database
+                .was_written_with(&key)
+                .map_err(|cause| OpenError::Database {
+                    path: database.path().to_owned(),
+                    cause: cause.into(),
+                })?;
+        if !is_right_key {
             return Err(OpenError::WrongKey {
                 key: key_path,
                 database: database.path().to_owned(),
