@@ -11,12 +11,15 @@ pub mod units;
 // 1 wire
 pub mod blocking;
 pub mod http;
+pub mod limits;
 pub mod net;
 pub mod telemetry;
 // 2 planes
 pub mod cache;
 pub mod requests;
 pub mod upstream;
+// … on `requests`
+pub mod credentials;
 // 4 edge
 pub mod api;
 pub mod server;
