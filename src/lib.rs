@@ -7,6 +7,7 @@
 pub mod oci;
 pub mod secret;
 pub mod sys;
+pub mod toml_file;
 pub mod units;
 // 1 wire
 pub mod blocking;
