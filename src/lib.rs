@@ -16,8 +16,11 @@ pub mod net;
 pub mod telemetry;
 // 2 planes
 pub mod cache;
+pub mod credentials;
 pub mod requests;
 pub mod upstream;
 // 4 edge
 pub mod api;
 pub mod server;
+// 5 process
+pub mod config;

@@ -49,6 +49,13 @@ impl Problem {
             message: message.to_string(),
         }
     }
+
+    /// Whether it is about this table or something in it.
+    pub fn is_within(&self, table: &[&str]) -> bool {
+        self.key
+            .strip_prefix(&dotted(&keys(table)))
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    }
 }
 
 /// `FILE:LINE: key: message`
@@ -159,7 +166,7 @@ pub struct KeyLines {
 impl KeyLines {
     /// A problem of the key at this path, or of the nearest table around it if the file does not have the key.
     pub fn problem(&self, path: &[&str], message: impl fmt::Display) -> Problem {
-        let path: Vec<Step> = path.iter().map(|&key| Step::Key(key.to_owned())).collect();
+        let path = keys(path);
         let line = (1..=path.len())
             .rev()
             .find_map(|length| self.lines.get(&dotted(path.get(..length)?)).copied());
@@ -185,6 +192,10 @@ fn line_at(text: &str, position: usize) -> usize {
 enum Step {
     Key(String),
     Item(usize),
+}
+
+fn keys(path: &[&str]) -> Vec<Step> {
+    path.iter().map(|&key| Step::Key(key.to_owned())).collect()
 }
 
 fn dotted(path: &[Step]) -> String {
@@ -714,6 +725,24 @@ nights = []
             .map(|index| format!("fault_{index} = 1\n"))
             .collect();
         assert_eq!(problems_of(&text).len(), MOST_PROBLEMS);
+    }
+
+    #[test]
+    fn a_problem_belongs_to_the_tables_around_it() {
+        for (key, is_within) in [
+            ("room.\"a.b\"", true),
+            ("room.\"a.b\".size", true),
+            ("room.\"a.b\"[0]", true),
+            ("room.\"a.b.c\".size", false),
+            ("room", false),
+            ("rooms", false),
+        ] {
+            let problem = Problem {
+                key: key.to_owned(),
+                ..Problem::of_file(Path::new("house.toml"), "")
+            };
+            assert_eq!(problem.is_within(&["room", "a.b"]), is_within, "{key}");
+        }
     }
 
     #[test]
