@@ -23,4 +23,6 @@ pub mod upstream;
 pub mod api;
 pub mod server;
 // 5 process
+pub mod app;
+pub mod cli;
 pub mod config;
