@@ -80,19 +80,12 @@ fn the_example_breaks_no_rule_but_names_files_that_are_not_there() {
     );
 }
 
-#[test]
-fn the_example_shows_every_key() {
-    let shown = with_every_setting(EXAMPLE);
-    // What a table knows is told by the complaint about a key that it does not know.
-    let known = |table: &str| -> Vec<String> {
-        let header = if table.is_empty() {
-            String::new()
-        } else {
-            format!("[{table}]\n")
-        };
-        let Err(problems) =
-            toml_file::load::<Config>(Path::new("tidegate.toml"), &format!("{header}zzzzzzzz = 1"))
-        else {
+/// Table and key of all that can be set, but for the names of accounts. What a table knows is told by the complaint
+/// about a key that it does not know.
+fn all_keys() -> Vec<(String, String)> {
+    let known = |header: &str| -> Vec<String> {
+        let text = format!("{header}zzzzzzzz = 1");
+        let Err(problems) = toml_file::load::<Config>(Path::new("tidegate.toml"), &text) else {
             return Vec::new();
         };
         problems
@@ -102,30 +95,64 @@ fn the_example_shows_every_key() {
             .map(str::to_owned)
             .collect()
     };
-    let (before_tables, _) = shown.split_once("\n[").expect("the example has tables");
-    let mut key_count = 0;
-    for name in known("") {
-        let keys = match name.as_str() {
-            "registry" => known("registry.\"quay.io\""),
-            table => known(table),
+    let mut keys = Vec::new();
+    for name in known("").into_iter().filter(|name| name != "accounts") {
+        let inner = match name.as_str() {
+            "registry" => known("[registry.x]\n"),
+            table => known(&format!("[{table}]\n")),
         };
-        if keys.is_empty() && name != "accounts" {
-            assert!(
-                before_tables.contains(&format!("\n{name} = ")),
-                "`{name}` is not shown"
-            );
-            key_count += 1;
-        }
-        for key in keys {
-            let is_shown = shown
-                .split("\n[")
-                .filter(|table| table.starts_with(&name))
-                .any(|table| table.contains(&format!("\n{key} = ")));
-            assert!(is_shown, "`{name}.{key}` is not shown");
-            key_count += 1;
+        match inner.is_empty() {
+            true => keys.push((String::new(), name)),
+            false => keys.extend(inner.into_iter().map(|key| (name.clone(), key))),
         }
     }
-    assert!(key_count > 30, "only {key_count} keys were found");
+    assert!(keys.len() > 30, "only {} keys were found", keys.len());
+    keys
+}
+
+/// The values that the example shows for a key; `table` is only the start of a header.
+fn shown_values<'a>(shown: &'a str, table: &'a str, key: &'a str) -> Vec<&'a str> {
+    let mut current = "";
+    let mut values = Vec::new();
+    for line in shown.lines() {
+        if let Some(header) = line.strip_prefix('[') {
+            current = header.split([']', '.']).next().unwrap_or_default();
+        } else if current == table
+            && let Some(value) = line.strip_prefix(key)
+            && let Some(value) = value.strip_prefix(" = ")
+        {
+            values.push(value);
+        }
+    }
+    values
+}
+
+#[test]
+fn the_example_shows_every_key() {
+    let shown = with_every_setting(EXAMPLE);
+    for (table, key) in all_keys() {
+        let values = shown_values(&shown, &table, &key);
+        assert!(!values.is_empty(), "`{table}.{key}` is not shown");
+    }
+}
+
+#[test]
+fn the_readme_has_every_key_and_its_default() {
+    const README: &str = include_str!("../../README.md");
+    // Their defaults are told in words.
+    const IN_WORDS: [&str; 3] = ["state_dir", "directory", "file"];
+    let shown = with_every_setting(EXAMPLE);
+    for (table, key) in all_keys() {
+        let start = match table.as_str() {
+            "registry" => format!("| `{key}` | "),
+            _ if IN_WORDS.contains(&key.as_str()) => format!("| `{key}` | "),
+            _ => {
+                let values = shown_values(&shown, &table, &key);
+                format!("| `{key}` | `{}` |", values.join(""))
+            }
+        };
+        assert!(README.contains(&start), "README.md lacks {start}");
+    }
 }
 
 #[test]
