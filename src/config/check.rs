@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use super::{BaseUrl, Config};
+use super::Config;
 use crate::{
     oci::Registry,
     toml_file::{KeyLines, Problem},
     units::ByteSize,
-    upstream::RegistryOptions,
+    upstream::{EndpointError, Endpoints, RegistryOptions},
 };
 
 /// Longer than any server runs, short enough that no sum with an instant overflows.
@@ -38,11 +38,19 @@ pub(super) fn problems(config: &Config, lines: &KeyLines, misread: &[Problem]) -
     check.sizes(config);
     check.directory(config);
     check.registry_names(config);
-    for (name, options) in &config.registry {
-        let table = ["registry", name];
-        if !misread.iter().any(|problem| problem.is_within(&table)) {
-            check.registry(name, options);
-        }
+    let well_read: Vec<(&str, &RegistryOptions)> = config
+        .registry
+        .iter()
+        .map(|(name, options)| (name.as_str(), options))
+        .filter(|(name, _)| {
+            let table = ["registry", name];
+            !misread.iter().any(|problem| problem.is_within(&table))
+        })
+        .collect();
+    check.endpoints(&well_read);
+    for (name, options) in well_read {
+        check.realm_hosts(name, options);
+        check.login(name, options);
     }
     check.accounts(config);
     check.problems
@@ -165,27 +173,53 @@ impl Check<'_> {
         }
     }
 
-    fn registry(&mut self, name: &str, options: &RegistryOptions) {
-        let at = |key| ["registry", name, key];
-        if let Some(endpoint) = &options.endpoint {
-            match endpoint.parse::<BaseUrl>() {
-                Err(error) => self.report(&at("endpoint"), error),
-                Ok(url) if !url.is_https() && !options.insecure => self.report(
+    /// The rules are those by which registries are reached later.
+    fn endpoints(&mut self, registries: &[(&str, &RegistryOptions)]) {
+        let (names, endpoints): (Vec<&str>, Vec<(Registry, RegistryOptions)>) = registries
+            .iter()
+            .filter_map(|&(name, options)| Some((name, (name.parse().ok()?, options.clone()))))
+            .unzip();
+        let Err(errors) = Endpoints::load(&endpoints) else {
+            return;
+        };
+        for (registry, error) in errors {
+            let named = names
+                .iter()
+                .zip(&endpoints)
+                .find(|(_, (known, _))| *known == registry);
+            let Some((name, _)) = named else {
+                continue;
+            };
+            let at = |key| ["registry", name, key];
+            match error {
+                EndpointError::Url(cause) => self.report(&at("endpoint"), cause),
+                EndpointError::Query => {
+                    self.report(&at("endpoint"), "has a query, which no registry's address has");
+                }
+                EndpointError::PlainHttp => self.report(
                     &at("endpoint"),
                     "is plain HTTP, which anyone on the way can read and change; allow it with `insecure = true`",
                 ),
-                Ok(_) => {}
+                EndpointError::Trust(cause) => self.report(&at("ca_file"), cause),
             }
         }
-        if let Some(file) = &options.ca_file {
-            self.file(&at("ca_file"), file);
-        }
+    }
+
+    fn realm_hosts(&mut self, name: &str, options: &RegistryOptions) {
         for host in &options.realm_hosts {
-            if let Err(error) = host.parse::<Registry>() {
-                self.report(&at("realm_hosts"), error);
+            // A registry's name is a host too, but its parser takes more than that.
+            let is_bare = host
+                .parse::<Registry>()
+                .is_ok_and(|parsed| parsed.host().eq_ignore_ascii_case(host));
+            if !is_bare {
+                self.report(
+                    &["registry", name, "realm_hosts"],
+                    format_args!(
+                        "`{host}` is not a host name; write it without scheme, port and path"
+                    ),
+                );
             }
         }
-        self.login(name, options);
     }
 
     fn login(&mut self, name: &str, options: &RegistryOptions) {

@@ -148,7 +148,7 @@ impl Config {
     }
 
     /// `[registry."…"]` by the registries' names as they appear in requests.
-    pub fn registries(&self) -> BTreeMap<Registry, RegistryOptions> {
+    pub fn registries(&self) -> Vec<(Registry, RegistryOptions)> {
         self.registry
             .iter()
             .filter_map(|(name, options)| Some((name.parse().ok()?, options.clone())))

@@ -221,7 +221,19 @@ fn broken_rules_are_named_with_their_lines() {
         ),
         (
             "[registry.\"quay.io\"]\nrealm_hosts = [\"a/b\"]",
-            ":2: registry.\"quay.io\".realm_hosts: `a/b` is not a registry's host name",
+            ":2: registry.\"quay.io\".realm_hosts: `a/b` is not a host name; write it without scheme, port and path",
+        ),
+        (
+            "[registry.\"quay.io\"]\nrealm_hosts = [\"auth.quay.io\", \"auth.quay.io:5000\"]",
+            ":2: registry.\"quay.io\".realm_hosts: `auth.quay.io:5000` is not a host name; write it without scheme, port and path",
+        ),
+        (
+            "[registry.\"quay.io\"]\nendpoint = \"quay.io\"",
+            ":2: registry.\"quay.io\".endpoint: the URL starts with neither http:// nor https://",
+        ),
+        (
+            "[registry.\"quay.io\"]\nca_file = \"/dev/null\"",
+            ":2: registry.\"quay.io\".ca_file: /dev/null holds no certificate in PEM",
         ),
         (
             "[registry.\"quay.io\"]\nusername = \"ada\"",
@@ -289,8 +301,13 @@ username = \"ada\"
 fn paths_start_at_the_files_folder() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("tidegate.toml");
-    for name in ["directory.toml", "ca.pem", "password"] {
-        fs::write(folder.path().join(name), "x").expect("a file");
+    let key = rcgen::generate_simple_self_signed(["quay.io".to_owned()]).expect("a certificate");
+    for (name, content) in [
+        ("directory.toml", ""),
+        ("ca.pem", &key.cert.pem()),
+        ("password", "hunter2"),
+    ] {
+        fs::write(folder.path().join(name), content).expect("a file");
     }
     let text = "\
 state_dir = \"state\"
@@ -379,9 +396,10 @@ fn the_command_line_wins_over_the_file() {
 #[test]
 fn registries_are_found_by_the_names_that_requests_use() {
     let config = value_of("[registry.\"https://index.docker.io/v1/\"]\nallow_private = true\n");
-    let registries = config.registries();
-    let options = registries.get(&Registry::docker_hub());
-    assert!(options.is_some_and(|options| options.allow_private));
+    let [(registry, options)] = &config.registries()[..] else {
+        panic!("{config:?}");
+    };
+    assert!(registry.is_docker_hub() && options.allow_private);
 }
 
 #[test]
