@@ -6,12 +6,26 @@
 // 0 ground
 pub mod oci;
 pub mod secret;
+pub mod sys;
+pub mod toml_file;
 pub mod units;
 // 1 wire
+pub mod blocking;
+pub mod http;
+pub mod limits;
+pub mod net;
 pub mod telemetry;
 // 2 planes
 pub mod cache;
+pub mod credentials;
 pub mod requests;
 pub mod upstream;
+// … on `requests`
+pub mod credentials;
 // 4 edge
+pub mod api;
 pub mod server;
+// 5 process
+pub mod app;
+pub mod cli;
+pub mod config;

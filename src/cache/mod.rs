@@ -1,10 +1,45 @@
-//! The blob cache.
+//! The blob cache: complete blobs in files named by their digest, and the fills that become them.
+//!
+//! ```text
+//! <directory>/blobs/sha256/ab/<hex>   complete: committed by renaming, after the digest matched
+//! <directory>/fills/<number>          growing; removed at the next start
+//! ```
+//!
+//! One question, `open`, has three answers: the blob is stored, somebody is filling it, or it is missing and the
+//! asker now holds the claim to fill it. A fill belongs to nobody: whoever wants the blob reads the growing
+//! file, the one who began the fill included. The last part of a blob is released only when its digest has
+//! matched. Whether the asker *may* have the blob is not known here (`pull/proof.rs`), nor is any network.
 
-use std::path::PathBuf;
+mod disk;
+mod fill;
+mod flight;
+mod room;
+
+pub use fill::{Fill, FillError, FillWriter};
+pub use flight::{Ending, Reader, Release};
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use serde::Deserialize;
 
-use crate::units::ByteSize;
+use crate::{
+    blocking::{Errand, Pool, PoolError, lock},
+    oci::Digest,
+    telemetry::metrics::{self, Counter},
+    units::ByteSize,
+};
+use disk::Disk;
+use flight::Flight;
+use room::Room;
 
 /// `[cache]`
 #[derive(Clone, Debug, Deserialize)]
@@ -25,3 +60,268 @@ impl Default for Options {
         }
     }
 }
+
+/// Locks are held for a look-up only; more shards than cores keep them from meeting.
+const SHARDS: usize = 64;
+/// Files kept open. Opening one takes a turn on the pool, an open one none.
+const OPEN_FILES: usize = 2048;
+
+/// Shared by all cores. Cloning is cheap.
+#[derive(Clone)]
+pub struct Cache(Arc<Shared>);
+
+struct Shared {
+    disk: Disk,
+    room: Room,
+    pool: Arc<Pool>,
+    shards: Vec<Mutex<HashMap<Digest, Entry>>>,
+    /// Counts uses, so that recency needs no clock.
+    uses: AtomicU64,
+    /// Digests whose files are open, oldest first.
+    open_files: Mutex<std::collections::VecDeque<Digest>>,
+}
+
+enum Entry {
+    Filling(Arc<Flight>),
+    Stored(Stored),
+}
+
+struct Stored {
+    size: u64,
+    last_use: u64,
+    /// Clones of it are readers: while there are any, the blob is not evicted.
+    file: Option<Arc<File>>,
+}
+
+/// A complete blob, open for reading.
+#[derive(Clone, Debug)]
+pub struct Blob {
+    pub file: Arc<File>,
+    pub size: u64,
+}
+
+/// What the cache has of a digest.
+pub enum Opened {
+    Stored(Blob),
+    /// Somebody fills it; the reader follows.
+    Filling(Reader),
+    /// Nobody has it. The claim to fill it is the asker's; dropping it gives it up.
+    Missing(Fill),
+}
+
+/// What the cache has of a digest, asked without a wish to fill it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    Stored { size: u64 },
+    Filling,
+    Absent,
+}
+
+impl Cache {
+    /// Creates the folders and takes stock. Blocks: for start-up.
+    pub fn load(directory: PathBuf, max_size: ByteSize, pool: Arc<Pool>) -> std::io::Result<Self> {
+        let (disk, found) = Disk::load(directory)?;
+        let room = Room::new(max_size.bytes());
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        let cache = Self(Arc::new(Shared {
+            disk,
+            room,
+            pool,
+            shards,
+            uses: AtomicU64::new(1),
+            open_files: Mutex::default(),
+        }));
+        for blob in found {
+            cache.0.room.take(room::on_disk(blob.size));
+            let stored = Stored {
+                size: blob.size,
+                last_use: cache.0.uses.fetch_add(1, Ordering::Relaxed),
+                file: None,
+            };
+            lock(cache.0.shard(&blob.digest)).insert(blob.digest, Entry::Stored(stored));
+        }
+        // The cap may have been lowered since.
+        cache.0.evict(0);
+        Ok(cache)
+    }
+
+    /// Bytes on disk, fills included.
+    pub fn used_bytes(&self) -> u64 {
+        self.0.room.used()
+    }
+
+    pub fn blob_count(&self) -> usize {
+        self.0.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    pub fn presence(&self, digest: &Digest) -> Presence {
+        match lock(self.0.shard(digest)).get(digest) {
+            Some(Entry::Stored(stored)) => Presence::Stored { size: stored.size },
+            Some(Entry::Filling(_)) => Presence::Filling,
+            None => Presence::Absent,
+        }
+    }
+
+    pub async fn open(&self, digest: &Digest) -> Result<Opened, PoolError> {
+        // A file that has vanished leaves its entry once; the second look finds it missing.
+        loop {
+            let size = match self.look_up(digest) {
+                LookUp::Opened(opened) => return Ok(opened),
+                LookUp::Closed { size } => size,
+            };
+            let (shared, digest) = (Arc::clone(&self.0), *digest);
+            let file = self
+                .0
+                .pool
+                .run(Errand::Disk, move || shared.open_file(&digest, size))
+                .await?;
+            if let Some(file) = file {
+                return Ok(Opened::Stored(Blob { file, size }));
+            }
+        }
+    }
+
+    fn look_up(&self, digest: &Digest) -> LookUp {
+        let mut shard = lock(self.0.shard(digest));
+        match shard.get_mut(digest) {
+            Some(Entry::Stored(stored)) => {
+                stored.last_use = self.0.uses.fetch_add(1, Ordering::Relaxed);
+                let size = stored.size;
+                match &stored.file {
+                    Some(file) => LookUp::Opened(Opened::Stored(Blob {
+                        file: Arc::clone(file),
+                        size,
+                    })),
+                    None => LookUp::Closed { size },
+                }
+            }
+            Some(Entry::Filling(flight)) => {
+                LookUp::Opened(Opened::Filling(Reader::new(Arc::clone(flight))))
+            }
+            None => {
+                let flight = Flight::new();
+                shard.insert(*digest, Entry::Filling(Arc::clone(&flight)));
+                LookUp::Opened(Opened::Missing(Fill::new(self.clone(), *digest, flight)))
+            }
+        }
+    }
+
+    /// Drops a stored blob, on disk too.
+    pub fn remove(&self, digest: &Digest) {
+        let mut shard = lock(self.0.shard(digest));
+        if let Some(Entry::Stored(stored)) = shard.get(digest) {
+            let size = stored.size;
+            shard.remove(digest);
+            self.0.disk.remove(digest);
+            self.0.room.give_back(room::on_disk(size));
+        }
+    }
+}
+
+enum LookUp {
+    Opened(Opened),
+    Closed { size: u64 },
+}
+
+impl Shared {
+    fn shard(&self, digest: &Digest) -> &Mutex<HashMap<Digest, Entry>> {
+        let mut hasher = DefaultHasher::new();
+        digest.hash(&mut hasher);
+        let index = hasher.finish() as usize % SHARDS;
+        self.shards
+            .get(index)
+            .expect("the remainder is below the number of shards")
+    }
+
+    /// `None`: the file is gone or is not what it was, and the entry with it.
+    fn open_file(&self, digest: &Digest, size: u64) -> Option<Arc<File>> {
+        let opened = self.disk.open(digest, size);
+        let mut shard = lock(self.shard(digest));
+        let Some(Entry::Stored(stored)) = shard.get_mut(digest) else {
+            // Evicted meanwhile. The file that we hold is complete all the same.
+            return opened.ok().map(Arc::new);
+        };
+        match opened {
+            Ok(file) => {
+                let file = Arc::new(file);
+                stored.file = Some(Arc::clone(&file));
+                drop(shard);
+                self.remember_open(*digest);
+                Some(file)
+            }
+            Err(error) => {
+                tracing::warn!(%digest, %error, "a cached blob is gone; it will be fetched again");
+                shard.remove(digest);
+                self.disk.remove(digest);
+                self.room.give_back(room::on_disk(size));
+                None
+            }
+        }
+    }
+
+    /// Keeps the number of open files bounded: the one opened longest ago is closed.
+    fn remember_open(&self, digest: Digest) {
+        let oldest = {
+            let mut open = lock(&self.open_files);
+            open.push_back(digest);
+            if open.len() > OPEN_FILES {
+                open.pop_front()
+            } else {
+                None
+            }
+        };
+        let Some(oldest) = oldest else { return };
+        let closed = match lock(self.shard(&oldest)).get_mut(&oldest) {
+            Some(Entry::Stored(stored)) => stored.file.take(),
+            _ => None,
+        };
+        drop(closed);
+    }
+
+    /// Makes room for `wanted` more bytes: the blobs used longest ago go first, those being read stay. Blocks.
+    fn evict(&self, wanted: u64) {
+        let Some(target) = self.room.excess(wanted) else {
+            return;
+        };
+        let mut candidates = Vec::new();
+        for shard in &self.shards {
+            for (digest, entry) in lock(shard).iter() {
+                if let Entry::Stored(stored) = entry {
+                    candidates.push((stored.last_use, *digest));
+                }
+            }
+        }
+        candidates.sort_unstable();
+        let mut freed = 0;
+        for (last_use, digest) in candidates {
+            if freed >= target {
+                break;
+            }
+            freed += self.evict_one(&digest, last_use);
+        }
+    }
+
+    fn evict_one(&self, digest: &Digest, last_use: u64) -> u64 {
+        let mut shard = lock(self.shard(digest));
+        let Some(Entry::Stored(stored)) = shard.get(digest) else {
+            return 0;
+        };
+        let is_read = stored
+            .file
+            .as_ref()
+            .is_some_and(|file| Arc::strong_count(file) > 1);
+        if is_read || stored.last_use != last_use {
+            return 0;
+        }
+        let size = room::on_disk(stored.size);
+        shard.remove(digest);
+        // Under the lock, so that a new fill of the same digest cannot commit in between and lose its file.
+        self.disk.remove(digest);
+        self.room.give_back(size);
+        metrics::add(Counter::BlobsEvicted, 1);
+        size
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -47,7 +47,7 @@ impl Digest {
         }
     }
 
-    pub fn hash(&self) -> &[u8] {
+    pub fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Sha256(hash) => hash,
             Self::Sha512(hash) => hash,
@@ -55,11 +55,13 @@ impl Digest {
     }
 
     pub fn hex(&self) -> String {
-        self.hash().iter().fold(String::new(), |mut text, byte| {
-            use fmt::Write as _;
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        self.as_bytes()
+            .iter()
+            .fold(String::new(), |mut text, byte| {
+                use fmt::Write as _;
+                let _ = write!(text, "{byte:02x}");
+                text
+            })
     }
 
     /// Whether `content` is what this digest names.
@@ -128,7 +130,7 @@ fn is_encoded(text: &str) -> bool {
 impl fmt::Display for Digest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}:", self.algorithm().as_str())?;
-        self.hash()
+        self.as_bytes()
             .iter()
             .try_for_each(|byte| write!(formatter, "{byte:02x}"))
     }

@@ -1,5 +1,281 @@
 //! Container requests and the tokens that stand for them.
+//!
+//! A submitted request becomes a *grant*, what its token allows, and a *record*, what is told about it later. Both
+//! are one entry of an embedded database in the state folder; a bounded copy of the grants is in memory. All of
+//! this blocks, but for `Requests::recent`.
+//!
+//! Invariants: an issued or revoked token is on disk before the caller hears of it. After `revoke` has returned, no
+//! `recent` and no `find` gives the grant. Access tokens are on disk only sealed.
 
+mod client_time;
+mod container_request;
+mod grant;
+mod recent;
+mod record;
+mod redb;
+mod seal;
 mod token;
 
+pub use client_time::{ClientTime, ClientTimeError};
+pub use container_request::{Caller, ContainerRequest, RequestDetails};
+pub use grant::Grant;
+pub use record::{Record, RecordError, RecordedUser};
 pub use token::{Token, TokenError};
+
+use std::{
+    error::Error,
+    fs::DirBuilder,
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use serde::Deserialize;
+
+use self::{
+    client_time::unix_nanoseconds, recent::Recent, record::Entry, redb::Database, seal::SealingKey,
+};
+use crate::{oci::Digest, units::HumanDuration};
+
+/// `[tokens]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// How long an ephemeral name can be pulled: `"36h"`.
+    pub lifetime: HumanDuration,
+    /// How long a request can be described after its token has expired: `"7days"`.
+    pub record_retention: HumanDuration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            lifetime: HumanDuration::hours(36),
+            record_retention: HumanDuration::hours(7 * 24),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("another tidegate uses {}; give this one a state_dir of its own", state_directory.display())]
+    InUse { state_directory: PathBuf },
+    #[error("{} can be read by other users; run: chmod 600 {}", path.display(), path.display())]
+    Exposed { path: PathBuf },
+    #[error("{} is not a key: it has to be 32 bytes", path.display())]
+    KeyMalformed { path: PathBuf },
+    #[error(
+        "{} is not the key that {} was written with; restore it, or remove both files and with them every ephemeral name",
+        key.display(), database.display()
+    )]
+    WrongKey { key: PathBuf, database: PathBuf },
+    #[error("{} cannot be used", path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
+    #[error("{} is not a database of container requests, or is damaged", path.display())]
+    Database {
+        path: PathBuf,
+        #[source]
+        cause: Box<dyn Error + Send + Sync>,
+    },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the database of container requests failed")]
+    Database {
+        #[source]
+        cause: Box<dyn Error + Send + Sync>,
+    },
+    /// Names the record by the beginning of its token: whoever has the whole token may pull.
+    #[error("the record of container request {token:?} cannot be used")]
+    Record {
+        token: Token,
+        #[source]
+        cause: RecordError,
+    },
+}
+
+/// One for the process, shared by all cores and the pool.
+pub struct Requests {
+    recent: Recent,
+    database: Database,
+    key: SealingKey,
+    options: Options,
+}
+
+impl Requests {
+    /// Creates what is missing: the folder, the database and the key.
+    pub fn open(state_directory: &Path, options: &Options) -> Result<Self, OpenError> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(state_directory)
+            .map_err(|cause| OpenError::File {
+                path: state_directory.to_owned(),
+                cause,
+            })?;
+        // First the database: its lock keeps another process from creating a key of its own.
+        let database = Database::open(state_directory)?;
+        let key_path = state_directory.join("seal.key");
+        let key = SealingKey::load_or_create(&key_path)?;
+        let is_right_key =
+            database
+                .was_written_with(&key)
+                .map_err(|cause| OpenError::Database {
+                    path: database.path().to_owned(),
+                    cause: cause.into(),
+                })?;
+        if !is_right_key {
+            return Err(OpenError::WrongKey {
+                key: key_path,
+                database: database.path().to_owned(),
+            });
+        }
+        Ok(Self {
+            recent: Recent::new(),
+            database,
+            key,
+            options: options.clone(),
+        })
+    }
+
+    /// On disk when it returns. `resolved` is what the image's tag named when the request was checked.
+    pub fn issue(
+        &self,
+        request: ContainerRequest,
+        resolved: Option<Digest>,
+        now: SystemTime,
+    ) -> Result<Arc<Grant>, StoreError> {
+        let lifetime = u64::try_from(self.options.lifetime.as_nanos()).unwrap_or(u64::MAX);
+        let created = unix_nanoseconds::from_time(now);
+        let expires = created.saturating_add(lifetime);
+        loop {
+            let grant = Arc::new(Grant {
+                token: Token::random(),
+                image: request.image.clone(),
+                caller: request.caller.clone(),
+                created: unix_nanoseconds::to_time(created),
+                expires: unix_nanoseconds::to_time(expires),
+            });
+            let ticket = self.recent.ticket(grant.token);
+            let entry = Entry::new(&grant, request.details.clone(), resolved, &self.key);
+            if self
+                .database
+                .insert(&grant.token, expires, &entry.encode())?
+            {
+                // If it is not remembered, the first pull finds it on disk.
+                let _ = self.recent.remember(&ticket, &grant);
+                return Ok(grant);
+            }
+        }
+    }
+
+    /// From memory only: for the cores, which must not wait. `None` says nothing; ask `find` then.
+    pub fn recent(&self, token: &Token, now: SystemTime) -> Option<Arc<Grant>> {
+        self.recent.find(token, now)
+    }
+
+    /// `None`: unknown, expired or revoked.
+    pub fn find(&self, token: &Token, now: SystemTime) -> Result<Option<Arc<Grant>>, StoreError> {
+        if let Some(grant) = self.recent.find(token, now) {
+            return Ok(Some(grant));
+        }
+        loop {
+            let ticket = self.recent.ticket(*token);
+            let Some(entry) = self.entry(token)? else {
+                return Ok(None);
+            };
+            if !entry.is_valid(now) {
+                return Ok(None);
+            }
+            let grant = entry.grant(token, &self.key).map_err(unusable(token))?;
+            let grant = Arc::new(grant);
+            if self.recent.remember(&ticket, &grant) {
+                return Ok(Some(grant));
+            }
+            // Something was revoked since we read, and maybe this.
+        }
+    }
+
+    /// Whether there was something to revoke: not if the token is unknown, expired or revoked already. On disk when
+    /// it returns.
+    pub fn revoke(&self, token: &Token, now: SystemTime) -> Result<bool, StoreError> {
+        let was_valid = self.database.update(token, |bytes| {
+            let mut entry = Entry::decode(bytes).map_err(unusable(token))?;
+            if !entry.is_valid(now) {
+                return Ok(None);
+            }
+            entry.revoke(now);
+            Ok(Some(entry.encode()))
+        })?;
+        self.recent.forget_revoked(token);
+        Ok(was_valid)
+    }
+
+    /// Also of an expired or revoked token, until it is purged.
+    pub fn record(&self, token: &Token) -> Result<Option<Record>, StoreError> {
+        let Some(entry) = self.entry(token)? else {
+            return Ok(None);
+        };
+        entry.record(token).map(Some).map_err(unusable(token))
+    }
+
+    /// What the first manifest that was pulled came from. Later ones change nothing, and cost one read.
+    pub fn note_source_digest(&self, token: &Token, digest: Digest) -> Result<(), StoreError> {
+        let Some(entry) = self.entry(token)? else {
+            return Ok(());
+        };
+        if entry.has_source_digest() {
+            return Ok(());
+        }
+        self.database.update(token, |bytes| {
+            let mut entry = Entry::decode(bytes).map_err(unusable(token))?;
+            if entry.has_source_digest() {
+                return Ok(None);
+            }
+            entry.note_source_digest(digest);
+            Ok(Some(entry.encode()))
+        })?;
+        Ok(())
+    }
+
+    /// Deletes the records that have been kept long enough, and says how many. To be called now and then.
+    pub fn purge(&self, now: SystemTime) -> Result<usize, StoreError> {
+        self.recent.forget_expired(now);
+        let retention = u64::try_from(self.options.record_retention.as_nanos()).unwrap_or(u64::MAX);
+        let Some(before) = unix_nanoseconds::from_time(now).checked_sub(retention) else {
+            return Ok(0);
+        };
+        let mut purged = 0;
+        loop {
+            let count = self.database.purge_some(before)?;
+            purged += count;
+            if count == 0 {
+                return Ok(purged);
+            }
+        }
+    }
+
+    fn entry(&self, token: &Token) -> Result<Option<Entry>, StoreError> {
+        let Some(bytes) = self.database.read(token)? else {
+            return Ok(None);
+        };
+        Entry::decode(&bytes).map(Some).map_err(unusable(token))
+    }
+}
+
+fn unusable(token: &Token) -> impl FnOnce(RecordError) -> StoreError {
+    |cause| StoreError::Record {
+        token: *token,
+        cause,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,8 @@
 //! What an operator sees: log lines and metrics.
 
+pub mod log;
+pub mod metrics;
+
 use serde::Deserialize;
 
 /// `[log]`

@@ -1,10 +1,16 @@
-//! From a registry's name to where and how it is reached.
+//! From a registry's name to where and how it is reached, and which realms may see its credentials.
 
-use std::path::PathBuf;
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use serde::Deserialize;
 
-use crate::secret::Secret;
+use super::{exchange::Way, token::RealmClient};
+use crate::{
+    http::{Scheme, Url, UrlError},
+    net::{Addresses, Trust, TrustError},
+    oci::Registry,
+    secret::Secret,
+};
 
 /// `[registry."quay.io"]`: all of it is optional; a registry that is not listed is reached over HTTPS at its name.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -40,4 +46,368 @@ pub enum Redirects {
     #[default]
     Pass,
     Follow,
+}
+
+const OPEN_BY_DEFAULT: [&str; 5] = [
+    "docker.io",
+    "quay.io",
+    "ghcr.io",
+    "public.ecr.aws",
+    "registry.k8s.io",
+];
+
+/// Pairs of a registry and its realm that share no domain.
+const KNOWN_REALMS: [(&str, &str); 2] = [
+    ("docker.io", "auth.docker.io"),
+    ("registry.gitlab.com", "gitlab.com"),
+];
+
+/// Under these every customer has a host of his own, and none may collect another's credentials.
+const SHARED_BY_TENANTS: [&str; 8] = [
+    "azurecr.io",
+    "azurecr.cn",
+    "azurecr.us",
+    "amazonaws.com",
+    "amazonaws.com.cn",
+    "on.aws",
+    "pkg.dev",
+    "gcr.io",
+];
+
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    #[error("endpoint: {0}")]
+    Url(#[from] UrlError),
+    #[error("endpoint: it has a query, which no registry's address has")]
+    Query,
+    #[error("endpoint: plain HTTP needs insecure = true")]
+    PlainHttp,
+    #[error("ca_file: {0}")]
+    Trust(#[from] TrustError),
+}
+
+pub struct Endpoint {
+    pub registry: Registry,
+    /// Without a trailing slash.
+    base: Url,
+    pub way: Way,
+    pub redirects: Redirects,
+    pub anonymous_pull: bool,
+    allows_plain_http: bool,
+    realm_hosts: Vec<String>,
+    pub(super) realms: RealmClient,
+}
+
+impl Endpoint {
+    pub fn new(
+        registry: Registry,
+        options: &RegistryOptions,
+        platform: &Trust,
+    ) -> Result<Self, EndpointError> {
+        let allows_plain_http = options.insecure || is_loopback(registry.host());
+        let scheme = if allows_plain_http { "http" } else { "https" };
+        let text = match &options.endpoint {
+            Some(text) => text.clone(),
+            None if registry.is_docker_hub() => "https://registry-1.docker.io".to_owned(),
+            None => format!("{scheme}://{registry}"),
+        };
+        let mut base: Url = text.trim_end_matches('/').parse()?;
+        if base.target.contains('?') {
+            return Err(EndpointError::Query);
+        }
+        if base.origin.scheme == Scheme::Http && !allows_plain_http {
+            return Err(EndpointError::PlainHttp);
+        }
+        base.target
+            .truncate(base.target.trim_end_matches('/').len());
+        let trust = match &options.ca_file {
+            Some(path) => Trust::from_file(path)?,
+            None if options.insecure => Trust::unchecked(),
+            None => platform.clone(),
+        };
+        let way = Way {
+            addresses: if options.allow_private {
+                Addresses::Any
+            } else {
+                Addresses::Public
+            },
+            trust,
+        };
+        Ok(Self {
+            realms: RealmClient::new(&way),
+            anonymous_pull: options
+                .anonymous_pull
+                .unwrap_or_else(|| OPEN_BY_DEFAULT.contains(&registry.as_str())),
+            registry,
+            base,
+            way,
+            redirects: options.redirect,
+            allows_plain_http,
+            realm_hosts: options
+                .realm_hosts
+                .iter()
+                .map(|host| host.to_ascii_lowercase())
+                .collect(),
+        })
+    }
+
+    /// `path` starts with `/v2/`.
+    pub fn url(&self, path: &str) -> Url {
+        Url {
+            origin: self.base.origin.clone(),
+            target: format!("{}{path}", self.base.target),
+        }
+    }
+
+    /// Whether this realm may see the registry's credentials. A hostile or compromised registry can name any
+    /// realm, and would collect passwords there.
+    pub fn trusts_realm(&self, realm: &Url) -> Result<(), String> {
+        let host = realm.origin.host.as_str();
+        if realm.origin.scheme == Scheme::Http && !self.allows_plain_http {
+            return Err(format!(
+                "its token realm {host} is plain HTTP, where credentials could be read on the way; if that is meant, \
+                 set insecure = true under [registry.\"{}\"]",
+                self.registry
+            ));
+        }
+        let own = self.base.origin.host.as_str();
+        let is_known = KNOWN_REALMS.contains(&(self.registry.as_str(), host));
+        if host == own
+            || is_known
+            || self.realm_hosts.iter().any(|listed| listed == host)
+            || share_domain(own, host)
+        {
+            return Ok(());
+        }
+        Err(format!(
+            "its token realm is on another host, {host}, which is not trusted with its credentials; if it is the \
+             registry's own, set realm_hosts = [\"{host}\"] under [registry.\"{}\"]",
+            self.registry
+        ))
+    }
+}
+
+/// Addresses and `localhost` have no domain: they only equal themselves.
+fn share_domain(left: &str, right: &str) -> bool {
+    let domain = |host: &str| {
+        let last = host.rsplit('.').next().unwrap_or(host);
+        if host.contains(':') || last.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        if SHARED_BY_TENANTS.iter().any(|suffix| {
+            host.strip_suffix(suffix)
+                .is_some_and(|rest| rest.ends_with('.'))
+        }) {
+            return None;
+        }
+        let domain = psl::Psl::domain(&psl::List, host.as_bytes())?;
+        // A suffix that is on no list, such as `.internal`, tells nothing about who owns what below it.
+        if !domain.suffix().is_known() {
+            return None;
+        }
+        str::from_utf8(domain.as_bytes()).ok().map(str::to_owned)
+    };
+    matches!((domain(left), domain(right)), (Some(left), Some(right)) if left == right)
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost"
+        || host == "[::1]"
+        || host
+            .parse::<std::net::Ipv4Addr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+/// The endpoints of the configuration, and how to reach any other registry.
+pub struct Endpoints {
+    configured: HashMap<Registry, Arc<Endpoint>>,
+    platform: Trust,
+    /// For redirects to hosts that are no registries.
+    pub elsewhere: Way,
+}
+
+impl Endpoints {
+    /// All problems at once, each with the registry's name.
+    pub fn load(
+        registries: &[(Registry, RegistryOptions)],
+    ) -> Result<Self, Vec<(Registry, EndpointError)>> {
+        let platform = Trust::platform();
+        let mut configured = HashMap::new();
+        let mut problems = Vec::new();
+        for (registry, options) in registries {
+            match Endpoint::new(registry.clone(), options, &platform) {
+                Ok(endpoint) => {
+                    configured.insert(registry.clone(), Arc::new(endpoint));
+                }
+                Err(error) => problems.push((registry.clone(), error)),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let elsewhere = Way {
+            addresses: Addresses::Public,
+            trust: platform.clone(),
+        };
+        Ok(Self {
+            configured,
+            platform,
+            elsewhere,
+        })
+    }
+
+    pub fn find(&self, registry: &Registry) -> Result<Arc<Endpoint>, EndpointError> {
+        if let Some(endpoint) = self.configured.get(registry) {
+            return Ok(Arc::clone(endpoint));
+        }
+        Endpoint::new(
+            registry.clone(),
+            &RegistryOptions::default(),
+            &self.platform,
+        )
+        .map(Arc::new)
+    }
+
+    pub fn configured(&self) -> impl Iterator<Item = &Registry> {
+        self.configured.keys()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(registry: &str, options: &RegistryOptions) -> Result<Endpoint, EndpointError> {
+        Endpoint::new(
+            registry.parse().expect(registry),
+            options,
+            &Trust::unchecked(),
+        )
+    }
+
+    #[test]
+    fn registries_are_reached_at_their_names() {
+        for (registry, options, url) in [
+            (
+                "docker.io",
+                RegistryOptions::default(),
+                "https://registry-1.docker.io/v2/",
+            ),
+            ("quay.io", RegistryOptions::default(), "https://quay.io/v2/"),
+            (
+                "localhost:5001",
+                RegistryOptions::default(),
+                "http://localhost:5001/v2/",
+            ),
+            (
+                "reg.corp:5000",
+                RegistryOptions {
+                    insecure: true,
+                    ..Default::default()
+                },
+                "http://reg.corp:5000/v2/",
+            ),
+            (
+                "docker.io",
+                RegistryOptions {
+                    endpoint: Some("https://mirror.corp/hub/".to_owned()),
+                    ..Default::default()
+                },
+                "https://mirror.corp/hub/v2/",
+            ),
+        ] {
+            let found =
+                endpoint(registry, &options).unwrap_or_else(|error| panic!("{registry}: {error}"));
+            assert_eq!(found.url("/v2/").to_string(), url, "{registry}");
+        }
+        let plain = RegistryOptions {
+            endpoint: Some("http://quay.io".to_owned()),
+            ..Default::default()
+        };
+        assert!(matches!(
+            endpoint("quay.io", &plain),
+            Err(EndpointError::PlainHttp)
+        ));
+    }
+
+    #[test]
+    fn credentials_go_to_realms_of_the_registrys_own() {
+        let open = RegistryOptions::default();
+        let listed = RegistryOptions {
+            realm_hosts: vec!["Login.Other.com".to_owned()],
+            ..Default::default()
+        };
+        let insecure = RegistryOptions {
+            insecure: true,
+            ..Default::default()
+        };
+        for (registry, options, realm, expected) in [
+            ("docker.io", &open, "https://auth.docker.io/token", true),
+            ("quay.io", &open, "https://quay.io/v2/auth", true),
+            (
+                "registry.gitlab.com",
+                &open,
+                "https://gitlab.com/jwt/auth",
+                true,
+            ),
+            (
+                "registry.corp.com",
+                &open,
+                "https://auth.corp.com/token",
+                true,
+            ),
+            (
+                "registry.corp.com",
+                &open,
+                "http://auth.corp.com/token",
+                false,
+            ),
+            (
+                "registry.corp.com",
+                &open,
+                "https://corp.com.evil.org/token",
+                false,
+            ),
+            (
+                "a.azurecr.io",
+                &open,
+                "https://a.azurecr.io/oauth2/token",
+                true,
+            ),
+            (
+                "a.azurecr.io",
+                &open,
+                "https://b.azurecr.io/oauth2/token",
+                false,
+            ),
+            ("a.co.uk", &open, "https://b.co.uk/token", false),
+            ("a.internal", &open, "https://b.internal/token", false),
+            ("quay.io", &open, "https://login.other.com/token", false),
+            ("quay.io", &listed, "https://login.other.com/token", true),
+            ("127.0.0.1:5000", &open, "http://127.0.0.1:5001/token", true),
+            (
+                "127.0.0.1:5000",
+                &open,
+                "http://127.0.0.2:5001/token",
+                false,
+            ),
+            (
+                "10.0.0.1:5000",
+                &insecure,
+                "http://169.254.169.254/token",
+                false,
+            ),
+        ] {
+            let endpoint =
+                endpoint(registry, options).unwrap_or_else(|error| panic!("{registry}: {error}"));
+            let url: Url = realm
+                .parse()
+                .unwrap_or_else(|error| panic!("{realm}: {error}"));
+            assert_eq!(
+                endpoint.trusts_realm(&url).is_ok(),
+                expected,
+                "{registry} {realm}"
+            );
+        }
+    }
 }

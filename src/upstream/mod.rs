@@ -1,8 +1,20 @@
 //! Whom we ask: registries, over HTTP/1.1.
 
+mod auth;
 mod endpoint;
+mod error;
+mod exchange;
+mod fetch;
+mod token;
 
-pub use endpoint::{Redirects, RegistryOptions};
+pub use auth::{Authorizer, Login};
+pub use endpoint::{Endpoint, EndpointError, Endpoints, Redirects, RegistryOptions};
+pub use error::{FetchError, Said};
+pub use exchange::{Body, Exchange};
+pub use fetch::{
+    BlobBody, BlobHead, FetchedBlob, FetchedManifest, List, ManifestHead, Source, Upstream,
+    next_page,
+};
 
 use serde::Deserialize;
 

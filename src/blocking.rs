@@ -1,0 +1,223 @@
+//! The door between the cores and everything that blocks.
+//!
+//! A core hands a whole errand to the pool and awaits its answer. Each kind of errand has threads and a queue
+//! of its own, so that a slow token service cannot starve the disk; a full queue is an error at once, never
+//! an endless wait. What monoio asks of a waker that crosses threads is known here and in
+//! `cache/flight.rs` only: others always wake it, and the waiting side drops it on its own thread.
+
+use std::{
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Poll, Waker},
+    thread,
+};
+
+use crossbeam::channel::{self, TrySendError};
+
+use crate::telemetry::metrics::{self, Counter};
+
+/// Kinds of errands, bounded apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// Look-ups of host names.
+    Names,
+    /// Exchanges with token realms.
+    Tokens,
+    /// Who is the caller, whose credentials serve him, and the store of requests.
+    Grants,
+    /// Opening, committing and removing files.
+    Disk,
+    /// Digests of what is being filled.
+    Hash,
+}
+
+struct Lane {
+    errand: Errand,
+    name: &'static str,
+    threads: usize,
+    /// Waiting errands; beyond it callers are told to come back.
+    queue: usize,
+}
+
+// Threads and queues are guesses on the generous side: a thread that waits costs a stack, an errand its closure.
+const LANES: [Lane; 5] = [
+    Lane {
+        errand: Errand::Names,
+        name: "names",
+        threads: 4,
+        queue: 1024,
+    },
+    Lane {
+        errand: Errand::Tokens,
+        name: "tokens",
+        threads: 8,
+        queue: 1024,
+    },
+    Lane {
+        errand: Errand::Grants,
+        name: "grants",
+        threads: 4,
+        queue: 4096,
+    },
+    Lane {
+        errand: Errand::Disk,
+        name: "disk",
+        threads: 4,
+        queue: 8192,
+    },
+    Lane {
+        errand: Errand::Hash,
+        name: "hash",
+        threads: 2,
+        queue: 8192,
+    },
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PoolError {
+    #[error("too many {0:?} errands are waiting")]
+    Full(Errand),
+    #[error("a {0:?} errand failed by a bug of ours; the log has the panic")]
+    Panicked(Errand),
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+pub struct Pool {
+    lanes: Vec<(Errand, channel::Sender<Job>)>,
+}
+
+impl Pool {
+    /// Threads that end with the process.
+    pub fn start() -> std::io::Result<Arc<Self>> {
+        let mut lanes = Vec::new();
+        for lane in LANES {
+            let (sender, receiver) = channel::bounded::<Job>(lane.queue);
+            for number in 0..lane.threads {
+                let receiver = receiver.clone();
+                thread::Builder::new()
+                    .name(format!("{}-{number}", lane.name))
+                    .spawn(move || receiver.iter().for_each(|job| job()))?;
+            }
+            lanes.push((lane.errand, sender));
+        }
+        Ok(Arc::new(Self { lanes }))
+    }
+
+    /// Awaits the answer of `work`, which runs on a thread that may block. If the caller stops waiting before
+    /// the errand's turn comes, it is not run.
+    pub async fn run<T, F>(&self, errand: Errand, work: F) -> Result<T, PoolError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let (sender, receiver) = oneshot();
+        self.send(errand, move || {
+            if !sender.is_abandoned() {
+                sender.send(work());
+            }
+        })?;
+        receiver.receive().await.ok_or(PoolError::Panicked(errand))
+    }
+
+    /// Runs `work` whether or not anybody waits for it.
+    pub fn send(
+        &self,
+        errand: Errand,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<(), PoolError> {
+        let job = Box::new(move || {
+            // The panic's own message has been printed by then; the caller sees that no answer came.
+            let _ = catch_unwind(AssertUnwindSafe(work));
+        });
+        let lane = self.lanes.iter().find(|(kind, _)| *kind == errand);
+        let (_, queue) = lane.expect("each kind of errand has a lane");
+        queue.try_send(job).map_err(|error| match error {
+            TrySendError::Full(_) => {
+                metrics::add(Counter::ErrandsRefused, 1);
+                PoolError::Full(errand)
+            }
+            TrySendError::Disconnected(_) => PoolError::Panicked(errand),
+        })
+    }
+}
+
+/// One value, from any thread to a core.
+pub fn oneshot<T>() -> (Sender<T>, Receiver<T>) {
+    let slot = Arc::new(Mutex::new(Slot {
+        value: None,
+        waker: None,
+        is_over: false,
+    }));
+    (Sender(Arc::clone(&slot)), Receiver(slot))
+}
+
+struct Slot<T> {
+    value: Option<T>,
+    waker: Option<Waker>,
+    /// One side has gone.
+    is_over: bool,
+}
+
+pub struct Sender<T>(Arc<Mutex<Slot<T>>>);
+
+impl<T> Sender<T> {
+    /// Dropping the sender wakes the other side.
+    pub fn send(self, value: T) {
+        lock(&self.0).value = Some(value);
+    }
+
+    pub fn is_abandoned(&self) -> bool {
+        lock(&self.0).is_over
+    }
+}
+
+impl<T> Drop for Sender<T> {
+    fn drop(&mut self) {
+        let waker = {
+            let mut slot = lock(&self.0);
+            slot.is_over = true;
+            slot.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+pub struct Receiver<T>(Arc<Mutex<Slot<T>>>);
+
+impl<T> Receiver<T> {
+    /// `None`: the sender has gone without sending.
+    pub async fn receive(self) -> Option<T> {
+        poll_fn(|context| {
+            let mut slot = lock(&self.0);
+            if let Some(value) = slot.value.take() {
+                return Poll::Ready(Some(value));
+            }
+            if slot.is_over {
+                return Poll::Ready(None);
+            }
+            slot.waker = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl<T> Drop for Receiver<T> {
+    fn drop(&mut self) {
+        let waker = {
+            let mut slot = lock(&self.0);
+            slot.is_over = true;
+            slot.waker.take()
+        };
+        drop(waker);
+    }
+}
+
+/// A poisoned lock only says that somebody panicked; every value behind ours is whole between statements.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

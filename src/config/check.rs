@@ -1,0 +1,303 @@
+//! Rules that one value's type cannot state: between keys, between sections, and towards the file system. Every
+//! broken one is reported.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fmt,
+    fs::{self, File},
+    path::Path,
+    time::Duration,
+};
+
+use super::Config;
+use crate::{
+    oci::Registry,
+    toml_file::{KeyLines, Problem},
+    units::ByteSize,
+    upstream::{EndpointError, Endpoints, RegistryOptions},
+};
+
+/// Longer than any server runs, short enough that no sum with an instant overflows.
+const LONGEST_DURATION: Duration = Duration::from_secs(3_650 * 24 * 3_600);
+/// A guess at what is a typing error, well above any machine.
+const MOST_CORES: usize = 1_024;
+/// With doubling pauses a tenth try comes later than any client waits.
+const MOST_RETRIES: u32 = 10;
+/// Below it not even manifests would fit.
+const SMALLEST_CACHE: ByteSize = ByteSize::mib(1);
+
+/// What was misread before is not there any more: rules about its table would only confuse.
+pub(super) fn problems(config: &Config, lines: &KeyLines, misread: &[Problem]) -> Vec<Problem> {
+    let mut check = Check {
+        lines,
+        problems: Vec::new(),
+    };
+    check.process(config);
+    check.listener(config);
+    check.durations(config);
+    check.sizes(config);
+    check.directory(config);
+    check.registry_names(config);
+    let well_read: Vec<(&str, &RegistryOptions)> = config
+        .registry
+        .iter()
+        .map(|(name, options)| (name.as_str(), options))
+        .filter(|(name, _)| {
+            let table = ["registry", name];
+            !misread.iter().any(|problem| problem.is_within(&table))
+        })
+        .collect();
+    check.endpoints(&well_read);
+    for (name, options) in well_read {
+        check.realm_hosts(name, options);
+        check.login(name, options);
+    }
+    check.accounts(config);
+    check.problems
+}
+
+struct Check<'l> {
+    lines: &'l KeyLines,
+    problems: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn report(&mut self, path: &[&str], message: impl fmt::Display) {
+        self.problems.push(self.lines.problem(path, message));
+    }
+
+    fn process(&mut self, config: &Config) {
+        if let Err(error) = config.url.names_a_registry() {
+            self.report(&["url"], error);
+        }
+        if config.cores > MOST_CORES {
+            self.report(&["cores"], format_args!("is more than {MOST_CORES}"));
+        }
+    }
+
+    fn listener(&mut self, config: &Config) {
+        let listener = &config.listener;
+        let addresses = ["listener", "addresses"];
+        if listener.addresses.is_empty() {
+            self.report(&addresses, "is empty; nobody could reach the registry");
+        }
+        let mut seen = BTreeSet::new();
+        for address in &listener.addresses {
+            // Port 0 is another free port each time.
+            if address.port() != 0 && !seen.insert(address) {
+                self.report(&addresses, format_args!("has {address} twice"));
+            }
+        }
+        if seen.contains(&listener.admin) {
+            self.report(
+                &["listener", "admin"],
+                format_args!("{} is one of `addresses` too", listener.admin),
+            );
+        }
+        if listener.max_connections == 0 {
+            self.report(&["listener", "max_connections"], "must not be 0");
+        }
+    }
+
+    fn durations(&mut self, config: &Config) {
+        let Config {
+            listener,
+            tokens,
+            upstream,
+            ..
+        } = config;
+        for (path, duration) in [
+            (["listener", "head_timeout"], listener.head_timeout),
+            (["listener", "idle_timeout"], listener.idle_timeout),
+            (["listener", "send_timeout"], listener.send_timeout),
+            (["tokens", "lifetime"], tokens.lifetime),
+            (["upstream", "connect_timeout"], upstream.connect_timeout),
+            (["upstream", "response_timeout"], upstream.response_timeout),
+            (["upstream", "body_timeout"], upstream.body_timeout),
+            (["upstream", "idle_timeout"], upstream.idle_timeout),
+        ] {
+            if duration.is_zero() {
+                self.report(&path, "must not be 0");
+            }
+            self.duration_is_bounded(&path, *duration);
+        }
+        // These two may be 0: end at once, forget at once.
+        self.duration_is_bounded(&["listener", "shutdown_grace"], *listener.shutdown_grace);
+        self.duration_is_bounded(&["tokens", "record_retention"], *tokens.record_retention);
+        if upstream.retry_count > MOST_RETRIES {
+            self.report(
+                &["upstream", "retry_count"],
+                format_args!("is more than {MOST_RETRIES}"),
+            );
+        }
+    }
+
+    fn duration_is_bounded(&mut self, path: &[&str], duration: Duration) {
+        if duration > LONGEST_DURATION {
+            self.report(path, "is more than 3650 days");
+        }
+    }
+
+    fn sizes(&mut self, config: &Config) {
+        if config.listener.max_body_size == ByteSize(0) {
+            self.report(&["listener", "max_body_size"], "must not be 0");
+        }
+        if config.cache.max_size < SMALLEST_CACHE {
+            self.report(
+                &["cache", "max_size"],
+                format_args!("is less than {SMALLEST_CACHE}"),
+            );
+        }
+    }
+
+    fn directory(&mut self, config: &Config) {
+        if let Some(file) = &config.directory.file {
+            self.file(&["directory", "file"], file);
+        }
+    }
+
+    fn registry_names(&mut self, config: &Config) {
+        let mut names: BTreeMap<Registry, &str> = BTreeMap::new();
+        for name in config.registry.keys() {
+            match name.parse::<Registry>() {
+                Err(error) => self.report(&["registry", name], error),
+                Ok(registry) => {
+                    if let Some(other) = names.insert(registry, name) {
+                        self.report(
+                            &["registry", name],
+                            format_args!("is the same registry as `{other}`"),
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// The rules are those by which registries are reached later.
+    fn endpoints(&mut self, registries: &[(&str, &RegistryOptions)]) {
+        let (names, endpoints): (Vec<&str>, Vec<(Registry, RegistryOptions)>) = registries
+            .iter()
+            .filter_map(|&(name, options)| Some((name, (name.parse().ok()?, options.clone()))))
+            .unzip();
+        let Err(errors) = Endpoints::load(&endpoints) else {
+            return;
+        };
+        for (registry, error) in errors {
+            let named = names
+                .iter()
+                .zip(&endpoints)
+                .find(|(_, (known, _))| *known == registry);
+            let Some((name, _)) = named else {
+                continue;
+            };
+            let at = |key| ["registry", name, key];
+            match error {
+                EndpointError::Url(cause) => self.report(&at("endpoint"), cause),
+                EndpointError::Query => {
+                    self.report(&at("endpoint"), "has a query, which no registry's address has");
+                }
+                EndpointError::PlainHttp => self.report(
+                    &at("endpoint"),
+                    "is plain HTTP, which anyone on the way can read and change; allow it with `insecure = true`",
+                ),
+                EndpointError::Trust(cause) => self.report(&at("ca_file"), cause),
+            }
+        }
+    }
+
+    fn realm_hosts(&mut self, name: &str, options: &RegistryOptions) {
+        for host in &options.realm_hosts {
+            // A registry's name is a host too, but its parser takes more than that.
+            let is_bare = host
+                .parse::<Registry>()
+                .is_ok_and(|parsed| parsed.host().eq_ignore_ascii_case(host));
+            if !is_bare {
+                self.report(
+                    &["registry", name, "realm_hosts"],
+                    format_args!(
+                        "`{host}` is not a host name; write it without scheme, port and path"
+                    ),
+                );
+            }
+        }
+    }
+
+    fn login(&mut self, name: &str, options: &RegistryOptions) {
+        let at = |key| ["registry", name, key];
+        let sources: Vec<&str> = [
+            ("password", options.password.is_some()),
+            ("password_file", options.password_file.is_some()),
+            ("password_env", options.password_env.is_some()),
+        ]
+        .into_iter()
+        .filter_map(|(key, is_given)| is_given.then_some(key))
+        .collect();
+        match (&options.username, sources.as_slice()) {
+            (None, [source, ..]) => self.report(&at(source), "comes without `username`"),
+            (Some(_), []) => self.report(
+                &at("username"),
+                "comes without `password_file`, `password_env` or `password`",
+            ),
+            (Some(username), _) if username.is_empty() => {
+                self.report(&at("username"), "is empty");
+            }
+            // HTTP Basic ends the name at the first colon.
+            (Some(username), _) if username.contains(':') => {
+                self.report(&at("username"), "must not contain a colon");
+            }
+            _ => {}
+        }
+        if let [first, others @ ..] = sources.as_slice() {
+            for other in others {
+                self.report(
+                    &at(other),
+                    format_args!("there is `{first}` already; keep one of them"),
+                );
+            }
+        }
+        if let Some(file) = &options.password_file {
+            self.file(&at("password_file"), file);
+        }
+        if let Some(variable) = &options.password_env
+            && env::var_os(variable).is_none_or(|value| value.is_empty())
+        {
+            self.report(
+                &at("password_env"),
+                format_args!("the environment has no `{variable}`"),
+            );
+        }
+    }
+
+    /// Pipes and devices are taken at their word: to open one may wait for ever, or eat its content.
+    fn file(&mut self, path: &[&str], file: &Path) {
+        let opened = fs::metadata(file).and_then(|metadata| match metadata.is_file() {
+            true => File::open(file).map(|_| metadata),
+            false => Ok(metadata),
+        });
+        match opened {
+            Err(error) => self.report(
+                path,
+                format_args!("cannot read {}: {error}", file.display()),
+            ),
+            Ok(metadata) if metadata.is_dir() => {
+                self.report(path, format_args!("{} is a folder", file.display()));
+            }
+            Ok(_) => {}
+        }
+    }
+
+    fn accounts(&mut self, config: &Config) {
+        for (name, hash) in &config.accounts {
+            let path = ["accounts", name];
+            if name.is_empty() || name.contains(':') {
+                self.report(&path, "a name must not be empty nor contain a colon");
+            }
+            if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit()) {
+                self.report(
+                    &path,
+                    "is not 64 hex digits; `printf %s 'the password' | sha256sum` prints them",
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The configuration: every module's `Options` put together, from a file and the command line.
+//!
+//! A `Config` that was loaded keeps all rules of `check.rs`, its paths do not depend on the current folder, and what
+//! was wrong is reported all at once. What a key means is said at the field, for users in `config/tidegate.toml`.
+
+mod base_url;
+mod check;
+mod directories;
+mod overrides;
+
+pub use base_url::{BaseUrl, BaseUrlError};
+pub use directories::NoDirectory;
+pub use overrides::Overrides;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use crate::{
+    cache, credentials,
+    oci::Registry,
+    requests, server, telemetry,
+    toml_file::{self, KeyLines, Problem, Reading},
+    upstream::{self, RegistryOptions},
+};
+use directories::Purpose;
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What clients call us: its host and port start every ephemeral name. `"http://localhost:5000"`
+    pub url: BaseUrl,
+    /// Where container requests are kept. Default: `$XDG_STATE_HOME/tidegate`, for root `/var/lib/tidegate`.
+    pub state_dir: Option<PathBuf>,
+    pub driver: Driver,
+    /// Threads that serve; 0 is one per core.
+    pub cores: usize,
+    /// Take container requests without an access token.
+    pub anonymous: bool,
+    pub listener: server::Options,
+    pub tokens: requests::Options,
+    pub cache: cache::Options,
+    pub upstream: upstream::Options,
+    pub directory: credentials::Options,
+    pub registry: BTreeMap<String, RegistryOptions>,
+    /// Who may revoke tokens, by HTTP Basic: name → SHA-256 of the password, in lower-case hex.
+    pub accounts: BTreeMap<String, String>,
+    pub log: telemetry::Options,
+}
+
+/// How a core waits for its sockets and files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// io_uring where the kernel lets us, else epoll.
+    #[default]
+    Auto,
+    /// io_uring, or no start.
+    #[serde(rename = "io_uring")]
+    #[value(name = "io_uring")]
+    IoUring,
+    /// epoll, with every feature.
+    Epoll,
+}
+
+#[derive(Debug)]
+pub struct Loaded {
+    pub config: Config,
+    /// What works, but should not stay so.
+    pub warnings: Vec<Problem>,
+}
+
+impl Config {
+    pub fn load(file: &Path) -> Result<Loaded, Vec<Problem>> {
+        let text = fs::read_to_string(file).map_err(|error| {
+            let message = match error.kind() {
+                io::ErrorKind::InvalidData => "is not a text file (UTF-8)".to_owned(),
+                _ => format!("cannot be read: {error}"),
+            };
+            vec![Problem::of_file(file, message)]
+        })?;
+        let is_readable_by_others =
+            fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0);
+        Self::parse(file, &text, is_readable_by_others)
+    }
+
+    fn parse(file: &Path, text: &str, is_readable_by_others: bool) -> Result<Loaded, Vec<Problem>> {
+        let Reading {
+            value,
+            mut problems,
+            lines,
+        } = toml_file::read::<Self>(file, text);
+        let Some(mut config) = value else {
+            return Err(problems);
+        };
+        config.resolve_paths(file.parent().unwrap_or(Path::new("")));
+        config.normalize_hashes();
+        problems.extend(check::problems(&config, &lines, &problems));
+        if !problems.is_empty() {
+            problems.sort_by_key(|problem| problem.line);
+            return Err(problems);
+        }
+        let warnings = match is_readable_by_others {
+            true => config.passwords_in_sight(&lines),
+            false => Vec::new(),
+        };
+        Ok(Loaded { config, warnings })
+    }
+
+    /// Paths in the file are relative to the file's folder.
+    fn resolve_paths(&mut self, folder: &Path) {
+        let of_registries = self
+            .registry
+            .values_mut()
+            .flat_map(|registry| [&mut registry.ca_file, &mut registry.password_file]);
+        let paths = [
+            &mut self.state_dir,
+            &mut self.cache.directory,
+            &mut self.directory.file,
+        ];
+        for path in paths.into_iter().chain(of_registries).flatten() {
+            *path = folder.join(&*path);
+        }
+    }
+
+    fn normalize_hashes(&mut self) {
+        for hash in self.accounts.values_mut() {
+            hash.make_ascii_lowercase();
+        }
+    }
+
+    fn passwords_in_sight(&self, lines: &KeyLines) -> Vec<Problem> {
+        self.registry
+            .iter()
+            .filter(|(_, options)| options.password.is_some())
+            .map(|(name, _)| {
+                lines.problem(
+                    &["registry", name, "password"],
+                    "every user of this machine can read this file; use password_file, or `chmod o-r`",
+                )
+            })
+            .collect()
+    }
+
+    /// `[registry."…"]` by the registries' names as they appear in requests.
+    pub fn registries(&self) -> Vec<(Registry, RegistryOptions)> {
+        self.registry
+            .iter()
+            .filter_map(|(name, options)| Some((name.parse().ok()?, options.clone())))
+            .collect()
+    }
+
+    pub fn state_directory(&self) -> Result<PathBuf, NoDirectory> {
+        directories::chosen_or_default(self.state_dir.as_deref(), Purpose::State)
+    }
+
+    pub fn cache_directory(&self) -> Result<PathBuf, NoDirectory> {
+        directories::chosen_or_default(self.cache.directory.as_deref(), Purpose::Cache)
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            url: BaseUrl::default(),
+            state_dir: None,
+            driver: Driver::default(),
+            cores: 0,
+            anonymous: true,
+            listener: server::Options::default(),
+            tokens: requests::Options::default(),
+            cache: cache::Options::default(),
+            upstream: upstream::Options::default(),
+            directory: credentials::Options::default(),
+            registry: BTreeMap::new(),
+            accounts: BTreeMap::new(),
+            log: telemetry::Options::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

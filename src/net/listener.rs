@@ -1,0 +1,68 @@
+//! Listening on the same address from every core.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener as StdListener},
+    time::Duration,
+};
+
+use monoio::{
+    io::Canceller,
+    net::{ListenerOpts, TcpListener, TcpStream},
+};
+
+use crate::sys;
+
+/// Out of descriptors: `accept` would fail again at once.
+const PAUSE: Duration = Duration::from_millis(20);
+
+pub struct Listener(TcpListener);
+
+/// Resolves a port of 0 to a real one, for every core to use. `SO_REUSEPORT` would let a second process join in
+/// silence and take half of the connections, so look first whether the port is free.
+pub fn bind(address: SocketAddr) -> io::Result<SocketAddr> {
+    StdListener::bind(address)?.local_addr()
+}
+
+impl Listener {
+    pub fn on(address: SocketAddr) -> io::Result<Self> {
+        let options = ListenerOpts::new().backlog(4096);
+        TcpListener::bind_with_config(address, &options).map(Self)
+    }
+
+    /// Gives every connection to `take` until `stop` is over, the ones that are waiting then included.
+    pub async fn run(
+        self,
+        stop: impl Future<Output = ()>,
+        mut take: impl FnMut(TcpStream, SocketAddr),
+    ) {
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            let canceller = Canceller::new();
+            let mut accepting = std::pin::pin!(self.0.cancelable_accept(canceller.handle()));
+            let accepted = monoio::select! {
+                accepted = &mut accepting => Some(accepted),
+                () = &mut stop => None,
+            };
+            match accepted {
+                Some(Ok((socket, peer))) => take(socket, peer),
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "a connection could not be accepted; raise the limit of open files if this goes on");
+                    monoio::time::sleep(PAUSE).await;
+                }
+                None => {
+                    canceller.cancel();
+                    if let Ok((socket, peer)) = accepting.await {
+                        take(socket, peer);
+                    }
+                    break;
+                }
+            }
+        }
+        while let Ok(Some(waiting)) = sys::accept_waiting(&self.0) {
+            if let (Ok(peer), Ok(socket)) = (waiting.peer_addr(), TcpStream::from_std(waiting)) {
+                take(socket, peer);
+            }
+        }
+    }
+}

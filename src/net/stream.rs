@@ -1,0 +1,89 @@
+//! A connection to a registry, with or without TLS.
+
+use std::{io, os::fd::AsRawFd as _, time::Duration};
+
+use monoio::{
+    buf::{IoBufMut as _, SliceMut},
+    io::{AsyncReadRent as _, AsyncWriteRentExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::tls::{TlsStream, Trust};
+use crate::sys;
+
+pub struct Stream(Kind);
+
+enum Kind {
+    Plain(TcpStream),
+    Tls(Box<TlsStream>),
+}
+
+impl Stream {
+    pub(super) fn plain(tcp: TcpStream) -> Self {
+        Self(Kind::Plain(tcp))
+    }
+
+    pub(super) async fn tls(tcp: TcpStream, host: &str, trust: &Trust) -> io::Result<Self> {
+        let stream = TlsStream::connect(tcp, host, trust).await?;
+        Ok(Self(Kind::Tls(Box::new(stream))))
+    }
+
+    /// Appends what comes next to `buffer`, up to its capacity; 0 is the end. After an error, a time-out
+    /// included, the stream is good for nothing.
+    pub async fn read(
+        &mut self,
+        mut buffer: Vec<u8>,
+        patience: Duration,
+    ) -> io::Result<(usize, Vec<u8>)> {
+        let start = buffer.len();
+        if start == buffer.capacity() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let reading = async {
+            match &mut self.0 {
+                Kind::Plain(tcp) => {
+                    let capacity = buffer.capacity();
+                    let slice: SliceMut<Vec<u8>> = buffer.slice_mut(start..capacity);
+                    let (result, slice) = tcp.read(slice).await;
+                    result.map(|count| (count, slice.into_inner()))
+                }
+                Kind::Tls(tls) => {
+                    buffer.resize(buffer.capacity(), 0);
+                    let count = tls
+                        .read(buffer.get_mut(start..).unwrap_or_default())
+                        .await?;
+                    buffer.truncate(start + count);
+                    Ok((count, buffer))
+                }
+            }
+        };
+        match timeout(patience, reading).await {
+            Ok(result) => result,
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    pub async fn write_all(&mut self, bytes: Vec<u8>, patience: Duration) -> io::Result<()> {
+        let writing = async {
+            match &mut self.0 {
+                Kind::Plain(tcp) => tcp.write_all(bytes).await.0.map(|_| ()),
+                Kind::Tls(tls) => tls.write_all(&bytes).await,
+            }
+        };
+        match timeout(patience, writing).await {
+            Ok(result) => result,
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    /// Whether an idle connection can take another request. Anything that arrived meanwhile spoils it.
+    pub fn is_quiet(&self) -> bool {
+        let tcp = match &self.0 {
+            Kind::Plain(tcp) => tcp,
+            Kind::Tls(tls) => tls.tcp(),
+        };
+        debug_assert!(tcp.as_raw_fd() >= 0);
+        sys::liveness(tcp) == sys::Liveness::Quiet
+    }
+}

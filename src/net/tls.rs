@@ -1,0 +1,240 @@
+//! TLS towards registries: whom to trust, and rustls over a socket of this runtime.
+//!
+//! Our own glue, because the ready-made one panics after a timed-out read and sends each 16 KiB record in a
+//! call of its own.
+
+use std::{
+    fs,
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use monoio::{
+    io::{AsyncReadRent as _, AsyncWriteRentExt as _},
+    net::TcpStream,
+};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+};
+
+/// One read of the socket: four of TLS' largest records.
+const READ_SIZE: usize = 64 << 10;
+
+/// Which certificates a registry may show.
+#[derive(Clone)]
+pub struct Trust {
+    config: Arc<ClientConfig>,
+    /// For the token exchange on the pool, which has a client of its own.
+    pub roots: Arc<Vec<CertificateDer<'static>>>,
+    pub is_unchecked: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    #[error("{path} cannot be read: {cause}", path = path.display())]
+    Unreadable { path: PathBuf, cause: io::Error },
+    #[error("{path} holds no certificate in PEM", path = path.display())]
+    NoCertificate { path: PathBuf },
+}
+
+impl Trust {
+    /// The platform's roots, or Mozilla's where it has none.
+    pub fn platform() -> Self {
+        let native = rustls_native_certs::load_native_certs().certs;
+        let mut store = RootCertStore::empty();
+        let (usable, _) = store.add_parsable_certificates(native.iter().cloned());
+        if usable == 0 {
+            store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        }
+        Self::with_roots(store, native)
+    }
+
+    pub fn from_file(path: &Path) -> Result<Self, TrustError> {
+        let pem = fs::read(path).map_err(|cause| TrustError::Unreadable {
+            path: path.to_owned(),
+            cause,
+        })?;
+        let roots: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+            .filter_map(Result::ok)
+            .collect();
+        let mut store = RootCertStore::empty();
+        let (usable, _) = store.add_parsable_certificates(roots.iter().cloned());
+        if usable == 0 {
+            return Err(TrustError::NoCertificate {
+                path: path.to_owned(),
+            });
+        }
+        Ok(Self::with_roots(store, roots))
+    }
+
+    /// Any certificate: the operator said `insecure`.
+    pub fn unchecked() -> Self {
+        let provider = Arc::new(ring::default_provider());
+        let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .expect("the provider has the default versions")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Unchecked(provider)))
+            .with_no_client_auth();
+        Self {
+            config: Arc::new(http1_only(config)),
+            roots: Arc::default(),
+            is_unchecked: true,
+        }
+    }
+
+    /// Tells apart what is trusted, for keeping connections apart.
+    pub fn identity(&self) -> usize {
+        Arc::as_ptr(&self.config).addr()
+    }
+
+    fn with_roots(store: RootCertStore, roots: Vec<CertificateDer<'static>>) -> Self {
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("the provider has the default versions")
+            .with_root_certificates(store)
+            .with_no_client_auth();
+        Self {
+            config: Arc::new(http1_only(config)),
+            roots: Arc::new(roots),
+            is_unchecked: false,
+        }
+    }
+}
+
+fn http1_only(mut config: ClientConfig) -> ClientConfig {
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config
+}
+
+#[derive(Debug)]
+struct Unchecked(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Unchecked {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A client's TLS session over a socket.
+pub(super) struct TlsStream {
+    tcp: TcpStream,
+    session: ClientConnection,
+    /// Lent to each read of the socket.
+    received: Vec<u8>,
+}
+
+impl TlsStream {
+    pub(super) async fn connect(tcp: TcpStream, host: &str, trust: &Trust) -> io::Result<Self> {
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+            .unwrap_or(host);
+        let name = ServerName::try_from(bare.to_owned()).map_err(io::Error::other)?;
+        let session =
+            ClientConnection::new(Arc::clone(&trust.config), name).map_err(io::Error::other)?;
+        let mut stream = Self {
+            tcp,
+            session,
+            received: Vec::new(),
+        };
+        stream.flush().await?;
+        while stream.session.is_handshaking() {
+            if stream.receive().await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        stream.flush().await?;
+        Ok(stream)
+    }
+
+    pub(super) fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
+    /// Reads into `buffer` from `start` on.
+    pub(super) async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.session.reader().read(buffer) {
+                Ok(count) => return Ok(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+            self.receive().await?;
+        }
+    }
+
+    pub(super) async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        // Requests only: a few KiB, which the session buffers without a limit.
+        self.session.set_buffer_limit(None);
+        self.session.writer().write_all(bytes)?;
+        self.flush().await
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        while self.session.wants_write() {
+            let mut records = Vec::new();
+            self.session.write_tls(&mut records)?;
+            let (result, _) = self.tcp.write_all(records).await;
+            result?;
+        }
+        Ok(())
+    }
+
+    /// One read of the socket. At its end the session decides whether that was a proper close.
+    async fn receive(&mut self) -> io::Result<usize> {
+        let mut buffer = std::mem::take(&mut self.received);
+        buffer.clear();
+        buffer.reserve(READ_SIZE);
+        let (result, buffer) = self.tcp.read(buffer).await;
+        let count = result?;
+        let mut rest = buffer.get(..count).unwrap_or_default();
+        loop {
+            let taken = self.session.read_tls(&mut rest)?;
+            self.session
+                .process_new_packets()
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            if taken == 0 || rest.is_empty() {
+                break;
+            }
+        }
+        self.received = buffer;
+        self.flush().await?;
+        Ok(count)
+    }
+}

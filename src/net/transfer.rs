@@ -1,0 +1,202 @@
+//! Sending to a client: bytes we hold, and ranges of files that never pass through our memory.
+//!
+//! One turn sends at most a budget and then awaits the socket's writability, even if it is writable still:
+//! that await is what gives every other task of the core its turn.
+
+use std::{cell::RefCell, fs::File, io, ops::Range, rc::Rc, time::Duration};
+
+use monoio::{net::TcpStream, time::timeout};
+
+use crate::sys::{self, More, Pipe, Sent};
+
+/// What one response may send in one turn. Sub-millisecond tails for the others, and no dearer per byte.
+const BUDGET: usize = 256 << 10;
+/// Up to here a copy is cheaper than a pipe: one read, and one send together with the head.
+const COPIED: usize = 64 << 10;
+const PIPE_SIZE: usize = 1 << 20;
+/// A pipe below this is what the kernel gives a user who has used up his budget of pages.
+const SMALLEST_PIPE: usize = 64 << 10;
+/// Idle pipes a core keeps; each holds no pages.
+const MOST_PIPES: usize = 64;
+
+/// One core's sender: it keeps the pipes.
+#[derive(Default)]
+pub struct Transfer {
+    pipes: RefCell<Vec<Pipe>>,
+}
+
+impl Transfer {
+    pub fn new() -> Rc<Self> {
+        Rc::default()
+    }
+
+    /// `patience`: how long the client may take no byte at all.
+    pub async fn send(
+        &self,
+        socket: &TcpStream,
+        mut bytes: &[u8],
+        more: More,
+        patience: Duration,
+    ) -> io::Result<()> {
+        let mut budget = BUDGET;
+        while !bytes.is_empty() {
+            let piece = bytes.get(..budget.min(bytes.len())).unwrap_or(bytes);
+            let piece_more = if piece.len() < bytes.len() {
+                More::Follows
+            } else {
+                more
+            };
+            match sys::send(socket, piece, piece_more) {
+                Ok(count) => {
+                    bytes = bytes.get(count..).unwrap_or_default();
+                    budget = budget.saturating_sub(count);
+                    if bytes.is_empty() {
+                        break;
+                    }
+                    if budget > 0 && count == piece.len() {
+                        continue;
+                    }
+                }
+                Err(error) if is_transient(&error) => {}
+                Err(error) => return Err(error),
+            }
+            budget = BUDGET;
+            writable(socket, patience).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends `head`, then `range` of `file`; both may be empty. `more`: whether another piece follows the range.
+    pub async fn send_file(
+        &self,
+        socket: &TcpStream,
+        head: &[u8],
+        file: &File,
+        range: Range<u64>,
+        more: More,
+        patience: Duration,
+    ) -> io::Result<()> {
+        let size = range.end.saturating_sub(range.start);
+        if let Ok(size) = usize::try_from(size)
+            && size <= COPIED
+        {
+            if let Some(joined) = read_behind(head, file, range.start, size)? {
+                return self.send(socket, &joined, more, patience).await;
+            }
+        }
+        if !head.is_empty() {
+            self.send(socket, head, More::Follows, patience).await?;
+        }
+        match self.take_pipe() {
+            Some(mut pipe) => {
+                splice(socket, &mut pipe, file, range, more, patience).await?;
+                // Only an empty pipe comes back: on any error above it is closed with what it holds.
+                let mut pipes = self.pipes.borrow_mut();
+                if pipe.held() == 0 && pipes.len() < MOST_PIPES {
+                    pipes.push(pipe);
+                }
+                Ok(())
+            }
+            None => send_from_file(socket, file, range, patience).await,
+        }
+    }
+
+    fn take_pipe(&self) -> Option<Pipe> {
+        let kept = self.pipes.borrow_mut().pop();
+        kept.or_else(|| Pipe::with_capacity(PIPE_SIZE, SMALLEST_PIPE).ok())
+    }
+}
+
+/// `head` and the file's bytes in one buffer, if the page cache has them.
+fn read_behind(head: &[u8], file: &File, offset: u64, size: usize) -> io::Result<Option<Vec<u8>>> {
+    let mut joined = vec![0; head.len() + size];
+    let (front, body) = joined.split_at_mut(head.len());
+    front.copy_from_slice(head);
+    let mut filled = 0;
+    while filled < size {
+        let rest = body.get_mut(filled..).unwrap_or_default();
+        match sys::read_if_cached(file, rest, offset + filled as u64) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => filled += count,
+            // Not in memory, or a file system that cannot tell: the general way does it.
+            Err(_) => return Ok(None),
+        }
+    }
+    Ok(Some(joined))
+}
+
+async fn splice(
+    socket: &TcpStream,
+    pipe: &mut Pipe,
+    file: &File,
+    range: Range<u64>,
+    more: More,
+    patience: Duration,
+) -> io::Result<()> {
+    let mut offset = range.start;
+    let mut budget = BUDGET;
+    while offset < range.end || pipe.held() > 0 {
+        if pipe.held() == 0 {
+            let left = usize::try_from(range.end - offset).unwrap_or(usize::MAX);
+            match pipe.fill(file, offset, left.min(pipe.capacity()).min(BUDGET)) {
+                // The file is shorter than it was said to be.
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => offset += count as u64,
+                Err(error) if is_transient(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let piece_more = if offset < range.end {
+            More::Follows
+        } else {
+            more
+        };
+        let sent = match pipe.drain(socket, piece_more)? {
+            Sent::Bytes(count) => count,
+            Sent::Full => 0,
+        };
+        budget = budget.saturating_sub(sent);
+        let is_done = offset == range.end && pipe.held() == 0;
+        if !is_done && (sent == 0 || budget == 0) {
+            budget = BUDGET;
+            writable(socket, patience).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The way without a pipe.
+async fn send_from_file(
+    socket: &TcpStream,
+    file: &File,
+    range: Range<u64>,
+    patience: Duration,
+) -> io::Result<()> {
+    let mut offset = range.start;
+    while offset < range.end {
+        let left = usize::try_from(range.end - offset).unwrap_or(usize::MAX);
+        match sys::send_file(socket, file, offset, left.min(BUDGET))? {
+            Sent::Bytes(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Sent::Bytes(count) => offset += count as u64,
+            Sent::Full => {}
+        }
+        if offset < range.end {
+            writable(socket, patience).await?;
+        }
+    }
+    Ok(())
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+async fn writable(socket: &TcpStream, patience: Duration) -> io::Result<()> {
+    match timeout(patience, socket.writable(false)).await {
+        Ok(result) => result,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}

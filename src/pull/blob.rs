@@ -1,0 +1,273 @@
+//! A blob: may this holder have it, who has it, and if nobody has, fetch it once for all who ask.
+
+use std::{ops::Range, rc::Rc};
+
+use super::{
+    Access, Pull, PullError,
+    body::{Body, HELD_BACK, Passing},
+};
+use crate::{
+    cache::{Blob, Ending, Fill, FillError, FillWriter, Opened, Presence, Reader, Release},
+    oci::Digest,
+    telemetry::metrics::{self, Counter},
+    upstream::{self, BlobBody, FetchError, FetchedBlob, Login},
+};
+
+/// How often we come back to a blob whose claim was given up by another. Then we stream it for ourselves.
+const MOST_ROUNDS: usize = 16;
+
+/// A blob whose bytes can be had.
+pub enum OpenBlob {
+    /// The client is to fetch it there itself. Byte-exact: signatures cover the spelling.
+    Redirect { status: u16, location: String },
+    Content(Content),
+}
+
+/// What is known without its bytes.
+pub enum BlobHead {
+    Redirect { status: u16, location: String },
+    /// A registry may leave the size out.
+    Found { size: Option<u64> },
+}
+
+pub struct Content {
+    size: Option<u64>,
+    source: ContentSource,
+}
+
+enum ContentSource {
+    Stored(Blob),
+    Following(Reader),
+    Passing(Digest, upstream::Body),
+    Collected(Vec<u8>),
+}
+
+impl Content {
+    /// `None`: the end will show it.
+    pub fn size(&self) -> Option<u64> {
+        self.size
+    }
+
+    /// The bytes of `range`; all of them where the size is not known.
+    pub fn into_body(self, range: Range<u64>) -> Body {
+        match self.source {
+            ContentSource::Stored(blob) => Body::stored(blob, range),
+            ContentSource::Following(reader) => Body::following(reader, range),
+            ContentSource::Passing(digest, body) => Body::passing(Passing::new(digest, body, range)),
+            ContentSource::Collected(bytes) => {
+                let place = |position| usize::try_from(position).unwrap_or(usize::MAX).min(bytes.len());
+                let part = bytes.get(place(range.start)..place(range.end)).unwrap_or_default();
+                Body::bytes(part.to_vec())
+            }
+        }
+    }
+}
+
+impl Pull {
+    pub async fn blob(self: &Rc<Self>, access: &Access, digest: &Digest) -> Result<OpenBlob, PullError> {
+        if self.proofs.find(&access.holder, digest).is_none()
+            && self.cache.presence(digest) != Presence::Absent
+            && let Some(redirect) = self.prove(access, digest).await?
+        {
+            return Ok(redirect);
+        }
+        for _ in 0..MOST_ROUNDS {
+            if self.redirecting.borrow().contains(&access.registry) && self.cache.presence(digest) == Presence::Absent {
+                break;
+            }
+            match self.cache.open(digest).await? {
+                Opened::Stored(blob) => {
+                    metrics::add(Counter::BlobHits, 1);
+                    return Ok(stored(blob));
+                }
+                // From absent to filling in between: by another, whose proof is not ours.
+                Opened::Filling(_) if self.proofs.find(&access.holder, digest).is_none() => {
+                    if let Some(redirect) = self.prove(access, digest).await? {
+                        return Ok(redirect);
+                    }
+                }
+                Opened::Filling(reader) => match self.follow(access, digest, reader).await? {
+                    Some(content) => {
+                        metrics::add(Counter::BlobFollows, 1);
+                        return Ok(OpenBlob::Content(content));
+                    }
+                    None => continue,
+                },
+                Opened::Missing(fill) => return self.fetch_into(access, digest, fill).await,
+            }
+        }
+        self.fetch_for_one(access, digest).await
+    }
+
+    pub async fn blob_head(&self, access: &Access, digest: &Digest) -> Result<BlobHead, PullError> {
+        if self.proofs.find(&access.holder, digest).is_some()
+            && let Presence::Stored { size } = self.cache.presence(digest)
+        {
+            return Ok(BlobHead::Found { size: Some(size) });
+        }
+        let login = self.login(&access.caller, &access.registry, &access.repository).await?;
+        Ok(match self.upstream.blob_head(access.source(&login), digest).await? {
+            upstream::BlobHead::Redirect { status, location } => BlobHead::Redirect { status, location },
+            upstream::BlobHead::Found { size } => {
+                self.proofs.add(&access.holder, *digest, size);
+                BlobHead::Found { size }
+            }
+        })
+    }
+
+    /// The cache has it; the registry says whether this holder may have it too. A redirect is its yes, and
+    /// also the answer: the client goes where a stranger with the same rights would go.
+    async fn prove(&self, access: &Access, digest: &Digest) -> Result<Option<OpenBlob>, PullError> {
+        match self.blob_head_upstream(access, digest).await? {
+            // Its URL is signed for HEAD; what we have is as good.
+            upstream::BlobHead::Redirect { .. } => self.proofs.add(&access.holder, *digest, None),
+            upstream::BlobHead::Found { size } => self.proofs.add(&access.holder, *digest, size),
+        }
+        Ok(None)
+    }
+
+    async fn blob_head_upstream(&self, access: &Access, digest: &Digest) -> Result<upstream::BlobHead, PullError> {
+        let login = self.login(&access.caller, &access.registry, &access.repository).await?;
+        Ok(self.upstream.blob_head(access.source(&login), digest).await?)
+    }
+
+    /// `None`: the claim was given up, so ask again.
+    async fn follow(&self, access: &Access, digest: &Digest, reader: Reader) -> Result<Option<Content>, PullError> {
+        let failed = |cause| PullError::Fill {
+            registry: access.registry.clone(),
+            digest: *digest,
+            cause,
+        };
+        let size = match reader.size().await {
+            Ok(size) => size,
+            Err(Ending::Failed(cause)) => return Err(failed(cause)),
+            Err(Ending::Released(_) | Ending::Complete) => return Ok(None),
+        };
+        // Nothing of a blob this small is released before it is verified, so wait: an error can then
+        // still be told in words.
+        if size <= HELD_BACK as u64 {
+            match reader.ended().await {
+                Ending::Complete => {}
+                Ending::Failed(cause) => return Err(failed(cause)),
+                Ending::Released(_) => return Ok(None),
+            }
+        }
+        Ok(Some(Content {
+            size: Some(size),
+            source: ContentSource::Following(reader),
+        }))
+    }
+
+    /// We hold the claim: all who ask now wait for us.
+    async fn fetch_into(self: &Rc<Self>, access: &Access, digest: &Digest, fill: Fill) -> Result<OpenBlob, PullError> {
+        let login = self.login(&access.caller, &access.registry, &access.repository).await?;
+        let body = match self.upstream.blob(access.source(&login), digest).await {
+            Ok(FetchedBlob::Inline(body)) => body,
+            Ok(FetchedBlob::Redirect { status, location }) => {
+                fill.release(Release::AskYourself);
+                return Ok(self.pass_redirect(access, status, location));
+            }
+            Err(error) => {
+                if concerns_everybody(&error) {
+                    fill.fail(FillError::Source(error.to_string()));
+                } else {
+                    fill.release(Release::AskYourself);
+                }
+                return Err(error.into());
+            }
+        };
+        let named = self.proofs.find(&access.holder, digest).and_then(|proof| proof.size);
+        self.proofs.add(&access.holder, *digest, body.size);
+        let Some(size) = body.size.or(named) else {
+            // Bytes that cannot be reserved cannot be cached.
+            fill.release(Release::NoRoom);
+            return self.pass(access, digest, body).await;
+        };
+        let Ok(writer) = fill.begin(size).await else { return self.pass(access, digest, body).await };
+        let reader = writer.reader();
+        monoio::spawn(run(writer, body.body));
+        match self.follow(access, digest, reader).await? {
+            Some(content) => Ok(OpenBlob::Content(content)),
+            None => self.fetch_for_one(access, digest).await,
+        }
+    }
+
+    /// Without a claim, for this client alone.
+    async fn fetch_for_one(&self, access: &Access, digest: &Digest) -> Result<OpenBlob, PullError> {
+        let login: Login = self.login(&access.caller, &access.registry, &access.repository).await?;
+        match self.upstream.blob(access.source(&login), digest).await? {
+            FetchedBlob::Redirect { status, location } => Ok(self.pass_redirect(access, status, location)),
+            FetchedBlob::Inline(body) => {
+                // The registry has changed its ways, or it redirects some blobs only.
+                self.redirecting.borrow_mut().remove(&access.registry);
+                self.proofs.add(&access.holder, *digest, body.size);
+                self.pass(access, digest, body).await
+            }
+        }
+    }
+
+    fn pass_redirect(&self, access: &Access, status: u16, location: String) -> OpenBlob {
+        metrics::add(Counter::BlobRedirects, 1);
+        if !self.redirecting.borrow().contains(&access.registry) {
+            self.redirecting.borrow_mut().insert(access.registry.clone());
+        }
+        OpenBlob::Redirect { status, location }
+    }
+
+    async fn pass(&self, access: &Access, digest: &Digest, body: BlobBody) -> Result<OpenBlob, PullError> {
+        metrics::add(Counter::BlobBypasses, 1);
+        let content = match body.size {
+            Some(size) if size <= HELD_BACK as u64 => {
+                let bytes = body.body.collect(HELD_BACK).await.map_err(|error| FetchError::Malformed {
+                    registry: access.registry.clone(),
+                    problem: format!("a blob that could not be read: {error}"),
+                })?;
+                if !digest.matches(&bytes) {
+                    metrics::add(Counter::BlobMismatches, 1);
+                    return Err(PullError::Mismatch {
+                        registry: access.registry.clone(),
+                        digest: *digest,
+                    });
+                }
+                ContentSource::Collected(bytes)
+            }
+            _ => ContentSource::Passing(*digest, body.body),
+        };
+        Ok(OpenBlob::Content(Content { size: body.size, source: content }))
+    }
+}
+
+fn stored(blob: Blob) -> OpenBlob {
+    OpenBlob::Content(Content {
+        size: Some(blob.size),
+        source: ContentSource::Stored(blob),
+    })
+}
+
+/// From the registry to the disk, for whoever follows. It belongs to no client.
+async fn run(mut writer: FillWriter, mut body: upstream::Body) {
+    loop {
+        match body.next().await {
+            Ok(Some(piece)) => {
+                metrics::add(Counter::BytesFetched, piece.len() as u64);
+                if let Err(error) = writer.write(piece).await {
+                    return writer.fail(error);
+                }
+            }
+            Ok(None) => return writer.finish().await,
+            Err(error) => return writer.fail(FillError::Source(format!("the registry's connection broke: {error}"))),
+        }
+    }
+}
+
+/// Whether another caller, with other credentials, would fare the same.
+fn concerns_everybody(error: &FetchError) -> bool {
+    match error {
+        FetchError::Unreachable { .. } | FetchError::Malformed { .. } | FetchError::Failed { .. } => true,
+        FetchError::Unknown { .. }
+        | FetchError::Refused { .. }
+        | FetchError::RateLimited { .. }
+        | FetchError::Forbidden { .. }
+        | FetchError::Busy(_) => false,
+    }
+}

@@ -1,0 +1,214 @@
+//! Manifests: byte-exact, verified, and asked of the registry no more often than needed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Access, Pull, PullError, shelf::Stored};
+use crate::{
+    oci::{Digest, Manifest, Tag, TagOrDigest},
+    telemetry::metrics::{self, Counter},
+    upstream::{FetchError, FetchedManifest, Login, ManifestHead},
+};
+
+/// How much of a manifest is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Type, size and digest.
+    Head,
+    Whole,
+}
+
+#[derive(Debug)]
+pub struct ServedManifest {
+    pub media_type: String,
+    pub digest: Digest,
+    pub size: u64,
+    /// Missing where only the head was asked for and no more was known.
+    pub bytes: Option<Bytes>,
+    /// The registry could not be asked whether the tag still means this.
+    pub is_stale: bool,
+}
+
+impl Pull {
+    pub async fn manifest(
+        &self,
+        access: &Access,
+        version: &TagOrDigest,
+        extent: Extent,
+    ) -> Result<ServedManifest, PullError> {
+        match version {
+            TagOrDigest::Digest(digest) => self.manifest_by_digest(access, digest, extent).await,
+            TagOrDigest::Tag(tag) => self.manifest_by_tag(access, tag, extent).await,
+        }
+    }
+
+    async fn manifest_by_digest(
+        &self,
+        access: &Access,
+        digest: &Digest,
+        extent: Extent,
+    ) -> Result<ServedManifest, PullError> {
+        let stored = self.shelf.find(&access.registry, &access.repository, digest);
+        if let Some(stored) = &stored
+            && self.proofs.find(&access.holder, digest).is_some()
+        {
+            metrics::add(Counter::ManifestHits, 1);
+            return Ok(self.serve(access, stored));
+        }
+        let login = self.login(&access.caller, &access.registry, &access.repository).await?;
+        let version = TagOrDigest::Digest(*digest);
+        if stored.is_some() || extent == Extent::Head {
+            let head = self.upstream.manifest_head(access.source(&login), &version).await?;
+            self.proofs.add(&access.holder, *digest, head.size);
+            if let Some(stored) = stored {
+                metrics::add(Counter::ManifestHits, 1);
+                return Ok(self.serve(access, &stored));
+            }
+            if let Some(served) = served_head(&head, *digest) {
+                return Ok(served);
+            }
+        }
+        let stored = self.fetch_manifest(access, &login, &version).await?;
+        Ok(self.serve(access, &stored))
+    }
+
+    /// A tag may move, so the registry is asked what it means unless that was done a moment ago. A HEAD does it:
+    /// it is cheap, and Docker Hub does not count it.
+    async fn manifest_by_tag(&self, access: &Access, tag: &Tag, extent: Extent) -> Result<ServedManifest, PullError> {
+        let known = self.shelf.find_tag(&access.holder, tag);
+        let stored = known.and_then(|known| self.shelf.find(&access.registry, &access.repository, &known.digest));
+        if let (Some(known), Some(stored)) = (known, &stored)
+            && known.is_fresh
+        {
+            metrics::add(Counter::ManifestHits, 1);
+            return Ok(self.serve(access, stored));
+        }
+        let version = TagOrDigest::Tag(tag.clone());
+        let asked = self.ask_for_tag(access, tag, &version, extent, known.is_some()).await;
+        match (asked, stored) {
+            (Err(PullError::Fetch(error)), Some(stored)) if is_outage(&error) => {
+                tracing::warn!(registry = %access.registry, repository = %access.repository, %tag, %error,
+                    "the registry is down; a tag is served as it was");
+                metrics::add(Counter::StaleManifests, 1);
+                let mut served = self.serve(access, &stored);
+                served.is_stale = true;
+                Ok(served)
+            }
+            (asked, _) => asked,
+        }
+    }
+
+    async fn ask_for_tag(
+        &self,
+        access: &Access,
+        tag: &Tag,
+        version: &TagOrDigest,
+        extent: Extent,
+        is_known: bool,
+    ) -> Result<ServedManifest, PullError> {
+        let login = self.login(&access.caller, &access.registry, &access.repository).await?;
+        if extent == Extent::Head || is_known {
+            let head = self.upstream.manifest_head(access.source(&login), version).await?;
+            if let Some(digest) = head.digest {
+                self.shelf.note_tag(&access.holder, tag, digest);
+                self.proofs.add(&access.holder, digest, head.size);
+                if let Some(stored) = self.shelf.find(&access.registry, &access.repository, &digest) {
+                    metrics::add(Counter::ManifestHits, 1);
+                    return Ok(self.serve(access, &stored));
+                }
+                if extent == Extent::Head
+                    && let Some(served) = served_head(&head, digest)
+                {
+                    return Ok(served);
+                }
+                let by_digest = TagOrDigest::Digest(digest);
+                let stored = self.fetch_manifest(access, &login, &by_digest).await?;
+                return Ok(self.serve(access, &stored));
+            }
+        }
+        let stored = self.fetch_manifest(access, &login, version).await?;
+        self.shelf.note_tag(&access.holder, tag, stored.digest);
+        Ok(self.serve(access, &stored))
+    }
+
+    async fn fetch_manifest(
+        &self,
+        access: &Access,
+        login: &Login,
+        version: &TagOrDigest,
+    ) -> Result<Arc<Stored>, PullError> {
+        metrics::add(Counter::ManifestFetches, 1);
+        let fetched = self.upstream.manifest(access.source(login), version).await?;
+        let stored = Arc::new(verify(access, version, fetched)?);
+        self.shelf.put(&access.registry, &access.repository, Arc::clone(&stored));
+        self.proofs.add(&access.holder, stored.digest, None);
+        Ok(stored)
+    }
+
+    /// Whoever is served a manifest has the proof for all that it names.
+    fn serve(&self, access: &Access, stored: &Stored) -> ServedManifest {
+        for named in stored.manifest.manifests.iter().chain(&stored.manifest.blobs) {
+            self.proofs.add(&access.holder, named.digest, Some(named.size));
+        }
+        ServedManifest {
+            media_type: stored.manifest.media_type.clone(),
+            digest: stored.digest,
+            size: stored.bytes.len() as u64,
+            bytes: Some(stored.bytes.clone()),
+            is_stale: false,
+        }
+    }
+}
+
+/// Nothing unverified is kept or served: by digest the body must be what was asked for, by tag what the registry
+/// says it is.
+fn verify(access: &Access, version: &TagOrDigest, fetched: FetchedManifest) -> Result<Stored, PullError> {
+    let digest = match (version, fetched.digest) {
+        (TagOrDigest::Digest(digest), _) | (TagOrDigest::Tag(_), Some(digest)) => digest,
+        (TagOrDigest::Tag(_), None) => Digest::of(&fetched.body),
+    };
+    if !digest.matches(&fetched.body) {
+        metrics::add(Counter::BlobMismatches, 1);
+        return Err(PullError::Mismatch {
+            registry: access.registry.clone(),
+            digest,
+        });
+    }
+    let manifest = Manifest::parse(fetched.content_type.as_deref(), &fetched.body);
+    let manifest = manifest.map_err(|cause| PullError::Manifest {
+        registry: access.registry.clone(),
+        cause: Arc::new(cause),
+    })?;
+    Ok(Stored {
+        digest,
+        bytes: fetched.body.into(),
+        manifest,
+    })
+}
+
+/// An answer from a HEAD alone; clients need all three fields.
+fn served_head(head: &ManifestHead, digest: Digest) -> Option<ServedManifest> {
+    let media_type = head.content_type.as_deref()?.split(';').next()?.trim();
+    if !media_type.ends_with("+json") {
+        return None;
+    }
+    Some(ServedManifest {
+        media_type: media_type.to_owned(),
+        digest,
+        size: head.size?,
+        bytes: None,
+        is_stale: false,
+    })
+}
+
+fn is_outage(error: &FetchError) -> bool {
+    match error {
+        FetchError::Unreachable { .. } | FetchError::Malformed { .. } | FetchError::RateLimited { .. } => true,
+        FetchError::Failed { status, .. } => *status >= 500,
+        FetchError::Unknown { .. }
+        | FetchError::Refused { .. }
+        | FetchError::Forbidden { .. }
+        | FetchError::Busy(_) => false,
+    }
+}

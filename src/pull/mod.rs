@@ -1,0 +1,168 @@
+//! The product's story: resolve, prove, fetch, cache, stream. It knows no status code and no socket of a client, so
+//! whoever wants an image's parts can use it, not only the server.
+//!
+//! *Presence is not permission*: the cache is shared by all, so whoever asks for content proves that he may have it
+//! (`proof.rs`) before he is served from it.
+
+mod blob;
+mod body;
+mod manifest;
+mod proof;
+mod shelf;
+
+pub use blob::{BlobHead, OpenBlob};
+pub use body::{Body, BodyError, Piece};
+pub use manifest::ServedManifest;
+pub use proof::{Holder, Proofs};
+pub use shelf::Shelf;
+
+use std::{cell::RefCell, collections::HashSet, rc::Rc, sync::Arc};
+
+use crate::{
+    blocking::{Errand, Pool, PoolError},
+    cache::{Cache, FillError},
+    credentials::{FindError, Keyring},
+    oci::{Digest, ManifestError, Reference, Registry, Repository, TagOrDigest},
+    requests::{Caller, Grant},
+    upstream::{FetchError, List, Login, Source, Upstream},
+};
+
+/// Who pulls, and from where.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// What proofs are kept under.
+    pub holder: Holder,
+    pub caller: Caller,
+    pub registry: Registry,
+    pub repository: Repository,
+}
+
+impl Access {
+    pub fn by_grant(grant: &Grant) -> Self {
+        Self {
+            holder: Holder::Token(grant.token),
+            caller: grant.caller.clone(),
+            registry: grant.image.registry.clone(),
+            repository: grant.image.repository.clone(),
+        }
+    }
+
+    pub fn anonymous(registry: Registry, repository: Repository) -> Self {
+        Self {
+            holder: Holder::Anyone(registry.clone(), repository.clone()),
+            caller: Caller::Anonymous,
+            registry,
+            repository,
+        }
+    }
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PullError {
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The caller's access ended after the name was given out.
+    #[error("{0}")]
+    Caller(Arc<FindError>),
+    #[error("tidegate is busy: {0}")]
+    Busy(#[from] PoolError),
+    #[error("{registry} sent content that is not {digest}")]
+    Mismatch { registry: Registry, digest: Digest },
+    #[error("{registry} sent a manifest that cannot be served: {cause}")]
+    Manifest { registry: Registry, cause: Arc<ManifestError> },
+    #[error("{digest} could not be fetched from {registry}: {cause}")]
+    Fill { registry: Registry, digest: Digest, cause: Arc<FillError> },
+}
+
+/// One core's part in the story; what is behind the `Arc`s is everybody's.
+pub struct Pull {
+    upstream: Upstream,
+    cache: Cache,
+    pool: Arc<Pool>,
+    keyring: Arc<Keyring>,
+    proofs: Arc<Proofs>,
+    shelf: Arc<Shelf>,
+    /// Registries seen to redirect blobs: no claim is taken for what will not be filled.
+    redirecting: RefCell<HashSet<Registry>>,
+}
+
+impl Pull {
+    pub fn new(
+        upstream: Upstream,
+        cache: Cache,
+        pool: Arc<Pool>,
+        keyring: Arc<Keyring>,
+        proofs: Arc<Proofs>,
+        shelf: Arc<Shelf>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            upstream,
+            cache,
+            pool,
+            keyring,
+            proofs,
+            shelf,
+            redirecting: RefCell::default(),
+        })
+    }
+
+    pub fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
+    /// What the image's name means now, asked with the caller's own credentials.
+    pub async fn resolve(&self, caller: &Caller, image: &Reference) -> Result<Digest, PullError> {
+        let login = self.login(caller, &image.registry, &image.repository).await?;
+        let source = Source {
+            registry: &image.registry,
+            repository: &image.repository,
+            login: &login,
+        };
+        if let Some(digest) = self.upstream.manifest_head(source, &image.version).await?.digest {
+            return Ok(digest);
+        }
+        let fetched = self.upstream.manifest(source, &image.version).await?;
+        Ok(fetched.digest.unwrap_or_else(|| Digest::of(&fetched.body)))
+    }
+
+    /// Keeps what `resolve` found for the grant that came of it, so that its first pull need not ask again.
+    pub fn note_resolution(&self, grant: &Grant, digest: Digest) {
+        let access = Access::by_grant(grant);
+        self.proofs.add(&access.holder, digest, None);
+        if let TagOrDigest::Tag(tag) = &grant.image.version {
+            self.shelf.note_tag(&access.holder, tag, digest);
+        }
+    }
+
+    pub async fn tags(&self, access: &Access, query: Option<&str>) -> Result<List, PullError> {
+        let login = self.login(&access.caller, &access.registry, &access.repository).await?;
+        Ok(self.upstream.tags(access.source(&login), query).await?)
+    }
+
+    pub async fn referrers(&self, access: &Access, digest: &Digest, query: Option<&str>) -> Result<List, PullError> {
+        let login = self.login(&access.caller, &access.registry, &access.repository).await?;
+        Ok(self.upstream.referrers(access.source(&login), digest, query).await?)
+    }
+
+    /// Whose credentials serve the caller there. On the pool: a directory may have to be asked.
+    async fn login(&self, caller: &Caller, registry: &Registry, repository: &Repository) -> Result<Login, PullError> {
+        let keyring = Arc::clone(&self.keyring);
+        let (caller, registry, repository) = (caller.clone(), registry.clone(), repository.clone());
+        let found = self.pool.run(Errand::Grants, move || keyring.find(&caller, &registry, &repository)).await?;
+        let found = found.map_err(|error| PullError::Caller(Arc::new(error)))?;
+        Ok(Login {
+            credentials: found.credentials,
+            identity: found.identity.into(),
+        })
+    }
+}
+
+impl Access {
+    fn source<'a>(&'a self, login: &'a Login) -> Source<'a> {
+        Source {
+            registry: &self.registry,
+            repository: &self.repository,
+            login,
+        }
+    }
+}

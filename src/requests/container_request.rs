@@ -1,0 +1,113 @@
+//! A submitted container request: the image, for whom, and what is kept only to describe it later.
+
+use std::{fmt, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+
+use super::ClientTime;
+use crate::{oci::Reference, secret::Secret};
+
+#[derive(Clone, Debug)]
+pub struct ContainerRequest {
+    /// The source, with the defaults of its registry filled in.
+    pub image: Reference,
+    pub caller: Caller,
+    pub details: RequestDetails,
+}
+
+/// On whose behalf an image is pulled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    Anonymous,
+    User {
+        name: String,
+        /// `None`: the user's personal workspace.
+        workspace: Option<i64>,
+        access_token: Secret<String>,
+    },
+}
+
+/// For logs. A name alone, since a workspace's number says little without it.
+impl fmt::Display for Caller {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Anonymous => formatter.write_str("anonymous"),
+            Self::User { name, .. } => formatter.write_str(name),
+        }
+    }
+}
+
+/// Nothing is decided by these. Texts are the client's own; very long ones are cut when they are recorded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestDetails {
+    /// As the client wrote it: `alpine`.
+    pub container_image: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tower_endpoint: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<ClientTime>,
+    /// Where the request came from.
+    pub address: IpAddr,
+}
+
+impl RequestDetails {
+    /// A request's body may have megabytes; a record is kept for days, and for anyone who asks.
+    pub(super) fn shortened(mut self) -> Self {
+        let optional = [
+            self.platform.as_mut(),
+            self.tower_endpoint.as_mut(),
+            self.workflow_id.as_mut(),
+            self.fingerprint.as_mut(),
+        ];
+        for text in optional
+            .into_iter()
+            .flatten()
+            .chain([&mut self.container_image])
+        {
+            shorten(text);
+        }
+        self
+    }
+}
+
+/// Guessed: known clients' texts are below 200 bytes.
+const LONGEST_DETAIL: usize = 1024;
+
+fn shorten(text: &mut String) {
+    text.truncate(text.floor_char_boundary(LONGEST_DETAIL));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        for (text, kept) in [
+            ("short".to_owned(), 5),
+            ("x".repeat(5000), LONGEST_DETAIL),
+            (format!("x{}", "é".repeat(5000)), LONGEST_DETAIL - 1),
+        ] {
+            let mut cut = text.clone();
+            shorten(&mut cut);
+            assert_eq!(cut.len(), kept, "{text}");
+            assert!(text.starts_with(&cut), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_caller_does_not_show_the_access_token() {
+        let caller = Caller::User {
+            name: "ada".to_owned(),
+            workspace: Some(1),
+            access_token: Secret::new("hunter2".to_owned()),
+        };
+        assert!(!format!("{caller:?} {caller}").contains("hunter2"));
+    }
+}

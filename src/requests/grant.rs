@@ -1,0 +1,28 @@
+//! What a token allows.
+
+use std::time::SystemTime;
+
+use super::{Caller, Token};
+use crate::oci::{Reference, Repository};
+
+/// Whoever has `token` may pull from one repository of one registry, on the caller's behalf, until `expires`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    pub token: Token,
+    /// The source, with the defaults of its registry filled in.
+    pub image: Reference,
+    pub caller: Caller,
+    pub created: SystemTime,
+    pub expires: SystemTime,
+}
+
+impl Grant {
+    pub fn is_expired(&self, now: SystemTime) -> bool {
+        self.expires <= now
+    }
+
+    /// All tags and digests of the repository are allowed: an index names its manifests by digest.
+    pub fn allows(&self, repository: &Repository) -> bool {
+        self.image.repository == *repository
+    }
+}

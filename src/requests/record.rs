@@ -1,0 +1,201 @@
+//! What is on disk of a container request, and the two things made of it: the grant and the record.
+//!
+//! ```text
+//! {"format":1, "registry":…, "repository":…, "version":…,
+//!  "user":{"name":…,"workspace":…,"access_token":<sealed>},             absent: anonymous
+//!  "details":{…}, "created":<ns since 1970>, "expires":…, "revoked":…,
+//!  "resolved_digest":…, "source_digest":…}
+//! ```
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Caller, Grant, RequestDetails, Token,
+    client_time::unix_nanoseconds,
+    seal::{SealingKey, UnsealError},
+};
+use crate::oci::{Digest, DigestError, Reference, ReferenceError};
+
+/// What is told about a container request: all but the caller's access token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub token: Token,
+    /// The source, with the defaults of its registry filled in.
+    pub image: Reference,
+    /// `None`: an anonymous caller.
+    pub user: Option<RecordedUser>,
+    pub details: RequestDetails,
+    pub created: SystemTime,
+    pub expires: SystemTime,
+    /// When it was revoked.
+    pub revoked: Option<SystemTime>,
+    /// What the image named when the request was submitted.
+    pub resolved_digest: Option<Digest>,
+    /// What it named when it was first pulled.
+    pub source_digest: Option<Digest>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordedUser {
+    pub name: String,
+    pub workspace: Option<i64>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    #[error("it has format {format}, and this tidegate knows {FORMAT}")]
+    UnknownFormat { format: u32 },
+    #[error("it is damaged")]
+    Damaged(#[from] serde_json::Error),
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    #[error(transparent)]
+    Digest(#[from] DigestError),
+    #[error("its access token cannot be unsealed")]
+    Sealed(#[from] UnsealError),
+}
+
+const FORMAT: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Entry {
+    format: u32,
+    registry: String,
+    repository: String,
+    version: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    user: Option<User>,
+    details: RequestDetails,
+    created: u64,
+    expires: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    revoked: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    resolved_digest: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    source_digest: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct User {
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    workspace: Option<i64>,
+    /// Sealed, with the token as context: it is of no use in another record.
+    access_token: String,
+}
+
+impl Entry {
+    pub(super) fn new(
+        grant: &Grant,
+        details: RequestDetails,
+        resolved: Option<Digest>,
+        key: &SealingKey,
+    ) -> Self {
+        Self {
+            format: FORMAT,
+            registry: grant.image.registry.to_string(),
+            repository: grant.image.repository.to_string(),
+            version: grant.image.version.to_string(),
+            user: match &grant.caller {
+                Caller::Anonymous => None,
+                Caller::User {
+                    name,
+                    workspace,
+                    access_token,
+                } => Some(User {
+                    name: name.clone(),
+                    workspace: *workspace,
+                    access_token: key.seal(access_token, grant.token.as_str()),
+                }),
+            },
+            details: details.shortened(),
+            created: unix_nanoseconds::from_time(grant.created),
+            expires: unix_nanoseconds::from_time(grant.expires),
+            revoked: None,
+            resolved_digest: resolved.map(|digest| digest.to_string()),
+            source_digest: None,
+        }
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        // First alone, since the rest may have changed with it.
+        let Format { format } = serde_json::from_slice(bytes)?;
+        if format != FORMAT {
+            return Err(RecordError::UnknownFormat { format });
+        }
+        Ok(serde_json::from_slice(bytes)?)
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("texts and numbers are always JSON")
+    }
+
+    pub(super) fn is_valid(&self, now: SystemTime) -> bool {
+        self.revoked.is_none() && unix_nanoseconds::from_time(now) < self.expires
+    }
+
+    pub(super) fn revoke(&mut self, now: SystemTime) {
+        self.revoked = Some(unix_nanoseconds::from_time(now));
+    }
+
+    pub(super) fn has_source_digest(&self) -> bool {
+        self.source_digest.is_some()
+    }
+
+    pub(super) fn note_source_digest(&mut self, digest: Digest) {
+        self.source_digest = Some(digest.to_string());
+    }
+
+    pub(super) fn grant(self, token: &Token, key: &SealingKey) -> Result<Grant, RecordError> {
+        Ok(Grant {
+            token: *token,
+            image: self.image()?,
+            created: unix_nanoseconds::to_time(self.created),
+            expires: unix_nanoseconds::to_time(self.expires),
+            caller: match self.user {
+                None => Caller::Anonymous,
+                Some(user) => Caller::User {
+                    access_token: key.unseal(&user.access_token, token.as_str())?,
+                    name: user.name,
+                    workspace: user.workspace,
+                },
+            },
+        })
+    }
+
+    pub(super) fn record(self, token: &Token) -> Result<Record, RecordError> {
+        Ok(Record {
+            token: *token,
+            image: self.image()?,
+            created: unix_nanoseconds::to_time(self.created),
+            expires: unix_nanoseconds::to_time(self.expires),
+            revoked: self.revoked.map(unix_nanoseconds::to_time),
+            resolved_digest: parse_digest(self.resolved_digest.as_deref())?,
+            source_digest: parse_digest(self.source_digest.as_deref())?,
+            details: self.details,
+            user: self.user.map(|user| RecordedUser {
+                name: user.name,
+                workspace: user.workspace,
+            }),
+        })
+    }
+
+    fn image(&self) -> Result<Reference, RecordError> {
+        Ok(Reference {
+            registry: self.registry.parse()?,
+            repository: self.repository.parse()?,
+            version: self.version.parse()?,
+        })
+    }
+}
+
+fn parse_digest(text: Option<&str>) -> Result<Option<Digest>, RecordError> {
+    Ok(text.map(str::parse).transpose()?)
+}

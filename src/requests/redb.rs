@@ -1,0 +1,361 @@
+//! The embedded database: `requests.redb` in the state folder.
+//!
+//! ```text
+//! requests   token                  → entry (see record.rs)
+//! expiries   (expires in ns, token) → nothing      what purging walks, oldest first
+//! meta       "key check"            → a known text, sealed with the key of this database
+//! ```
+//! Both tables of a request change in one transaction. A reader never waits; writers wait for each other, each for
+//! one fsync.
+
+use std::{
+    error::Error,
+    fs::{File, OpenOptions},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use redb::{
+    Builder, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    backends::FileBackend,
+};
+
+use super::{
+    OpenError, StoreError, Token,
+    seal::{SealingKey, ensure_private},
+};
+use crate::secret::Secret;
+
+const REQUESTS: TableDefinition<&str, &[u8]> = TableDefinition::new("requests");
+const EXPIRIES: TableDefinition<(u64, &str), ()> = TableDefinition::new("expiries");
+const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
+
+const KEY_CHECK: &str = "key check";
+
+pub(super) struct Database {
+    path: PathBuf,
+    /// `None` only while it is broken.
+    opened: RwLock<Option<redb::Database>>,
+    /// After one failed write, as on a full disk, the library refuses all work until the file is opened again.
+    is_broken: AtomicBool,
+    open_file: OpenFile,
+}
+
+/// Another one in tests only, to make it fail.
+type OpenFile = Box<dyn Fn(File) -> Result<redb::Database, DatabaseError> + Send + Sync>;
+
+impl Database {
+    pub(super) fn open(state_directory: &Path) -> Result<Self, OpenError> {
+        Self::open_with(
+            state_directory,
+            Box::new(|file| builder().create_with_backend(FileBackend::new(file)?)),
+        )
+    }
+
+    fn open_with(state_directory: &Path, open_file: OpenFile) -> Result<Self, OpenError> {
+        let path = state_directory.join("requests.redb");
+        let opened = open_database(&path, &open_file)?;
+        create_tables(&opened).map_err(|cause| damaged(&path, cause))?;
+        Ok(Self {
+            path,
+            opened: RwLock::new(Some(opened)),
+            is_broken: AtomicBool::new(false),
+            open_file,
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether `key` is the one that this database is used with; a new database takes any, for good.
+    pub(super) fn was_written_with(&self, key: &SealingKey) -> Result<bool, StoreError> {
+        self.run(|database| {
+            let writing = database.begin_write()?;
+            {
+                let mut meta = writing.open_table(META)?;
+                if let Some(sealed) = meta.get(KEY_CHECK)? {
+                    return Ok(key.unseal(sealed.value(), KEY_CHECK).is_ok());
+                }
+                let sealed = key.seal(&Secret::default(), KEY_CHECK);
+                meta.insert(KEY_CHECK, sealed.as_str())?;
+            }
+            writing.commit()?;
+            Ok(true)
+        })
+    }
+
+    pub(super) fn read(&self, token: &Token) -> Result<Option<Vec<u8>>, StoreError> {
+        self.run(|database| {
+            let requests = database.begin_read()?.open_table(REQUESTS)?;
+            let entry = requests.get(token.as_str())?;
+            Ok(entry.map(|entry| entry.value().to_owned()))
+        })
+    }
+
+    /// Whether it was inserted: not if there is an entry for this token already.
+    pub(super) fn insert(
+        &self,
+        token: &Token,
+        expires: u64,
+        entry: &[u8],
+    ) -> Result<bool, StoreError> {
+        self.run(|database| {
+            let writing = database.begin_write()?;
+            {
+                let mut requests = writing.open_table(REQUESTS)?;
+                if requests.get(token.as_str())?.is_some() {
+                    return Ok(false);
+                }
+                requests.insert(token.as_str(), entry)?;
+                let mut expiries = writing.open_table(EXPIRIES)?;
+                expiries.insert((expires, token.as_str()), ())?;
+            }
+            writing.commit()?;
+            Ok(true)
+        })
+    }
+
+    /// Replaces an entry by what `change` makes of it, unless that is `None`. Whether it was replaced.
+    pub(super) fn update(
+        &self,
+        token: &Token,
+        change: impl FnOnce(&[u8]) -> Result<Option<Vec<u8>>, StoreError>,
+    ) -> Result<bool, StoreError> {
+        self.run(|database| {
+            let writing = database.begin_write()?;
+            {
+                let mut requests = writing.open_table(REQUESTS)?;
+                let entry = requests
+                    .get(token.as_str())?
+                    .map(|it| it.value().to_owned());
+                let changed = match entry.map(|entry| change(&entry)).transpose() {
+                    Ok(changed) => changed.flatten(),
+                    Err(error) => return Ok(Err(error)),
+                };
+                let Some(changed) = changed else {
+                    return Ok(Ok(false));
+                };
+                requests.insert(token.as_str(), changed.as_slice())?;
+            }
+            writing.commit()?;
+            Ok(Ok(true))
+        })?
+    }
+
+    /// Deletes some of the requests that expired before an instant, and says how many: none when no more are left.
+    pub(super) fn purge_some(&self, before: u64) -> Result<usize, StoreError> {
+        self.run(|database| {
+            let oldest = oldest(database, before)?;
+            if oldest.is_empty() {
+                return Ok(0);
+            }
+            let writing = database.begin_write()?;
+            {
+                let mut requests = writing.open_table(REQUESTS)?;
+                let mut expiries = writing.open_table(EXPIRIES)?;
+                for (expires, token) in &oldest {
+                    requests.remove(token.as_str())?;
+                    expiries.remove((*expires, token.as_str()))?;
+                }
+            }
+            writing.commit()?;
+            Ok(oldest.len())
+        })
+    }
+
+    fn run<T>(
+        &self,
+        errand: impl FnOnce(&redb::Database) -> Result<T, redb::Error>,
+    ) -> Result<T, StoreError> {
+        if self.is_broken.load(Ordering::Acquire) {
+            self.reopen().map_err(failed)?;
+        }
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        // Another has just found it broken; he opens it again, or says why not.
+        let database = opened.as_ref().ok_or(redb::Error::DatabaseClosed);
+        let outcome = database.map_err(failed)?;
+        errand(outcome).map_err(|error| {
+            if needs_reopening(&error) {
+                // Still under the lock: who reopens it waits for us, so this cannot be about the next one.
+                self.is_broken.store(true, Ordering::Release);
+            }
+            failed(error)
+        })
+    }
+
+    fn reopen(&self) -> Result<(), OpenError> {
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        if self.is_broken.load(Ordering::Acquire) {
+            // Closed first, because it is locked as long as it is open.
+            *opened = None;
+            *opened = Some(open_database(&self.path, &self.open_file)?);
+            self.is_broken.store(false, Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
+fn open_database(path: &Path, open_file: &OpenFile) -> Result<redb::Database, OpenError> {
+    let failed = |cause| OpenError::File {
+        path: path.to_owned(),
+        cause,
+    };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    ensure_private(&file, path)?;
+    open_file(file).map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse {
+            state_directory: path.parent().unwrap_or(path).to_owned(),
+        },
+        DatabaseError::Storage(StorageError::Io(cause)) => failed(cause),
+        cause => damaged(path, cause.into()),
+    })
+}
+
+fn builder() -> Builder {
+    /// Guessed: the inner pages of a million requests. The library's own default is 1 GiB.
+    const CACHE_BYTES: usize = 16 << 20;
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+/// So that readers find them.
+fn create_tables(database: &redb::Database) -> Result<(), redb::Error> {
+    let writing = database.begin_write()?;
+    writing.open_table(REQUESTS)?;
+    writing.open_table(EXPIRIES)?;
+    writing.open_table(META)?;
+    writing.commit()?;
+    Ok(())
+}
+
+fn oldest(database: &redb::Database, before: u64) -> Result<Vec<(u64, String)>, redb::Error> {
+    /// Some milliseconds: new requests wait for the transaction that deletes them.
+    const PURGE_COUNT: usize = if cfg!(test) { 2 } else { 1000 };
+    let expiries = database.begin_read()?.open_table(EXPIRIES)?;
+    let mut oldest = Vec::new();
+    for expiry in expiries.range(..(before, ""))?.take(PURGE_COUNT) {
+        let (key, _) = expiry?;
+        let (expires, token) = key.value();
+        oldest.push((expires, token.to_owned()));
+    }
+    Ok(oldest)
+}
+
+fn needs_reopening(error: &redb::Error) -> bool {
+    matches!(
+        error,
+        redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::LockPoisoned(_)
+    )
+}
+
+fn damaged(path: &Path, cause: redb::Error) -> OpenError {
+    OpenError::Database {
+        path: path.to_owned(),
+        cause: cause.into(),
+    }
+}
+
+fn failed(cause: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
+    StoreError::Database {
+        cause: cause.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, sync::Arc};
+
+    use redb::StorageBackend;
+
+    use super::*;
+
+    /// Refuses to grow, as on a full disk: what the file has already can still be overwritten.
+    #[derive(Debug)]
+    struct Flaky {
+        file: FileBackend,
+        is_full: Arc<AtomicBool>,
+    }
+
+    impl Flaky {
+        fn ensure_room(&self, size: u64) -> io::Result<()> {
+            if self.is_full.load(Ordering::SeqCst) && size > self.len()? {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            Ok(())
+        }
+    }
+
+    impl StorageBackend for Flaky {
+        fn len(&self) -> io::Result<u64> {
+            self.file.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.file.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.ensure_room(len)?;
+            self.file.set_len(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.file.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.ensure_room(offset + data.len() as u64)?;
+            self.file.write(offset, data)
+        }
+
+        fn close(&self) -> io::Result<()> {
+            self.file.close()
+        }
+    }
+
+    #[test]
+    fn a_disk_that_was_full_breaks_nothing_for_good() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let is_full = Arc::new(AtomicBool::new(false));
+        let shared = Arc::clone(&is_full);
+        let open_file: OpenFile = Box::new(move |file| {
+            builder().create_with_backend(Flaky {
+                file: FileBackend::new(file)?,
+                is_full: Arc::clone(&shared),
+            })
+        });
+        let database =
+            Database::open_with(folder.path(), open_file).unwrap_or_else(|e| panic!("{e}"));
+        let [before, during, after] = [Token::random(), Token::random(), Token::random()];
+        assert_eq!(database.insert(&before, 1, b"before").ok(), Some(true));
+        is_full.store(true, Ordering::SeqCst);
+        let large = vec![b'x'; 16 << 20];
+        for _ in 0..3 {
+            assert!(database.insert(&during, 1, &large).is_err());
+            let found = database.read(&before).unwrap_or_else(|e| panic!("{e:?}"));
+            assert_eq!(found, Some(b"before".to_vec()));
+        }
+        is_full.store(false, Ordering::SeqCst);
+        assert_eq!(database.insert(&after, 1, b"after").ok(), Some(true));
+        for (token, expected) in [
+            (before, Some(b"before".to_vec())),
+            (during, None),
+            (after, Some(b"after".to_vec())),
+        ] {
+            assert_eq!(database.read(&token).ok(), Some(expected), "{token}");
+        }
+    }
+}

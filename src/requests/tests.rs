@@ -1,0 +1,416 @@
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use super::*;
+use crate::secret::Secret;
+
+const ACCESS_TOKEN: &str = "eyJ0aWQiOiAxMjM0fS5hY2Nlc3MtdG9rZW4tb2YtYWRh";
+
+fn open(folder: &Path) -> Requests {
+    Requests::open(folder, &Options::default()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn open_error(folder: &Path) -> OpenError {
+    match Requests::open(folder, &Options::default()) {
+        Ok(_) => panic!("{} was opened", folder.display()),
+        Err(error) => error,
+    }
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+fn ada() -> Caller {
+    Caller::User {
+        name: "ada".to_owned(),
+        workspace: Some(1),
+        access_token: Secret::new(ACCESS_TOKEN.to_owned()),
+    }
+}
+
+fn request(image: &str, caller: Caller) -> ContainerRequest {
+    ContainerRequest {
+        image: image
+            .parse()
+            .unwrap_or_else(|error| panic!("{image}: {error}")),
+        caller,
+        details: RequestDetails {
+            container_image: image.to_owned(),
+            platform: Some("linux/amd64".to_owned()),
+            tower_endpoint: None,
+            workflow_id: None,
+            fingerprint: Some("f1".to_owned()),
+            timestamp: "2026-03-04T05:06:07+01:00".parse().ok(),
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        },
+    }
+}
+
+fn issue(requests: &Requests, now: SystemTime) -> Arc<Grant> {
+    requests
+        .issue(request("quay.io/acme/app:v1", ada()), None, now)
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn find(requests: &Requests, token: &Token, now: SystemTime) -> Option<Arc<Grant>> {
+    requests
+        .find(token, now)
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn record(requests: &Requests, token: &Token) -> Option<Record> {
+    requests
+        .record(token)
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn revoke(requests: &Requests, token: &Token, now: SystemTime) -> bool {
+    requests
+        .revoke(token, now)
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn a_grant_survives_a_restart() {
+    let folder = folder();
+    let now = SystemTime::now();
+    for caller in [ada(), Caller::Anonymous] {
+        for image in ["alpine", "quay.io/acme/app:v1", "localhost:5000/a/b:c"] {
+            let requests = open(folder.path());
+            let issued = requests
+                .issue(request(image, caller.clone()), None, now)
+                .unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(requests.recent(&issued.token, now), Some(issued.clone()));
+            drop(requests);
+            let requests = open(folder.path());
+            assert_eq!(
+                requests.recent(&issued.token, now),
+                None,
+                "only on disk yet"
+            );
+            assert_eq!(find(&requests, &issued.token, now), Some(issued.clone()));
+            assert_eq!(requests.recent(&issued.token, now), Some(issued), "{image}");
+        }
+    }
+}
+
+#[test]
+fn a_grant_is_for_one_repository() {
+    let folder = folder();
+    let grant = issue(&open(folder.path()), SystemTime::now());
+    for (repository, allowed) in [
+        ("acme/app", true),
+        ("acme/application", false),
+        ("acme", false),
+        ("acme/app/debug", false),
+    ] {
+        let repository = repository.parse().expect("it is a repository");
+        assert_eq!(grant.allows(&repository), allowed, "{repository}");
+    }
+}
+
+#[test]
+fn a_grant_ends_with_its_lifetime_and_its_record_does_not() {
+    let folder = folder();
+    let requests = open(folder.path());
+    let now = SystemTime::now();
+    let grant = issue(&requests, now);
+    let last = grant.expires - Duration::from_nanos(1);
+    assert_eq!(grant.expires, grant.created + *Options::default().lifetime);
+    assert!(requests.recent(&grant.token, last).is_some());
+    assert_eq!(requests.recent(&grant.token, grant.expires), None);
+    assert_eq!(find(&requests, &grant.token, grant.expires), None);
+    assert!(!revoke(&requests, &grant.token, grant.expires));
+    drop(requests);
+    let requests = open(folder.path());
+    assert_eq!(find(&requests, &grant.token, grant.expires), None);
+    assert!(find(&requests, &grant.token, last).is_some());
+    let record = record(&requests, &grant.token).expect("records outlive grants");
+    assert_eq!(record.expires, grant.expires);
+    assert_eq!(record.revoked, None);
+}
+
+#[test]
+fn a_lifetime_without_end_is_none_that_overflows() {
+    let folder = folder();
+    let options = Options {
+        lifetime: HumanDuration(Duration::MAX),
+        record_retention: HumanDuration(Duration::MAX),
+    };
+    let requests =
+        Requests::open(folder.path(), &options).unwrap_or_else(|error| panic!("{error}"));
+    let now = SystemTime::now();
+    let grant = issue(&requests, now);
+    assert!(!grant.is_expired(now + Duration::from_secs(100 * 365 * 24 * 3600)));
+    assert_eq!(requests.purge(now).ok(), Some(0));
+}
+
+#[test]
+fn a_revoked_grant_is_gone_at_once_and_after_a_restart() {
+    let folder = folder();
+    let requests = open(folder.path());
+    let now = SystemTime::now();
+    let grant = issue(&requests, now);
+    let other = issue(&requests, now);
+    assert!(revoke(&requests, &grant.token, now));
+    assert_eq!(requests.recent(&grant.token, now), None);
+    assert_eq!(find(&requests, &grant.token, now), None);
+    assert!(
+        !revoke(&requests, &grant.token, now),
+        "it was revoked already"
+    );
+    assert!(!revoke(&requests, &Token::random(), now), "it never was");
+    drop(requests);
+    let requests = open(folder.path());
+    assert_eq!(find(&requests, &grant.token, now), None);
+    assert!(find(&requests, &other.token, now).is_some());
+    let record = record(&requests, &grant.token).expect("records outlive grants");
+    assert!(record.revoked.is_some());
+}
+
+#[test]
+fn a_grant_that_is_looked_up_while_it_is_revoked_does_not_stay() {
+    let folder = folder();
+    let now = SystemTime::now();
+    let requests = open(folder.path());
+    let tokens: Vec<Token> = (0..50).map(|_| issue(&requests, now).token).collect();
+    drop(requests);
+    // Opened again, so that each look-up has to read the disk.
+    let requests = open(folder.path());
+    for token in &tokens {
+        let is_revoked = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    loop {
+                        let was_revoked = is_revoked.load(Ordering::SeqCst);
+                        let found = find(&requests, token, now);
+                        if was_revoked {
+                            assert_eq!(found, None);
+                            break;
+                        }
+                    }
+                });
+            }
+            assert!(revoke(&requests, token, now));
+            is_revoked.store(true, Ordering::SeqCst);
+            assert_eq!(requests.recent(token, now), None);
+        });
+        assert_eq!(requests.recent(token, now), None);
+    }
+}
+
+#[test]
+fn a_record_tells_all_but_the_access_token() {
+    let folder = folder();
+    let requests = open(folder.path());
+    let now = SystemTime::now();
+    let [resolved, pulled, later] = [b"a", b"b", b"c"].map(|content| Digest::of(content));
+    let grant = requests
+        .issue(request("alpine", ada()), Some(resolved), now)
+        .unwrap_or_else(|error| panic!("{error}"));
+    let told = record(&requests, &grant.token).expect("it was issued");
+    let submitted = request("alpine", ada());
+    assert_eq!(told.image, submitted.image);
+    assert_eq!(told.details, submitted.details);
+    assert_eq!(told.created, grant.created);
+    assert_eq!(told.resolved_digest, Some(resolved));
+    assert_eq!(told.source_digest, None);
+    let user = RecordedUser {
+        name: "ada".to_owned(),
+        workspace: Some(1),
+    };
+    assert_eq!(told.user, Some(user));
+    for digest in [pulled, later] {
+        requests
+            .note_source_digest(&grant.token, digest)
+            .unwrap_or_else(|error| panic!("{error}"));
+        let told = record(&requests, &grant.token).expect("it was issued");
+        assert_eq!(told.source_digest, Some(pulled), "the first pull's stays");
+    }
+    assert!(
+        requests
+            .note_source_digest(&Token::random(), pulled)
+            .is_ok()
+    );
+    assert_eq!(record(&requests, &Token::random()), None);
+}
+
+#[test]
+fn the_access_token_is_on_disk_only_sealed() {
+    let folder = folder();
+    let requests = open(folder.path());
+    let grant = issue(&requests, SystemTime::now());
+    drop(requests);
+    let mut file_count = 0;
+    for file in fs::read_dir(folder.path()).expect("it was created") {
+        let path = file.expect("it can be listed").path();
+        let content = fs::read(&path).expect("it is ours");
+        let contains = |text: &str| content.windows(text.len()).any(|it| it == text.as_bytes());
+        assert!(!contains(ACCESS_TOKEN), "{}", path.display());
+        if path.ends_with("requests.redb") {
+            assert!(contains(grant.token.as_str()), "the search finds nothing");
+        }
+        let mode = fs::metadata(&path).expect("it is ours").mode();
+        assert_eq!(mode & 0o777, 0o600, "{}", path.display());
+        file_count += 1;
+    }
+    assert_eq!(file_count, 2);
+}
+
+#[test]
+fn another_key_is_refused_and_harms_nothing() {
+    let folder = folder();
+    let now = SystemTime::now();
+    let grant = issue(&open(folder.path()), now);
+    let path = folder.path().join("seal.key");
+    let key = fs::read(&path).expect("it was created");
+    fs::write(&path, [7; 32]).expect("it is ours");
+    assert!(matches!(
+        open_error(folder.path()),
+        OpenError::WrongKey { .. }
+    ));
+    fs::remove_file(&path).expect("it is ours");
+    assert!(matches!(
+        open_error(folder.path()),
+        OpenError::WrongKey { .. }
+    ));
+    fs::write(&path, key).expect("it is ours");
+    let requests = open(folder.path());
+    assert!(find(&requests, &grant.token, now).is_some());
+}
+
+#[test]
+fn a_sealed_access_token_is_of_no_use_in_another_record() {
+    let folder = folder();
+    let now = SystemTime::now();
+    let requests = open(folder.path());
+    let [from, to] = [issue(&requests, now).token, issue(&requests, now).token];
+    let moved = requests
+        .database
+        .read(&from)
+        .unwrap_or_else(|error| panic!("{error}"))
+        .expect("it was issued");
+    requests
+        .database
+        .update(&to, |_| Ok(Some(moved)))
+        .unwrap_or_else(|error| panic!("{error}"));
+    requests.recent.forget_revoked(&to);
+    let error = requests.find(&to, now).expect_err("the seal is another's");
+    assert!(matches!(
+        error,
+        StoreError::Record { token, cause: RecordError::Sealed(_) } if token == to
+    ));
+}
+
+#[test]
+fn records_that_cannot_be_read_are_errors_and_go_in_time() {
+    let folder = folder();
+    let now = SystemTime::now();
+    let requests = open(folder.path());
+    let good = issue(&requests, now);
+    let entry = requests
+        .database
+        .read(&good.token)
+        .unwrap_or_else(|error| panic!("{error}"))
+        .expect("it was issued");
+    let entry = String::from_utf8(entry).expect("it is JSON");
+    let damaged = [
+        String::new(),
+        "{}".to_owned(),
+        "not JSON".to_owned(),
+        entry.replace("\"format\":1", "\"format\":2"),
+        entry.replace("quay.io", "-"),
+        entry.replace("acme/app", "../app"),
+        entry.replace("127.0.0.1", "somewhere"),
+    ];
+    for text in &damaged {
+        let token = Token::random();
+        requests
+            .database
+            .insert(&token, 1, text.as_bytes())
+            .unwrap_or_else(|error| panic!("{error}"));
+        let error = requests.find(&token, now).expect_err(text).to_string();
+        assert!(error.contains(&token.as_str()[..4]), "{error}");
+        assert!(!error.contains(token.as_str()), "{error}");
+        assert!(requests.record(&token).is_err(), "{text}");
+    }
+    assert_eq!(requests.purge(now).ok(), Some(damaged.len()));
+    assert!(find(&requests, &good.token, now).is_some());
+}
+
+#[test]
+fn records_are_purged_when_they_have_been_kept_long_enough() {
+    let folder = folder();
+    let requests = open(folder.path());
+    let now = SystemTime::now();
+    let options = Options::default();
+    let older = issue(&requests, now);
+    let newer = issue(&requests, now + Duration::from_secs(60));
+    let kept_until = older.expires + *options.record_retention;
+    for (moment, purged) in [
+        (now, 0),
+        (older.expires, 0),
+        (kept_until, 0),
+        (kept_until + Duration::from_secs(1), 1),
+        (kept_until + Duration::from_secs(1), 0),
+    ] {
+        assert_eq!(requests.purge(moment).ok(), Some(purged), "{moment:?}");
+    }
+    assert_eq!(record(&requests, &older.token), None);
+    assert!(record(&requests, &newer.token).is_some());
+    assert_eq!(requests.purge(SystemTime::UNIX_EPOCH).ok(), Some(0));
+}
+
+#[test]
+fn a_state_folder_has_one_user() {
+    let folder = folder();
+    let state_directory = folder.path().join("new/state");
+    let first = open(&state_directory);
+    let mode = fs::metadata(&state_directory)
+        .expect("it was created")
+        .mode();
+    assert_eq!(mode & 0o777, 0o700);
+    let error = open_error(&state_directory);
+    assert!(matches!(error, OpenError::InUse { .. }), "{error}");
+    assert!(error.to_string().contains("another tidegate"), "{error}");
+    drop(first);
+    open(&state_directory);
+}
+
+#[test]
+fn what_cannot_be_used_as_state_is_refused() {
+    let folder = folder();
+    let file = folder.path().join("file");
+    fs::write(&file, "").expect("the folder is ours");
+    assert!(matches!(open_error(&file), OpenError::File { .. }));
+
+    let exposed = folder.path().join("exposed");
+    drop(open(&exposed));
+    let database = exposed.join("requests.redb");
+    fs::set_permissions(&database, fs::Permissions::from_mode(0o644)).expect("it is ours");
+    assert!(matches!(open_error(&exposed), OpenError::Exposed { path } if path == database));
+
+    let foreign = folder.path().join("foreign");
+    drop(open(&foreign));
+    fs::write(foreign.join("requests.redb"), "a text").expect("it is ours");
+    let error = open_error(&foreign);
+    assert!(error.to_string().contains("requests.redb"), "{error}");
+}
+
+#[test]
+fn options_have_defaults() {
+    let options: Options = toml::from_str("").expect("all is optional");
+    assert_eq!(options.lifetime.to_string(), "1day 12h");
+    let options: Options = toml::from_str(r#"lifetime = "1h""#).expect("it is a duration");
+    assert_eq!(options.lifetime.to_string(), "1h");
+    assert_eq!(options.record_retention.to_string(), "7days");
+    assert!(toml::from_str::<Options>("lifetimes = 1").is_err());
+}

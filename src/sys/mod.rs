@@ -1,0 +1,22 @@
+//! The system calls that std and monoio do not offer, wrapped so that nobody else needs `unsafe`.
+#![expect(
+    unsafe_code,
+    reason = "the one place for it: each block states why it is sound"
+)]
+
+mod file;
+mod signals;
+mod socket;
+mod splice;
+
+pub use file::{preallocate, read_if_cached};
+pub use signals::Signals;
+pub use socket::{Liveness, More, accept_waiting, liveness, prepare_accepted, send};
+pub use splice::{Pipe, Sent, send_file};
+
+use std::io;
+
+/// A system call's answer: `-1` means that `errno` has the reason.
+fn checked(answer: isize) -> io::Result<usize> {
+    usize::try_from(answer).map_err(|_| io::Error::last_os_error())
+}

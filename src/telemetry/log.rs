@@ -1,0 +1,51 @@
+//! Log lines, to standard error. They leave through a thread of their own: a terminal that does not read
+//! must not stop a core. Lines that find its queue full are dropped.
+
+use tracing::level_filters::LevelFilter;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::{
+    filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
+
+use super::{Access, Format, Level, Options};
+
+/// The target of access lines.
+pub const ACCESS: &str = "access";
+
+/// Lines that may wait for the terminal.
+const QUEUE: usize = 16_384;
+
+/// Keep it until the end: dropping it writes what is left.
+#[must_use]
+pub struct Log(#[expect(dead_code, reason = "held for its drop")] WorkerGuard);
+
+pub fn start(options: &Options) -> Log {
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(QUEUE)
+        .lossy(true)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    let level = match options.level {
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+    };
+    let access = match options.access {
+        Access::On => level,
+        Access::Off => LevelFilter::OFF,
+    };
+    let filter = Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_target("tidegate", level)
+        .with_target(ACCESS, access);
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .with_ansi(false);
+    match options.format {
+        Format::Text => registry.with(lines.with_target(false)).init(),
+        Format::Json => registry.with(lines.json().flatten_event(true)).init(),
+    }
+    Log(guard)
+}

@@ -1,0 +1,463 @@
+//! What to say to a registry so that it lets us in: the challenges learnt, the tokens obtained.
+//!
+//! A token is kept under everything that it depends on: the registry's origin, realm, service, scope and the
+//! identity of the credentials. A key with less has served one tenant's token to another elsewhere. One
+//! exchange per key is under way at a time; those who ask meanwhile share its answer, a refusal too.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use super::{
+    endpoint::Endpoint,
+    error::FetchError,
+    token::{BearerToken, TokenError, TokenRequest, basic},
+};
+use crate::{
+    blocking::{self, Errand, Pool, Sender, lock},
+    http::{Challenge, Origin},
+    oci::{Credentials, Repository},
+    secret::Secret,
+};
+
+/// A bad password must not hammer the realm: Docker Hub locks the account for a quarter of an hour.
+const REFUSAL_AGE: Duration = Duration::from_secs(30);
+const MOST_TOKENS: usize = 16_384;
+const MOST_CHALLENGES: usize = 16_384;
+
+/// Who asks. The identity stands for the credentials in keys; it is not a secret.
+#[derive(Clone, Debug)]
+pub struct Login {
+    pub credentials: Option<Credentials>,
+    pub identity: Arc<str>,
+}
+
+impl Login {
+    pub fn who(&self) -> &'static str {
+        if self.credentials.is_some() {
+            "these credentials"
+        } else {
+            "anonymous access"
+        }
+    }
+}
+
+/// A value for `Authorization`.
+#[derive(Clone)]
+pub enum Authorization {
+    Basic(Secret<String>),
+    Bearer {
+        value: Secret<String>,
+        is_fresh: bool,
+    },
+}
+
+impl Authorization {
+    pub fn value(&self) -> &Secret<String> {
+        match self {
+            Self::Basic(value) | Self::Bearer { value, .. } => value,
+        }
+    }
+}
+
+/// Shared by all cores.
+pub struct Authorizer {
+    pool: Arc<Pool>,
+    challenges: Mutex<HashMap<(Origin, Option<Repository>), Learnt>>,
+    tokens: Arc<Mutex<HashMap<Key, State>>>,
+}
+
+/// What a registry wants to see.
+#[derive(Clone, Debug)]
+enum Learnt {
+    Basic,
+    Bearer {
+        realm: String,
+        service: Option<String>,
+        scope: Option<String>,
+    },
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    origin: Origin,
+    realm: String,
+    service: Option<String>,
+    scope: String,
+    identity: Arc<str>,
+}
+
+type Answer = Result<BearerToken, TokenError>;
+
+enum State {
+    /// Those who wait for the exchange that is under way.
+    Asking(Vec<Sender<Answer>>),
+    Held(BearerToken),
+    Refused {
+        error: TokenError,
+        until: Instant,
+    },
+}
+
+impl Authorizer {
+    pub fn new(pool: Arc<Pool>) -> Arc<Self> {
+        Arc::new(Self {
+            pool,
+            challenges: Mutex::default(),
+            tokens: Arc::default(),
+        })
+    }
+
+    /// What to send with a first request; nothing, if the registry has not told yet what it wants.
+    pub async fn authorization(
+        &self,
+        endpoint: &Endpoint,
+        repository: &Repository,
+        login: &Login,
+    ) -> Result<Option<Authorization>, FetchError> {
+        let origin = endpoint.url("/").origin;
+        let learnt = {
+            let challenges = lock(&self.challenges);
+            let own = challenges.get(&(origin.clone(), Some(repository.clone())));
+            own.or_else(|| challenges.get(&(origin, None))).cloned()
+        };
+        match learnt {
+            Some(learnt) => {
+                self.answer(endpoint, repository, login, &learnt, None)
+                    .await
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// What to send after a refusal, once; nothing, if there is nothing better. `sent` is dropped.
+    pub async fn after_refusal(
+        &self,
+        endpoint: &Endpoint,
+        repository: &Repository,
+        login: &Login,
+        challenges: &[Challenge],
+        sent: Option<&Authorization>,
+    ) -> Result<Option<Authorization>, FetchError> {
+        let origin = endpoint.url("/").origin;
+        let learnt = self.learn(&origin, repository, login, challenges);
+        let Some(learnt) = learnt else {
+            return Ok(None);
+        };
+        match (&learnt, sent) {
+            // The same again would get the same answer.
+            (Learnt::Basic, Some(Authorization::Basic(_))) => Ok(None),
+            (Learnt::Bearer { .. }, Some(Authorization::Bearer { is_fresh: true, .. })) => Ok(None),
+            _ => {
+                self.answer(endpoint, repository, login, &learnt, sent)
+                    .await
+            }
+        }
+    }
+
+    /// Chooses among the challenges: Bearer, then Basic. Without any, what was learnt before holds.
+    fn learn(
+        &self,
+        origin: &Origin,
+        repository: &Repository,
+        login: &Login,
+        challenges: &[Challenge],
+    ) -> Option<Learnt> {
+        let bearer = challenges.iter().find_map(|challenge| match challenge {
+            Challenge::Bearer {
+                realm,
+                service,
+                scope,
+                ..
+            } => Some(Learnt::Bearer {
+                realm: realm.clone(),
+                service: service.clone(),
+                scope: scope.clone().filter(|scope| is_pull_scope(scope)),
+            }),
+            Challenge::Basic { .. } => None,
+        });
+        let basic = challenges
+            .iter()
+            .any(|challenge| matches!(challenge, Challenge::Basic { .. }));
+        let learnt = match bearer {
+            Some(bearer) => bearer,
+            None if basic || (challenges.is_empty() && login.credentials.is_some()) => {
+                if !basic && let Some(known) = lock(&self.challenges).get(&(origin.clone(), None)) {
+                    return Some(known.clone());
+                }
+                Learnt::Basic
+            }
+            None => return lock(&self.challenges).get(&(origin.clone(), None)).cloned(),
+        };
+        let mut known = lock(&self.challenges);
+        if known.len() >= MOST_CHALLENGES {
+            known.clear();
+        }
+        // A scope that is not the usual one belongs to this repository (or, as ECR Public's, to all of them, and
+        // is then learnt again for each).
+        if let Learnt::Bearer {
+            realm,
+            service,
+            scope: Some(scope),
+        } = &learnt
+        {
+            if *scope != default_scope(repository) {
+                known.insert((origin.clone(), Some(repository.clone())), learnt.clone());
+            }
+            let general = Learnt::Bearer {
+                realm: realm.clone(),
+                service: service.clone(),
+                scope: None,
+            };
+            known.insert((origin.clone(), None), general);
+        } else {
+            known.insert((origin.clone(), None), learnt.clone());
+        }
+        Some(learnt)
+    }
+
+    async fn answer(
+        &self,
+        endpoint: &Endpoint,
+        repository: &Repository,
+        login: &Login,
+        learnt: &Learnt,
+        sent: Option<&Authorization>,
+    ) -> Result<Option<Authorization>, FetchError> {
+        let Learnt::Bearer {
+            realm,
+            service,
+            scope,
+        } = learnt
+        else {
+            return Ok(login
+                .credentials
+                .as_ref()
+                .map(|pair| Authorization::Basic(basic(pair))));
+        };
+        let forbidden = |rule: String| FetchError::Forbidden {
+            registry: endpoint.registry.clone(),
+            rule,
+        };
+        // A relative realm is relative to the registry.
+        let realm_url = endpoint
+            .url("/v2/")
+            .join(realm)
+            .map_err(|_| FetchError::Malformed {
+                registry: endpoint.registry.clone(),
+                problem: "a token realm that is not a URL".to_owned(),
+            })?;
+        endpoint.trusts_realm(&realm_url).map_err(forbidden)?;
+        let request = TokenRequest {
+            realm: realm_url,
+            service: service.clone(),
+            scope: scope.clone().unwrap_or_else(|| default_scope(repository)),
+            credentials: login.credentials.clone(),
+        };
+        let key = Key {
+            origin: endpoint.url("/").origin,
+            realm: realm.clone(),
+            service: service.clone(),
+            scope: request.scope.clone(),
+            identity: Arc::clone(&login.identity),
+        };
+        let (answer, is_fresh) = self.obtain(endpoint, key, request, sent).await?;
+        match answer {
+            Ok(token) => Ok(Some(Authorization::Bearer {
+                value: token.authorization,
+                is_fresh,
+            })),
+            Err(error) => Err(token_error(endpoint, repository, login, error)),
+        }
+    }
+
+    /// The token of `key`, and whether it is newer than what was `sent`.
+    async fn obtain(
+        &self,
+        endpoint: &Endpoint,
+        key: Key,
+        request: TokenRequest,
+        sent: Option<&Authorization>,
+    ) -> Result<(Answer, bool), FetchError> {
+        let (sender, receiver) = blocking::oneshot();
+        {
+            let now = Instant::now();
+            let mut tokens = lock(&self.tokens);
+            match tokens.get_mut(&key) {
+                Some(State::Held(token)) if now < token.until && !is_same(token, sent) => {
+                    return Ok((Ok(token.clone()), sent.is_some()));
+                }
+                Some(State::Refused { error, until }) if now < *until => {
+                    return Ok((Err(error.clone()), true));
+                }
+                Some(State::Asking(waiting)) => waiting.push(sender),
+                _ => {
+                    make_room(&mut tokens, now);
+                    tokens.insert(key.clone(), State::Asking(vec![sender]));
+                    let (realms, shared) = (endpoint.realms.clone(), Arc::clone(&self.tokens));
+                    let work = {
+                        let key = key.clone();
+                        move || {
+                            // Settles also if the exchange panics: those who wait are then told that nothing came.
+                            let settling = Settling {
+                                tokens: shared,
+                                key: Some(key),
+                            };
+                            let answer = realms.obtain(&request);
+                            settling.settle(answer);
+                        }
+                    };
+                    if let Err(error) = self.pool.send(Errand::Tokens, work) {
+                        tokens.remove(&key);
+                        return Err(error.into());
+                    }
+                }
+            }
+        }
+        match receiver.receive().await {
+            Some(answer) => Ok((answer, true)),
+            None => Err(blocking::PoolError::Panicked(Errand::Tokens).into()),
+        }
+    }
+}
+
+struct Settling {
+    tokens: Arc<Mutex<HashMap<Key, State>>>,
+    key: Option<Key>,
+}
+
+impl Settling {
+    fn settle(mut self, answer: Answer) {
+        let Some(key) = self.key.take() else { return };
+        let state = match &answer {
+            Ok(token) => Some(State::Held(token.clone())),
+            Err(error @ (TokenError::Refused { .. } | TokenError::RateLimited { .. })) => {
+                Some(State::Refused {
+                    error: error.clone(),
+                    until: Instant::now() + REFUSAL_AGE,
+                })
+            }
+            Err(_) => None,
+        };
+        let waiting = {
+            let mut tokens = lock(&self.tokens);
+            let before = match state {
+                Some(state) => tokens.insert(key, state),
+                None => tokens.remove(&key),
+            };
+            match before {
+                Some(State::Asking(waiting)) => waiting,
+                _ => Vec::new(),
+            }
+        };
+        for sender in waiting {
+            sender.send(answer.clone());
+        }
+    }
+}
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            lock(&self.tokens).remove(&key);
+        }
+    }
+}
+
+fn is_same(token: &BearerToken, sent: Option<&Authorization>) -> bool {
+    sent.is_some_and(|sent| sent.value() == &token.authorization)
+}
+
+fn make_room(tokens: &mut HashMap<Key, State>, now: Instant) {
+    if tokens.len() < MOST_TOKENS {
+        return;
+    }
+    tokens.retain(|_, state| match state {
+        State::Asking(_) => true,
+        State::Held(token) => now < token.until,
+        State::Refused { until, .. } => now < *until,
+    });
+    if tokens.len() >= MOST_TOKENS {
+        tokens.retain(|_, state| matches!(state, State::Asking(_)));
+    }
+}
+
+fn default_scope(repository: &Repository) -> String {
+    format!("repository:{repository}:pull")
+}
+
+/// A registry may name another repository than its path does (Artifactory, GitLab's proxy), but a pull asks for
+/// no more than to pull.
+fn is_pull_scope(scope: &str) -> bool {
+    !scope.is_empty()
+        && scope.len() <= 1024
+        && scope.split(' ').all(|one| match one.rsplit_once(':') {
+            Some((_, actions)) => actions == "pull",
+            None => !one.is_empty(),
+        })
+}
+
+fn token_error(
+    endpoint: &Endpoint,
+    repository: &Repository,
+    login: &Login,
+    error: TokenError,
+) -> FetchError {
+    let registry = endpoint.registry.clone();
+    match error {
+        TokenError::Refused { said, .. } => FetchError::Refused {
+            registry,
+            what: repository.to_string(),
+            who: login.who(),
+            said,
+        },
+        TokenError::RateLimited { retry_after, said } => FetchError::RateLimited {
+            registry,
+            retry_after,
+            said,
+        },
+        TokenError::Unreachable { .. } => FetchError::Unreachable {
+            registry,
+            cause: error.to_string(),
+        },
+        TokenError::Forbidden { rule } => FetchError::Forbidden {
+            rule: format!(
+                "{rule}; if that is meant, set allow_private = true under [registry.\"{registry}\"]"
+            ),
+            registry,
+        },
+        TokenError::Failed { status, said } => FetchError::Failed {
+            registry,
+            what: "a token".to_owned(),
+            status,
+            said,
+        },
+        TokenError::Malformed { .. } => FetchError::Malformed {
+            registry,
+            problem: error.to_string(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_scopes_that_pull_are_asked_for() {
+        for (scope, expected) in [
+            ("repository:a/b:pull", true),
+            ("repository:host:5000/a:pull", true),
+            ("aws", true),
+            ("repository:a:pull repository:b:pull", true),
+            ("repository:a:pull,push", false),
+            ("repository:a:*", false),
+            ("registry:catalog:*", false),
+            ("", false),
+        ] {
+            assert_eq!(is_pull_scope(scope), expected, "{scope}");
+        }
+    }
+}

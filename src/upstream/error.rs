@@ -1,0 +1,149 @@
+//! What came of a wish to a registry.
+
+use std::time::Duration;
+
+use crate::{blocking::PoolError, oci::Registry};
+
+/// Says what happened to the wish, in words for the client: which registry said what. Never a secret, never a
+/// signed URL.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FetchError {
+    #[error("{registry}: {what} not found{said}")]
+    Unknown {
+        registry: Registry,
+        what: String,
+        said: Said,
+    },
+    #[error("{registry}: not allowed to pull {what} with {who}{said}")]
+    Refused {
+        registry: Registry,
+        what: String,
+        who: &'static str,
+        said: Said,
+    },
+    #[error("{registry}: the rate limit is reached{said}")]
+    RateLimited {
+        registry: Registry,
+        retry_after: Option<Duration>,
+        said: Said,
+    },
+    #[error("{registry} cannot be reached: {cause}")]
+    Unreachable { registry: Registry, cause: String },
+    /// A rule of this server, which its operator can change.
+    #[error("{registry}: {rule}")]
+    Forbidden { registry: Registry, rule: String },
+    #[error("{registry} answered {status} for {what}{said}")]
+    Failed {
+        registry: Registry,
+        what: String,
+        status: u16,
+        said: Said,
+    },
+    /// It answered, and the answer makes no sense.
+    #[error("{registry} sent {problem}")]
+    Malformed { registry: Registry, problem: String },
+    #[error("tidegate is busy: {0}")]
+    Busy(#[from] PoolError),
+}
+
+/// The code and text of a registry's own error body, as far as there was one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Said(pub Option<String>);
+
+impl std::fmt::Display for Said {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            Some(text) => write!(formatter, " (it said: {text})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A registry's text may be anything: a page of HTML, control characters, a megabyte.
+const LONGEST: usize = 200;
+
+impl Said {
+    /// Reads `{"errors":[{"code","message"}]}`, `{"details"}`, or a line of plain text.
+    pub fn parse(content_type: Option<&str>, body: &[u8]) -> Self {
+        let text = match serde_json::from_slice::<serde_json::Value>(body) {
+            Ok(value) => {
+                let field = |name: &str| {
+                    value
+                        .pointer(&format!("/errors/0/{name}"))
+                        .and_then(|field| field.as_str())
+                };
+                match (field("code"), field("message")) {
+                    (Some(code), Some(message)) if !message.is_empty() => {
+                        Some(format!("{code}: {message}"))
+                    }
+                    (Some(code), _) => Some(code.to_owned()),
+                    (None, Some(message)) => Some(message.to_owned()),
+                    (None, None) => value
+                        .get("details")
+                        .and_then(|field| field.as_str())
+                        .map(str::to_owned),
+                }
+            }
+            Err(_) if content_type.is_some_and(|value| value.starts_with("text/plain")) => {
+                str::from_utf8(body).ok().map(str::to_owned)
+            }
+            Err(_) => None,
+        };
+        Self(
+            text.map(|text| clean(&text))
+                .filter(|text| !text.is_empty()),
+        )
+    }
+}
+
+fn clean(text: &str) -> String {
+    let printable = text
+        .trim()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c });
+    let mut cleaned: String = printable.take(LONGEST).collect();
+    if text.trim().chars().count() > LONGEST {
+        cleaned.push('…');
+    }
+    cleaned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registrys_words_are_read_in_the_shapes_that_exist() {
+        for (content_type, body, expected) in [
+            (
+                "application/json",
+                r#"{"errors":[{"code":"DENIED","message":"no"}]}"#,
+                Some("DENIED: no"),
+            ),
+            (
+                "application/json",
+                r#"{"errors":[{"code":"DENIED","message":""}]}"#,
+                Some("DENIED"),
+            ),
+            ("application/json", r#"{"details":"gone"}"#, Some("gone")),
+            ("application/json", "{}", None),
+            (
+                "text/plain; charset=utf-8",
+                "Too Many\r\nRequests\n",
+                Some("Too Many  Requests"),
+            ),
+            ("text/html", "<html>", None),
+            ("text/plain", "", None),
+        ] {
+            assert_eq!(
+                Said::parse(Some(content_type), body.as_bytes())
+                    .0
+                    .as_deref(),
+                expected,
+                "{body}"
+            );
+        }
+        let long = Said::parse(Some("text/plain"), "x".repeat(1000).as_bytes());
+        assert_eq!(long.0.map(|text| text.chars().count()), Some(LONGEST + 1));
+    }
+}

@@ -1,0 +1,424 @@
+//! One request and one response over HTTP/1.1, and the connections kept for the next.
+//!
+//! The other side may be hostile: heads and waits are bounded, framing that can be read in two ways is refused,
+//! and a body that ends early is an error, never an end. A connection is kept only after its response was
+//! read to the last byte, on the core that made it.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    io,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use super::Options;
+use crate::{
+    http::{
+        BodyLength, ChunkDecoder, MAX_HEAD_SIZE, Method, Origin, ResponseHead, Scheme, Url,
+        head_end, parse_response,
+    },
+    net::{Addresses, ConnectError, Dialer, Stream, Trust},
+    secret::Secret,
+    telemetry::metrics::{self, Counter},
+};
+
+/// Idle connections to one origin that a core keeps: a pull's parallel blobs.
+const MOST_IDLE: usize = 8;
+/// A hundred interim responses are an attack, eight are not.
+const MOST_INTERIM: usize = 8;
+const HEAD_BUFFER: usize = 8 << 10;
+/// What one read of a body may bring. Larger pieces mean fewer turns; this is where it stops to matter.
+const PIECE: usize = 256 << 10;
+/// What is read of a body that nobody wants, to keep its connection.
+const MOST_DISCARDED: u64 = 64 << 10;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("the connection broke: {0}")]
+    Broken(#[from] io::Error),
+    #[error("no answer within {}", humantime::format_duration(*.0))]
+    Silent(Duration),
+    #[error("an answer that is not HTTP: {0}")]
+    Malformed(String),
+}
+
+/// How an origin is reached.
+#[derive(Clone)]
+pub struct Way {
+    pub addresses: Addresses,
+    pub trust: Trust,
+}
+
+pub struct Request<'a> {
+    pub method: Method,
+    pub url: &'a Url,
+    pub accept: Option<&'a str>,
+    pub range: Option<String>,
+    /// Complete value of `Authorization`.
+    pub authorization: Option<&'a Secret<String>>,
+}
+
+pub struct Response {
+    pub head: ResponseHead,
+    pub body: Body,
+}
+
+/// One core's connections.
+pub struct Exchange {
+    dialer: Dialer,
+    options: Options,
+    idle: RefCell<HashMap<Place, Vec<Idle>>>,
+}
+
+/// Connections are shared by all that reach the same place by the same rules.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Place {
+    origin: Origin,
+    addresses: Addresses,
+    trust: usize,
+}
+
+struct Idle {
+    stream: Stream,
+    since: Instant,
+}
+
+impl Exchange {
+    pub fn new(dialer: Dialer, options: Options) -> Rc<Self> {
+        Rc::new(Self {
+            dialer,
+            options,
+            idle: RefCell::default(),
+        })
+    }
+
+    pub async fn send(
+        self: &Rc<Self>,
+        way: &Way,
+        request: &Request<'_>,
+    ) -> Result<Response, ExchangeError> {
+        let place = Place {
+            origin: request.url.origin.clone(),
+            addresses: way.addresses,
+            trust: way.trust.identity(),
+        };
+        metrics::add(Counter::UpstreamRequests, 1);
+        // The other side may close an idle connection just as we use it. That says nothing about the request,
+        // which is then sent once more on a new one.
+        if let Some(stream) = self.take_idle(&place) {
+            match self.attempt(stream, request, &place).await {
+                Err(ExchangeError::Broken(error)) if error.kind() != io::ErrorKind::TimedOut => {}
+                settled => return settled,
+            }
+        }
+        let Origin { scheme, host, port } = &place.origin;
+        let trust = (*scheme == Scheme::Https).then_some(&way.trust);
+        let stream = self
+            .dialer
+            .connect(host, *port, way.addresses, trust)
+            .await?;
+        self.attempt(stream, request, &place).await
+    }
+
+    async fn attempt(
+        self: &Rc<Self>,
+        mut stream: Stream,
+        request: &Request<'_>,
+        place: &Place,
+    ) -> Result<Response, ExchangeError> {
+        let patience = *self.options.response_timeout;
+        stream.write_all(request.encode(), patience).await?;
+        let deadline = Instant::now() + patience;
+        let mut buffer = Vec::with_capacity(HEAD_BUFFER);
+        let mut interim = 0;
+        loop {
+            let searched = buffer.len();
+            if head_end(&buffer, 0).is_none() {
+                if buffer.len() >= MAX_HEAD_SIZE {
+                    return Err(ExchangeError::Malformed("a head without an end".to_owned()));
+                }
+                if buffer.len() == buffer.capacity() {
+                    buffer.reserve(buffer.capacity());
+                }
+                let left = deadline.saturating_duration_since(Instant::now());
+                let count;
+                (count, buffer) = match stream.read(buffer, left).await {
+                    Ok(read) => read,
+                    Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                        return Err(ExchangeError::Silent(patience));
+                    }
+                    Err(error) => return Err(error.into()),
+                };
+                if count == 0 && searched == 0 {
+                    return Err(io::Error::from(io::ErrorKind::ConnectionReset).into());
+                }
+                if count == 0 {
+                    return Err(ExchangeError::Malformed("half a head".to_owned()));
+                }
+                if head_end(&buffer, searched.saturating_sub(3)).is_none() {
+                    continue;
+                }
+            }
+            let parsed = parse_response(&buffer, request.method);
+            let parsed = parsed.map_err(|error| ExchangeError::Malformed(error.to_string()))?;
+            let Some((head, size)) = parsed else {
+                return Err(ExchangeError::Malformed("half a head".to_owned()));
+            };
+            buffer.drain(..size);
+            if (100..200).contains(&head.status) {
+                interim += 1;
+                if head.status == 101 || interim > MOST_INTERIM {
+                    return Err(ExchangeError::Malformed(format!(
+                        "an unexpected {}",
+                        head.status
+                    )));
+                }
+                continue;
+            }
+            let remaining = match head.body {
+                BodyLength::Empty => Remaining::Bytes(0),
+                BodyLength::Exactly(size) => Remaining::Bytes(size),
+                BodyLength::Chunked => Remaining::Chunks(ChunkDecoder::new()),
+                BodyLength::UntilClose => Remaining::UntilClose,
+            };
+            let keep_alive = head.keep_alive;
+            let body = Body {
+                connection: Some(Connection {
+                    stream,
+                    place: place.clone(),
+                    exchange: Rc::clone(self),
+                }),
+                remaining,
+                keep_alive,
+                fresh: buffer,
+                piece: Vec::new(),
+                patience: *self.options.body_timeout,
+            };
+            return Ok(Response { head, body });
+        }
+    }
+
+    fn take_idle(&self, place: &Place) -> Option<Stream> {
+        let mut idle = self.idle.borrow_mut();
+        let kept = idle.get_mut(place)?;
+        let mut found = None;
+        while let Some(candidate) = kept.pop() {
+            if candidate.since.elapsed() < *self.options.idle_timeout && candidate.stream.is_quiet()
+            {
+                found = Some(candidate.stream);
+                break;
+            }
+        }
+        if kept.is_empty() {
+            idle.remove(place);
+        }
+        found
+    }
+
+    fn keep(&self, place: Place, stream: Stream) {
+        let mut idle = self.idle.borrow_mut();
+        let kept = idle.entry(place).or_default();
+        if kept.len() >= MOST_IDLE {
+            kept.remove(0);
+        }
+        kept.push(Idle {
+            stream,
+            since: Instant::now(),
+        });
+    }
+
+    /// Closes what nobody has used for too long. Called from time to time.
+    pub fn close_idle(&self) {
+        let patience = *self.options.idle_timeout;
+        self.idle.borrow_mut().retain(|_, kept| {
+            kept.retain(|connection| connection.since.elapsed() < patience);
+            !kept.is_empty()
+        });
+    }
+}
+
+impl Request<'_> {
+    fn encode(&self) -> Vec<u8> {
+        use std::io::Write as _;
+        let mut head = Vec::with_capacity(1024);
+        let authority = self.url.origin.authority();
+        let _ = write!(
+            head,
+            "{} {} HTTP/1.1\r\nHost: {authority}\r\n",
+            self.method.as_str(),
+            self.url.target
+        );
+        let _ = write!(
+            head,
+            "User-Agent: tidegate/{}\r\n",
+            env!("CARGO_PKG_VERSION")
+        );
+        if let Some(accept) = self.accept {
+            let _ = write!(head, "Accept: {accept}\r\n");
+        }
+        if let Some(range) = &self.range {
+            let _ = write!(head, "Range: {range}\r\n");
+        }
+        if let Some(authorization) = self.authorization {
+            let _ = write!(head, "Authorization: {}\r\n", authorization.expose());
+        }
+        head.extend_from_slice(b"\r\n");
+        head
+    }
+}
+
+struct Connection {
+    stream: Stream,
+    place: Place,
+    exchange: Rc<Exchange>,
+}
+
+enum Remaining {
+    Bytes(u64),
+    Chunks(ChunkDecoder),
+    UntilClose,
+}
+
+/// A response's body, piece by piece. Never more than a piece is in memory.
+pub struct Body {
+    connection: Option<Connection>,
+    remaining: Remaining,
+    keep_alive: bool,
+    /// Received and not yet looked at.
+    fresh: Vec<u8>,
+    /// Lent to the caller until the next call.
+    piece: Vec<u8>,
+    patience: Duration,
+}
+
+impl Body {
+    /// The next piece, never empty; `None` is the proper end. A body that stops early is an error.
+    pub async fn next(&mut self) -> io::Result<Option<&[u8]>> {
+        self.piece.clear();
+        loop {
+            if self.take_fresh()? {
+                return Ok(Some(&self.piece));
+            }
+            if self.is_over() {
+                self.release();
+                return Ok(None);
+            }
+            if self.receive().await? == 0 {
+                if matches!(self.remaining, Remaining::UntilClose) {
+                    self.connection = None;
+                    self.remaining = Remaining::Bytes(0);
+                    return Ok(None);
+                }
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// The whole body, which must not be larger than `limit`.
+    pub async fn collect(mut self, limit: usize) -> io::Result<Vec<u8>> {
+        let mut whole = Vec::new();
+        while let Some(piece) = self.next().await? {
+            if whole.len() + piece.len() > limit {
+                return Err(io::Error::new(
+                    io::ErrorKind::FileTooLarge,
+                    format!("more than {limit} bytes"),
+                ));
+            }
+            whole.extend_from_slice(piece);
+        }
+        Ok(whole)
+    }
+
+    /// Reads on to the end if that is near, so that the connection can be used again.
+    pub async fn discard(mut self) {
+        let mut discarded = 0;
+        while let Ok(Some(piece)) = self.next().await {
+            discarded += piece.len() as u64;
+            if discarded > MOST_DISCARDED {
+                return;
+            }
+        }
+    }
+
+    /// Moves what is the body's from `fresh` to `piece`; whether there was any.
+    fn take_fresh(&mut self) -> io::Result<bool> {
+        match &mut self.remaining {
+            Remaining::Bytes(left) => {
+                let count = usize::try_from(*left)
+                    .unwrap_or(usize::MAX)
+                    .min(self.fresh.len());
+                *left -= count as u64;
+                if count == self.fresh.len() {
+                    std::mem::swap(&mut self.piece, &mut self.fresh);
+                } else {
+                    self.piece.extend(self.fresh.drain(..count));
+                }
+            }
+            Remaining::UntilClose => std::mem::swap(&mut self.piece, &mut self.fresh),
+            Remaining::Chunks(decoder) => {
+                let mut position = 0;
+                while position < self.fresh.len() && !decoder.is_done() {
+                    let rest = self.fresh.get(position..).unwrap_or_default();
+                    let (taken, data) = decoder.decode(rest).map_err(|error| {
+                        io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+                    })?;
+                    self.piece.extend_from_slice(data);
+                    position += taken;
+                    if taken == 0 {
+                        break;
+                    }
+                }
+                self.fresh.drain(..position);
+            }
+        }
+        Ok(!self.piece.is_empty())
+    }
+
+    fn is_over(&self) -> bool {
+        match &self.remaining {
+            Remaining::Bytes(left) => *left == 0,
+            Remaining::Chunks(decoder) => decoder.is_done(),
+            Remaining::UntilClose => self.connection.is_none(),
+        }
+    }
+
+    async fn receive(&mut self) -> io::Result<usize> {
+        let connection = self
+            .connection
+            .as_mut()
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        let mut buffer = std::mem::take(&mut self.fresh);
+        let wanted = match &self.remaining {
+            Remaining::Bytes(left) => usize::try_from(*left).unwrap_or(usize::MAX).min(PIECE),
+            _ => PIECE,
+        };
+        buffer.reserve(wanted.max(1));
+        match connection.stream.read(buffer, self.patience).await {
+            Ok((count, buffer)) => {
+                self.fresh = buffer;
+                Ok(count)
+            }
+            Err(error) => {
+                self.connection = None;
+                Err(error)
+            }
+        }
+    }
+
+    /// The connection goes back, unless it said more than it should.
+    fn release(&mut self) {
+        if let Some(Connection {
+            stream,
+            place,
+            exchange,
+        }) = self.connection.take()
+            && self.keep_alive
+            && self.fresh.is_empty()
+        {
+            exchange.keep(place, stream);
+        }
+    }
+}

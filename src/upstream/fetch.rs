@@ -1,0 +1,655 @@
+//! Asking a registry for manifests, blobs, tags and referrers.
+//!
+//! One loop, `send`, has all that such a request may need: credentials, one renewal of them, redirects, and
+//! patience with a registry that is busy. Credentials go to the registry's own origin only.
+
+use std::{
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Options,
+    auth::{Authorization, Authorizer, Login},
+    endpoint::{Endpoint, Endpoints, Redirects},
+    error::{FetchError, Said},
+    exchange::{Body, Exchange, ExchangeError, Request, Response, Way},
+};
+use crate::{
+    http::{Method, ResponseHead, Scheme, Url, parse_challenges},
+    net::{ConnectError, ResolveError},
+    oci::{Digest, Registry, Repository, TagOrDigest, media_type},
+    telemetry::metrics::{self, Counter},
+};
+
+const MOST_REDIRECTS: usize = 10;
+const LARGEST_ERROR: usize = 64 << 10;
+/// Readers of manifests stop at 4 MiB and a little (containerd).
+const LARGEST_MANIFEST: usize = 4_393_216;
+/// A list of tags or referrers.
+const LARGEST_LIST: usize = 16 << 20;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// A registry that asks for more patience than this is not waited for; its client is told.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// One core's view of the registries.
+pub struct Upstream {
+    endpoints: Arc<Endpoints>,
+    authorizer: Arc<Authorizer>,
+    exchange: Rc<Exchange>,
+    options: Options,
+}
+
+/// A repository and who asks for it.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    pub registry: &'a Registry,
+    pub repository: &'a Repository,
+    pub login: &'a Login,
+}
+
+pub struct FetchedManifest {
+    pub content_type: Option<String>,
+    pub digest: Option<Digest>,
+    pub body: Vec<u8>,
+}
+
+/// What a HEAD says about a manifest.
+#[derive(Clone, Debug)]
+pub struct ManifestHead {
+    pub content_type: Option<String>,
+    pub digest: Option<Digest>,
+    pub size: Option<u64>,
+}
+
+pub enum FetchedBlob {
+    /// The client is to go there itself. Byte-exact: signatures cover the spelling.
+    Redirect {
+        status: u16,
+        location: String,
+    },
+    Inline(BlobBody),
+}
+
+pub struct BlobBody {
+    /// From `Content-Length`; a registry may leave it out.
+    pub size: Option<u64>,
+    pub body: Body,
+}
+
+/// A page of tags or referrers.
+pub struct List {
+    pub content_type: Option<String>,
+    pub link: Option<String>,
+    pub filters_applied: Option<String>,
+    pub body: Vec<u8>,
+}
+
+/// What to do with a redirect.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Follow {
+    Always,
+    /// Except to other places than the registry itself.
+    WithinRegistry,
+}
+
+struct Wish<'a> {
+    method: Method,
+    path: String,
+    accept: Option<&'a str>,
+    follow: Follow,
+    /// For messages: `manifest acme/app:v1`.
+    what: String,
+}
+
+impl Upstream {
+    pub fn new(
+        endpoints: Arc<Endpoints>,
+        authorizer: Arc<Authorizer>,
+        exchange: Rc<Exchange>,
+        options: Options,
+    ) -> Self {
+        Self {
+            endpoints,
+            authorizer,
+            exchange,
+            options,
+        }
+    }
+
+    pub fn endpoint(&self, registry: &Registry) -> Result<Arc<Endpoint>, FetchError> {
+        self.endpoints
+            .find(registry)
+            .map_err(|error| FetchError::Forbidden {
+                registry: registry.clone(),
+                rule: error.to_string(),
+            })
+    }
+
+    pub fn close_idle(&self) {
+        self.exchange.close_idle();
+    }
+
+    pub async fn manifest(
+        &self,
+        source: Source<'_>,
+        version: &TagOrDigest,
+    ) -> Result<FetchedManifest, FetchError> {
+        let response = self
+            .send(
+                source,
+                manifest_wish(Method::Get, source.repository, version),
+            )
+            .await?;
+        let head = manifest_head(&response.head);
+        let body = response
+            .body
+            .collect(LARGEST_MANIFEST)
+            .await
+            .map_err(|error| FetchError::Malformed {
+                registry: source.registry.clone(),
+                problem: format!("a manifest that could not be read: {error}"),
+            })?;
+        Ok(FetchedManifest {
+            content_type: head.content_type,
+            digest: head.digest,
+            body,
+        })
+    }
+
+    pub async fn manifest_head(
+        &self,
+        source: Source<'_>,
+        version: &TagOrDigest,
+    ) -> Result<ManifestHead, FetchError> {
+        let response = self
+            .send(
+                source,
+                manifest_wish(Method::Head, source.repository, version),
+            )
+            .await?;
+        let head = manifest_head(&response.head);
+        response.body.discard().await;
+        Ok(head)
+    }
+
+    pub async fn blob(
+        &self,
+        source: Source<'_>,
+        digest: &Digest,
+    ) -> Result<FetchedBlob, FetchError> {
+        let response = self
+            .send(source, self.blob_wish(Method::Get, source, digest)?)
+            .await?;
+        Ok(match self.redirect(source, &response.head)? {
+            Some((status, location)) => {
+                response.body.discard().await;
+                FetchedBlob::Redirect { status, location }
+            }
+            None => FetchedBlob::Inline(BlobBody {
+                size: content_length(&response.head),
+                body: response.body,
+            }),
+        })
+    }
+
+    /// The size, if the registry says so; `Redirect` likewise.
+    pub async fn blob_head(
+        &self,
+        source: Source<'_>,
+        digest: &Digest,
+    ) -> Result<BlobHead, FetchError> {
+        let response = self
+            .send(source, self.blob_wish(Method::Head, source, digest)?)
+            .await?;
+        let redirect = self.redirect(source, &response.head)?;
+        let size = content_length(&response.head);
+        response.body.discard().await;
+        Ok(match redirect {
+            Some((status, location)) => BlobHead::Redirect { status, location },
+            None => BlobHead::Found { size },
+        })
+    }
+
+    pub async fn tags(&self, source: Source<'_>, query: Option<&str>) -> Result<List, FetchError> {
+        let path = format!("/v2/{}/tags/list{}", source.repository, suffix(query));
+        self.list(source, path, format!("the tags of {}", source.repository))
+            .await
+    }
+
+    pub async fn referrers(
+        &self,
+        source: Source<'_>,
+        digest: &Digest,
+        query: Option<&str>,
+    ) -> Result<List, FetchError> {
+        let path = format!(
+            "/v2/{}/referrers/{digest}{}",
+            source.repository,
+            suffix(query)
+        );
+        self.list(source, path, format!("the referrers of {digest}"))
+            .await
+    }
+
+    async fn list(
+        &self,
+        source: Source<'_>,
+        path: String,
+        what: String,
+    ) -> Result<List, FetchError> {
+        let wish = Wish {
+            method: Method::Get,
+            path,
+            accept: None,
+            follow: Follow::WithinRegistry,
+            what,
+        };
+        let response = self.send(source, wish).await?;
+        let field = |name: &str| response.head.headers.get(name).map(str::to_owned);
+        if response.head.status != 200 {
+            return Err(FetchError::Failed {
+                registry: source.registry.clone(),
+                what: "a list".to_owned(),
+                status: response.head.status,
+                said: Said::default(),
+            });
+        }
+        let (content_type, link, filters_applied) = (
+            field("content-type"),
+            field("link"),
+            field("oci-filters-applied"),
+        );
+        let body =
+            response
+                .body
+                .collect(LARGEST_LIST)
+                .await
+                .map_err(|error| FetchError::Malformed {
+                    registry: source.registry.clone(),
+                    problem: format!("a list that could not be read: {error}"),
+                })?;
+        Ok(List {
+            content_type,
+            link,
+            filters_applied,
+            body,
+        })
+    }
+
+    fn blob_wish(
+        &self,
+        method: Method,
+        source: Source<'_>,
+        digest: &Digest,
+    ) -> Result<Wish<'static>, FetchError> {
+        let follow = match self.endpoint(source.registry)?.redirects {
+            Redirects::Pass => Follow::WithinRegistry,
+            Redirects::Follow => Follow::Always,
+        };
+        Ok(Wish {
+            method,
+            path: format!("/v2/{}/blobs/{digest}", source.repository),
+            accept: None,
+            follow,
+            what: format!("blob {digest} of {}", source.repository),
+        })
+    }
+
+    /// A redirect that `send` did not follow, made absolute.
+    fn redirect(
+        &self,
+        source: Source<'_>,
+        head: &ResponseHead,
+    ) -> Result<Option<(u16, String)>, FetchError> {
+        if !is_redirect(head.status) {
+            return Ok(None);
+        }
+        let malformed = |problem: &str| FetchError::Malformed {
+            registry: source.registry.clone(),
+            problem: problem.to_owned(),
+        };
+        let location = head
+            .headers
+            .get("location")
+            .ok_or_else(|| malformed("a redirect to nowhere"))?;
+        if location.starts_with("https://") || location.starts_with("http://") {
+            return Ok(Some((head.status, location.to_owned())));
+        }
+        let base = self.endpoint(source.registry)?.url("/v2/");
+        let absolute = base
+            .join(location)
+            .map_err(|_| malformed("a redirect that is not a URL"))?;
+        Ok(Some((head.status, absolute.to_string())))
+    }
+
+    async fn send(&self, source: Source<'_>, wish: Wish<'_>) -> Result<Response, FetchError> {
+        let endpoint = self.endpoint(source.registry)?;
+        let started = Instant::now();
+        let mut authorization = self
+            .authorizer
+            .authorization(&endpoint, source.repository, source.login)
+            .await?;
+        let mut is_renewed = false;
+        let mut attempt = 0;
+        loop {
+            let sent = self
+                .send_once(&endpoint, &wish, authorization.as_ref())
+                .await;
+            let patience = (attempt < self.options.retry_count
+                && started.elapsed() < *self.options.response_timeout)
+                .then(|| FIRST_PAUSE * 2_u32.saturating_pow(attempt));
+            let response = match (sent, patience) {
+                (Err(Problem::Exchange(error)), Some(pause)) if is_passing(&error) => {
+                    attempt += 1;
+                    self.pause(pause, &endpoint.registry).await;
+                    continue;
+                }
+                (Err(problem), _) => return Err(problem.into_error(&endpoint)),
+                (Ok(response), _) => response,
+            };
+            let status = response.head.status;
+            match (status, patience) {
+                (200..300, _) => return Ok(response),
+                _ if is_redirect(status) => return Ok(response),
+                // 403 too: some registries say so to a token or password that has ended. Only if there was one.
+                (401, _) | (403, _)
+                    if !is_renewed && (status == 401 || authorization.is_some()) =>
+                {
+                    is_renewed = true;
+                    let challenges =
+                        parse_challenges(response.head.headers.all("www-authenticate"));
+                    let said = self.said(response).await;
+                    let renewed = self
+                        .authorizer
+                        .after_refusal(
+                            &endpoint,
+                            source.repository,
+                            source.login,
+                            &challenges,
+                            authorization.as_ref(),
+                        )
+                        .await?;
+                    match renewed {
+                        Some(renewed) => authorization = Some(renewed),
+                        None => return Err(refused(source, wish.what, said)),
+                    }
+                }
+                (429 | 500 | 502 | 503 | 504, Some(pause)) => {
+                    let asked = retry_after(&response.head);
+                    if asked.is_some_and(|asked| asked > LONGEST_PAUSE) {
+                        return Err(self.refusal(source, wish.what, response).await);
+                    }
+                    response.body.discard().await;
+                    attempt += 1;
+                    self.pause(
+                        asked.map_or(pause, |asked| asked.max(pause)),
+                        &endpoint.registry,
+                    )
+                    .await;
+                }
+                _ => return Err(self.refusal(source, wish.what, response).await),
+            }
+        }
+    }
+
+    /// One request, and the redirects that are ours to follow.
+    async fn send_once(
+        &self,
+        endpoint: &Endpoint,
+        wish: &Wish<'_>,
+        authorization: Option<&Authorization>,
+    ) -> Result<Response, Problem> {
+        let first = endpoint.url(&wish.path);
+        let mut url = first.clone();
+        for _ in 0..=MOST_REDIRECTS {
+            // Storage hosts reject a signed URL that comes with credentials, and must not see ours.
+            let is_home = url.origin == first.origin;
+            let way = if is_home {
+                &endpoint.way
+            } else {
+                self.way_elsewhere(endpoint)
+            };
+            let request = Request {
+                method: wish.method,
+                url: &url,
+                accept: wish.accept,
+                range: None,
+                authorization: authorization.filter(|_| is_home).map(Authorization::value),
+            };
+            let response = self.exchange.send(way, &request).await?;
+            if !is_redirect(response.head.status) {
+                return Ok(response);
+            }
+            let Some(location) = response.head.headers.get("location") else {
+                return Err(Problem::Redirect("a redirect to nowhere"));
+            };
+            let Ok(next) = url.join(location) else {
+                return if wish.follow == Follow::WithinRegistry {
+                    Ok(response)
+                } else {
+                    Err(Problem::Redirect("a redirect that is not a URL"))
+                };
+            };
+            let stays = next.origin == first.origin
+                && next.target.starts_with(&endpoint.url("/v2/").target);
+            if wish.follow == Follow::WithinRegistry && !stays {
+                return Ok(response);
+            }
+            if url.origin.scheme == Scheme::Https && next.origin.scheme == Scheme::Http {
+                return Err(Problem::Redirect("a redirect from HTTPS to plain HTTP"));
+            }
+            response.body.discard().await;
+            url = next;
+        }
+        Err(Problem::Redirect("one redirect after the other"))
+    }
+
+    /// A registry that may be private may have private storage.
+    fn way_elsewhere<'a>(&'a self, endpoint: &'a Endpoint) -> &'a Way {
+        match endpoint.way.addresses {
+            crate::net::Addresses::Any => &endpoint.way,
+            crate::net::Addresses::Public => &self.endpoints.elsewhere,
+        }
+    }
+
+    async fn pause(&self, pause: Duration, registry: &Registry) {
+        metrics::add(Counter::UpstreamRetries, 1);
+        tracing::debug!(%registry, ?pause, "asking again");
+        // Up to a quarter more, so that clients that failed together do not come back together.
+        let jitter = Instant::now().elapsed().subsec_nanos() % 64;
+        monoio::time::sleep(pause + pause * jitter / 256).await;
+    }
+
+    async fn said(&self, response: Response) -> Said {
+        let content_type = response.head.headers.get("content-type").map(str::to_owned);
+        let body = response
+            .body
+            .collect(LARGEST_ERROR)
+            .await
+            .unwrap_or_default();
+        Said::parse(content_type.as_deref(), &body)
+    }
+
+    async fn refusal(&self, source: Source<'_>, what: String, response: Response) -> FetchError {
+        let registry = source.registry.clone();
+        let (status, retry_after) = (response.head.status, retry_after(&response.head));
+        let said = self.said(response).await;
+        match status {
+            401 | 403 => refused(source, what, said),
+            404 => FetchError::Unknown {
+                registry,
+                what,
+                said,
+            },
+            429 => FetchError::RateLimited {
+                registry,
+                retry_after,
+                said,
+            },
+            _ => FetchError::Failed {
+                registry,
+                what,
+                status,
+                said,
+            },
+        }
+    }
+}
+
+/// What a HEAD says about a blob.
+pub enum BlobHead {
+    Found { size: Option<u64> },
+    Redirect { status: u16, location: String },
+}
+
+enum Problem {
+    Exchange(ExchangeError),
+    Redirect(&'static str),
+}
+
+impl From<ExchangeError> for Problem {
+    fn from(error: ExchangeError) -> Self {
+        Self::Exchange(error)
+    }
+}
+
+impl Problem {
+    fn into_error(self, endpoint: &Endpoint) -> FetchError {
+        let registry = endpoint.registry.clone();
+        match self {
+            Self::Redirect(problem) => FetchError::Malformed {
+                registry,
+                problem: problem.to_owned(),
+            },
+            Self::Exchange(ExchangeError::Connect(ConnectError::Name(
+                error @ ResolveError::Private { .. },
+            ))) => FetchError::Forbidden {
+                rule: format!(
+                    "{error}; the operator may set allow_private = true under [registry.\"{registry}\"]"
+                ),
+                registry,
+            },
+            Self::Exchange(ExchangeError::Connect(ConnectError::Busy(error))) => {
+                FetchError::Busy(error)
+            }
+            Self::Exchange(ExchangeError::Malformed(problem)) => {
+                FetchError::Malformed { registry, problem }
+            }
+            Self::Exchange(error) => FetchError::Unreachable {
+                registry,
+                cause: error.to_string(),
+            },
+        }
+    }
+}
+
+/// Whether the same request may fare better in a moment.
+fn is_passing(error: &ExchangeError) -> bool {
+    match error {
+        ExchangeError::Broken(_) => true,
+        ExchangeError::Connect(ConnectError::Refused { .. }) => true,
+        ExchangeError::Connect(_) | ExchangeError::Silent(_) | ExchangeError::Malformed(_) => false,
+    }
+}
+
+fn refused(source: Source<'_>, what: String, said: Said) -> FetchError {
+    FetchError::Refused {
+        registry: source.registry.clone(),
+        what,
+        who: source.login.who(),
+        said,
+    }
+}
+
+fn manifest_wish(method: Method, repository: &Repository, version: &TagOrDigest) -> Wish<'static> {
+    let separator = match version {
+        TagOrDigest::Tag(_) => ':',
+        TagOrDigest::Digest(_) => '@',
+    };
+    Wish {
+        method,
+        path: format!("/v2/{repository}/manifests/{version}"),
+        accept: Some(media_type::ACCEPT_MANIFESTS),
+        follow: Follow::Always,
+        what: format!("manifest {repository}{separator}{version}"),
+    }
+}
+
+fn manifest_head(head: &ResponseHead) -> ManifestHead {
+    ManifestHead {
+        content_type: head.headers.get("content-type").map(str::to_owned),
+        digest: head
+            .headers
+            .get("docker-content-digest")
+            .and_then(|text| text.parse().ok()),
+        size: content_length(head),
+    }
+}
+
+fn content_length(head: &ResponseHead) -> Option<u64> {
+    head.headers
+        .get("content-length")
+        .and_then(|text| text.parse().ok())
+}
+
+fn retry_after(head: &ResponseHead) -> Option<Duration> {
+    head.headers
+        .get("retry-after")
+        .and_then(|text| text.trim().parse().ok())
+        .map(Duration::from_secs)
+}
+
+fn is_redirect(status: u16) -> bool {
+    matches!(status, 301 | 302 | 303 | 307 | 308)
+}
+
+fn suffix(query: Option<&str>) -> String {
+    query.map(|query| format!("?{query}")).unwrap_or_default()
+}
+
+/// The URL of a page's successor, as a path and query below the registry.
+pub fn next_page(link: &str) -> Option<String> {
+    let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
+    if !parameters.replace(' ', "").contains("rel=\"next\"") && !parameters.contains("rel=next") {
+        return None;
+    }
+    let query = target.split_once('?')?.1;
+    let is_plain = query
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'<' | b'>' | b'"' | b'#'));
+    is_plain.then(|| query.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_page_is_found_in_a_link() {
+        for (link, expected) in [
+            (
+                r#"</v2/a/tags/list?n=2&last=b>; rel="next""#,
+                Some("n=2&last=b"),
+            ),
+            (
+                r#"<https://r.io/v2/a/tags/list?last=b>;rel=next"#,
+                Some("last=b"),
+            ),
+            (r#"</v2/a/tags/list?n=2>; rel="prev""#, None),
+            (r#"</v2/a/tags/list>; rel="next""#, None),
+            ("nonsense", None),
+        ] {
+            assert_eq!(next_page(link).as_deref(), expected, "{link}");
+        }
+    }
+
+    #[test]
+    fn urls_of_errors_hide_their_signatures() {
+        let url: Url = "https://s3.example.com/x?X-Amz-Signature=secret"
+            .parse()
+            .expect("a URL");
+        assert!(!format!("{url:?}").contains("secret"));
+    }
+}
