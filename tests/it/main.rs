@@ -25,6 +25,7 @@ mod drivers;
 mod http_edge;
 mod lying_upstream;
 mod manifests;
+mod operations;
 mod pass_through;
 mod presence_is_not_permission;
 mod private_pull;

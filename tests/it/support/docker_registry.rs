@@ -1,10 +1,17 @@
 //! The registry that Debian ships (distribution 2.8): a real upstream, with its log.
 
-use std::{fs, net::SocketAddr, net::TcpStream, path::PathBuf, process::Command};
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use tempfile::TempDir;
 
 use super::{
+    http,
     image::Image,
     programs::{Process, command, free_port, run, wait_until},
     token_server::{ISSUER, SERVICE, TokenServer},
@@ -122,11 +129,33 @@ impl DockerRegistry {
 
     /// Successful GETs of this blob.
     pub fn blob_gets(&self, repository: &str, digest: &str) -> usize {
+        self.wait_for_its_log();
         let wanted = format!("\"GET /v2/{repository}/blobs/{digest} HTTP/1.1\" 20");
         self.process.log.count(|line| line.contains(&wanted))
+    }
+
+    /// A request is logged after its answer is sent: a later one tells when the log has come so far.
+    fn wait_for_its_log(&self) {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let marker = format!("/marker-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let before = self.process.log.count(is_handshake_error);
+        http::get(self.address, &marker);
+        if self.certificate.is_some() {
+            // Plain HTTP to a port with TLS is logged without its path; `before` is a lower bound all the same.
+            wait_until("the registry's log", || {
+                self.process.log.count(is_handshake_error) > before
+            });
+        } else {
+            let line = self.process.log.wait_for(|line| line.contains(&marker));
+            assert!(line.is_some(), "{}", self.log());
+        }
     }
 
     pub fn log(&self) -> String {
         self.process.log.text()
     }
+}
+
+fn is_handshake_error(line: &str) -> bool {
+    line.contains("TLS handshake error")
 }

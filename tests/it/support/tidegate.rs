@@ -114,20 +114,21 @@ impl Setup {
     /// `None` if another process was quicker to take the port.
     fn try_start(&self, home: &Path, port: u16) -> Option<(SocketAddr, SocketAddr, Process)> {
         let mut process = Process::spawn("tidegate", &mut self.command(home, port));
-        let registry = process
-            .log
-            .wait_for(|line| line.contains("listening registry="));
-        let admin = process
-            .log
-            .wait_for(|line| line.contains("listening admin="));
+        let bound = |listener: &str| {
+            process
+                .log
+                .wait_for(|line| {
+                    line.contains("listening") && bound_address(line, listener).is_some()
+                })
+                .and_then(|line| bound_address(&line, listener))
+        };
+        let (registry, admin) = (bound("registry"), bound("admin"));
         let (Some(registry), Some(admin)) = (registry, admin) else {
             process.wait();
             let log = process.log.text();
             assert!(log.contains("in use"), "tidegate did not start:\n{log}");
             return None;
         };
-        let registry = address_in(&registry, "registry=");
-        let admin = address_in(&admin, "admin=");
         wait_until("/readyz", || http::get(admin, "/readyz").status() == 200);
         Some((registry, admin, process))
     }
@@ -160,10 +161,12 @@ impl Setup {
     }
 }
 
-fn address_in(line: &str, key: &str) -> SocketAddr {
-    line.split_whitespace()
-        .find_map(|field| field.strip_prefix(key)?.trim_matches('"').parse().ok())
-        .unwrap_or_else(|| panic!("no address after {key} in {line:?}"))
+/// `registry=127.0.0.1:5000`, or the same in JSON.
+fn bound_address(line: &str, listener: &str) -> Option<SocketAddr> {
+    let (_, rest) = line.split_once(listener)?;
+    let rest = rest.trim_start_matches(['=', ':', '"', ' ']);
+    let end = rest.find([' ', '"', ',', '}']).unwrap_or(rest.len());
+    rest[..end].parse().ok()
 }
 
 /// The directory file: users, workspaces, and their registry logins.
