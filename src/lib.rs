@@ -21,7 +21,6 @@ pub mod credentials;
 pub mod requests;
 pub mod upstream;
 // … on `requests`
-pub mod credentials;
 // 4 edge
 pub mod api;
 pub mod server;

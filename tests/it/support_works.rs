@@ -172,6 +172,22 @@ fn debians_registry_takes_every_kind_of_login() {
 }
 
 #[test]
+fn debians_registry_speaks_tls() {
+    require!("docker-registry", "skopeo");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let image = Image::build(&folder.path().join("image"), &[100_000]);
+    let registry = DockerRegistry::start_tls(&Login::Open);
+    registry.push(&image, "acme/app", "v1");
+    assert!(registry.ca_file().is_file());
+    let copied = skopeo_copy(&format!("{}/acme/app:v1", registry.name()));
+    assert_eq!(copied[0], image.digest);
+    let layer = &image.manifest().layers[0];
+    assert_eq!(registry.blob_gets("acme/app", layer), 1);
+    // In the clear it says no.
+    assert_eq!(http::get(registry.address, "/v2/").status(), 400);
+}
+
+#[test]
 fn runtimes_pull_from_debians_registry() {
     require!(
         "docker-registry",

@@ -11,7 +11,7 @@ use std::{
 use tempfile::TempDir;
 
 use super::{
-    http,
+    http::{self, Connection},
     image::Image,
     programs::{Process, command, free_port, run, wait_until},
     token_server::{ISSUER, SERVICE, TokenServer},
@@ -138,14 +138,18 @@ impl DockerRegistry {
     fn wait_for_its_log(&self) {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let marker = format!("/marker-{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        let before = self.process.log.count(is_handshake_error);
-        http::get(self.address, &marker);
         if self.certificate.is_some() {
-            // Plain HTTP to a port with TLS is logged without its path; `before` is a lower bound all the same.
+            // What is neither TLS nor HTTP is logged, with the address it came from and nothing else.
+            let before = self.process.log.count(is_handshake_error);
+            let mut connection = Connection::open(self.address);
+            connection.send(&marker);
+            connection.finish_sending();
+            connection.rest();
             wait_until("the registry's log", || {
                 self.process.log.count(is_handshake_error) > before
             });
         } else {
+            http::get(self.address, &marker);
             let line = self.process.log.wait_for(|line| line.contains(&marker));
             assert!(line.is_some(), "{}", self.log());
         }
