@@ -17,10 +17,12 @@ pub mod net;
 pub mod telemetry;
 // 2 planes
 pub mod cache;
-pub mod credentials;
 pub mod requests;
 pub mod upstream;
 // … on `requests`
+pub mod credentials;
+// 3 stories
+pub mod pull;
 // 4 edge
 pub mod api;
 pub mod server;

@@ -1,14 +1,182 @@
-//! The process: composes the parts from a configuration, runs them, and ends them in order.
+//! The process: composes the parts from a configuration, runs them on all cores, and ends them in order.
 
-use crate::{config::Config, toml_file::Problem};
+mod runtime;
+mod shared;
+mod worker;
+
+use std::{
+    io,
+    net::SocketAddr,
+    process,
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    blocking::{self, Pool, PoolError},
+    config::{Config, NoDirectory},
+    credentials::DirectoryError,
+    net::bind,
+    requests::OpenError,
+    sys,
+    telemetry::log,
+    toml_file::Problem,
+};
+use runtime::Choice;
+use shared::Shared;
+
+/// How often expired container requests are swept out.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("this build cannot serve")]
-    NoServer,
+    #[error(transparent)]
+    Directory(#[from] NoDirectory),
+    #[error("{0}")]
+    Users(#[from] DirectoryError),
+    #[error("{0}")]
+    Login(String),
+    #[error("{0}")]
+    Requests(#[from] OpenError),
+    #[error("the cache cannot be opened: {0}")]
+    Cache(#[source] io::Error),
+    #[error("cannot listen on {address}: {cause}; choose another with {setting}")]
+    Listen {
+        address: SocketAddr,
+        setting: &'static str,
+        cause: io::Error,
+    },
+    #[error("{0}")]
+    Driver(String),
+    #[error("a thread cannot be started: {0}")]
+    Thread(#[source] io::Error),
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+}
+
+/// What a core tells the main thread.
+enum Event {
+    Listening,
+    Drained,
 }
 
 /// Runs until SIGTERM or SIGINT. The warnings are the configuration's, to be logged once there is a log.
-pub fn serve(_config: Config, _warnings: &[Problem]) -> Result<(), StartError> {
-    Err(StartError::NoServer)
+pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
+    // First of all: threads inherit the mask.
+    let signals = sys::Signals::block_termination().map_err(StartError::Thread)?;
+    let log = log::start(&config.log);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let choice = runtime::choose(config.driver).map_err(StartError::Driver)?;
+    let core_count = match config.cores {
+        0 => thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    };
+    let open_files = sys::raise_open_files();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        driver = choice.name(),
+        cores = core_count,
+        open_files,
+        "tidegate starts"
+    );
+    if let Choice::Epoll { why: Some(why) } = &choice {
+        tracing::warn!("io_uring is not to be had, so epoll is used, with every feature: {why}");
+    }
+    let pool = Pool::start().map_err(StartError::Thread)?;
+    let shared = Shared::load(&config, pool)?;
+    let mut addresses = Vec::new();
+    for &address in &config.listener.addresses {
+        addresses.push(listen(address, "--listen or listener.addresses")?);
+    }
+    let admin = listen(config.listener.admin, "--admin or listener.admin")?;
+    for address in &addresses {
+        tracing::info!(registry = %address, "listening");
+    }
+    tracing::info!(admin = %admin, "listening");
+    tracing::info!(url = %config.url, "clients are told this address");
+
+    let (events, told) = mpsc::channel();
+    let mut stops = Vec::new();
+    for core in 0..core_count {
+        let (stop, stopped) = blocking::oneshot();
+        stops.push(stop);
+        let plan = worker::Plan {
+            shared: Arc::clone(&shared),
+            choice: choice.clone(),
+            addresses: addresses.clone(),
+            // Rarely asked, so one core is enough.
+            admin: (core == 0).then_some(admin),
+            stopped,
+            events: events.clone(),
+        };
+        thread::Builder::new()
+            .name(format!("core-{core}"))
+            .spawn(move || worker::run(plan))
+            .map_err(StartError::Thread)?;
+    }
+    let requests = Arc::clone(&shared.api.requests);
+    thread::Builder::new()
+        .name("sweeper".to_owned())
+        .spawn(move || sweep(&requests))
+        .map_err(StartError::Thread)?;
+    for _ in 0..core_count {
+        let _ = told.recv();
+    }
+    shared.set_ready(true);
+
+    signals.wait();
+    shared.set_ready(false);
+    let grace = *config.listener.shutdown_grace;
+    tracing::info!(grace = %config.listener.shutdown_grace, "stopping: no new connections; running transfers may end");
+    thread::Builder::new()
+        .name("second-signal".to_owned())
+        .spawn(move || {
+            signals.wait();
+            process::exit(1);
+        })
+        .map_err(StartError::Thread)?;
+    drop(stops);
+    let deadline = Instant::now() + grace;
+    let mut drained = 0;
+    while drained < core_count {
+        match told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Event::Drained) => drained += 1,
+            Ok(Event::Listening) => {}
+            Err(_) => {
+                tracing::warn!("transfers were still running after shutdown_grace; they are cut");
+                break;
+            }
+        }
+    }
+    tracing::info!("stopped");
+    // The cores still own buffers that the kernel may write to, so they are not taken apart: the process ends as
+    // a whole. Everything on disk is whole at any moment.
+    drop(log);
+    process::exit(0);
+}
+
+fn listen(address: SocketAddr, setting: &'static str) -> Result<SocketAddr, StartError> {
+    bind(address).map_err(|cause| StartError::Listen {
+        address,
+        setting,
+        cause,
+    })
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a thread of its own, which serves nobody"
+)]
+fn sweep(requests: &crate::requests::Requests) {
+    loop {
+        thread::sleep(SWEEP_INTERVAL);
+        match requests.purge(std::time::SystemTime::now()) {
+            Ok(0) => {}
+            Ok(count) => tracing::debug!(count, "expired container requests were removed"),
+            Err(error) => tracing::warn!(%error, "expired container requests could not be removed"),
+        }
+    }
 }

@@ -208,9 +208,8 @@ pub struct FillWriter {
 }
 
 impl FillWriter {
-    /// Bytes still to come.
-    pub fn missing(&self) -> u64 {
-        self.size - self.written
+    pub fn reader(&self) -> Reader {
+        self.fill.reader()
     }
 
     /// Into the page cache, and from there to whoever follows.

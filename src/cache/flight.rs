@@ -222,6 +222,11 @@ impl Reader {
             .await
     }
 
+    /// Whether `released_past` would answer at once, with bytes.
+    pub fn has_past(&self, position: u64) -> bool {
+        self.0.released.load(Ordering::SeqCst) > position
+    }
+
     /// Waits until the fill is over.
     pub async fn ended(&self) -> Ending {
         self.0.wait_for(|flight| flight.ending.get().cloned()).await

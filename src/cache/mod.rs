@@ -63,8 +63,9 @@ impl Default for Options {
 
 /// Locks are held for a look-up only; more shards than cores keep them from meeting.
 const SHARDS: usize = 64;
-/// Files kept open. Opening one takes a turn on the pool, an open one none.
-const OPEN_FILES: usize = 2048;
+/// Files kept open. Opening one takes a turn on the pool, an open one none. Half of the smallest limit of open
+/// files that systems have.
+const OPEN_FILES: usize = 512;
 
 /// Shared by all cores. Cloning is cheap.
 #[derive(Clone)]
@@ -148,6 +149,10 @@ impl Cache {
     /// Bytes on disk, fills included.
     pub fn used_bytes(&self) -> u64 {
         self.0.room.used()
+    }
+
+    pub fn max_bytes(&self) -> u64 {
+        self.0.room.max()
     }
 
     pub fn blob_count(&self) -> usize {

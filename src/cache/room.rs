@@ -24,6 +24,10 @@ impl Room {
         }
     }
 
+    pub(super) fn max(&self) -> u64 {
+        self.max
+    }
+
     pub(super) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }

@@ -19,15 +19,23 @@ const MOST_ROUNDS: usize = 16;
 /// A blob whose bytes can be had.
 pub enum OpenBlob {
     /// The client is to fetch it there itself. Byte-exact: signatures cover the spelling.
-    Redirect { status: u16, location: String },
+    Redirect {
+        status: u16,
+        location: String,
+    },
     Content(Content),
 }
 
 /// What is known without its bytes.
 pub enum BlobHead {
-    Redirect { status: u16, location: String },
+    Redirect {
+        status: u16,
+        location: String,
+    },
     /// A registry may leave the size out.
-    Found { size: Option<u64> },
+    Found {
+        size: Option<u64>,
+    },
 }
 
 pub struct Content {
@@ -53,10 +61,18 @@ impl Content {
         match self.source {
             ContentSource::Stored(blob) => Body::stored(blob, range),
             ContentSource::Following(reader) => Body::following(reader, range),
-            ContentSource::Passing(digest, body) => Body::passing(Passing::new(digest, body, range)),
+            ContentSource::Passing(digest, body) => {
+                Body::passing(Passing::new(digest, body, range))
+            }
             ContentSource::Collected(bytes) => {
-                let place = |position| usize::try_from(position).unwrap_or(usize::MAX).min(bytes.len());
-                let part = bytes.get(place(range.start)..place(range.end)).unwrap_or_default();
+                let place = |position| {
+                    usize::try_from(position)
+                        .unwrap_or(usize::MAX)
+                        .min(bytes.len())
+                };
+                let part = bytes
+                    .get(place(range.start)..place(range.end))
+                    .unwrap_or_default();
                 Body::bytes(part.to_vec())
             }
         }
@@ -64,7 +80,11 @@ impl Content {
 }
 
 impl Pull {
-    pub async fn blob(self: &Rc<Self>, access: &Access, digest: &Digest) -> Result<OpenBlob, PullError> {
+    pub async fn blob(
+        self: &Rc<Self>,
+        access: &Access,
+        digest: &Digest,
+    ) -> Result<OpenBlob, PullError> {
         if self.proofs.find(&access.holder, digest).is_none()
             && self.cache.presence(digest) != Presence::Absent
             && let Some(redirect) = self.prove(access, digest).await?
@@ -72,7 +92,9 @@ impl Pull {
             return Ok(redirect);
         }
         for _ in 0..MOST_ROUNDS {
-            if self.redirecting.borrow().contains(&access.registry) && self.cache.presence(digest) == Presence::Absent {
+            if self.redirecting.borrow().contains(&access.registry)
+                && self.cache.presence(digest) == Presence::Absent
+            {
                 break;
             }
             match self.cache.open(digest).await? {
@@ -105,14 +127,24 @@ impl Pull {
         {
             return Ok(BlobHead::Found { size: Some(size) });
         }
-        let login = self.login(&access.caller, &access.registry, &access.repository).await?;
-        Ok(match self.upstream.blob_head(access.source(&login), digest).await? {
-            upstream::BlobHead::Redirect { status, location } => BlobHead::Redirect { status, location },
-            upstream::BlobHead::Found { size } => {
-                self.proofs.add(&access.holder, *digest, size);
-                BlobHead::Found { size }
-            }
-        })
+        let login = self
+            .login(&access.caller, &access.registry, &access.repository)
+            .await?;
+        Ok(
+            match self
+                .upstream
+                .blob_head(access.source(&login), digest)
+                .await?
+            {
+                upstream::BlobHead::Redirect { status, location } => {
+                    BlobHead::Redirect { status, location }
+                }
+                upstream::BlobHead::Found { size } => {
+                    self.proofs.add(&access.holder, *digest, size);
+                    BlobHead::Found { size }
+                }
+            },
+        )
     }
 
     /// The cache has it; the registry says whether this holder may have it too. A redirect is its yes, and
@@ -126,13 +158,27 @@ impl Pull {
         Ok(None)
     }
 
-    async fn blob_head_upstream(&self, access: &Access, digest: &Digest) -> Result<upstream::BlobHead, PullError> {
-        let login = self.login(&access.caller, &access.registry, &access.repository).await?;
-        Ok(self.upstream.blob_head(access.source(&login), digest).await?)
+    async fn blob_head_upstream(
+        &self,
+        access: &Access,
+        digest: &Digest,
+    ) -> Result<upstream::BlobHead, PullError> {
+        let login = self
+            .login(&access.caller, &access.registry, &access.repository)
+            .await?;
+        Ok(self
+            .upstream
+            .blob_head(access.source(&login), digest)
+            .await?)
     }
 
     /// `None`: the claim was given up, so ask again.
-    async fn follow(&self, access: &Access, digest: &Digest, reader: Reader) -> Result<Option<Content>, PullError> {
+    async fn follow(
+        &self,
+        access: &Access,
+        digest: &Digest,
+        reader: Reader,
+    ) -> Result<Option<Content>, PullError> {
         let failed = |cause| PullError::Fill {
             registry: access.registry.clone(),
             digest: *digest,
@@ -159,8 +205,15 @@ impl Pull {
     }
 
     /// We hold the claim: all who ask now wait for us.
-    async fn fetch_into(self: &Rc<Self>, access: &Access, digest: &Digest, fill: Fill) -> Result<OpenBlob, PullError> {
-        let login = self.login(&access.caller, &access.registry, &access.repository).await?;
+    async fn fetch_into(
+        self: &Rc<Self>,
+        access: &Access,
+        digest: &Digest,
+        fill: Fill,
+    ) -> Result<OpenBlob, PullError> {
+        let login = self
+            .login(&access.caller, &access.registry, &access.repository)
+            .await?;
         let body = match self.upstream.blob(access.source(&login), digest).await {
             Ok(FetchedBlob::Inline(body)) => body,
             Ok(FetchedBlob::Redirect { status, location }) => {
@@ -176,14 +229,19 @@ impl Pull {
                 return Err(error.into());
             }
         };
-        let named = self.proofs.find(&access.holder, digest).and_then(|proof| proof.size);
+        let named = self
+            .proofs
+            .find(&access.holder, digest)
+            .and_then(|proof| proof.size);
         self.proofs.add(&access.holder, *digest, body.size);
         let Some(size) = body.size.or(named) else {
             // Bytes that cannot be reserved cannot be cached.
             fill.release(Release::NoRoom);
             return self.pass(access, digest, body).await;
         };
-        let Ok(writer) = fill.begin(size).await else { return self.pass(access, digest, body).await };
+        let Ok(writer) = fill.begin(size).await else {
+            return self.pass(access, digest, body).await;
+        };
         let reader = writer.reader();
         monoio::spawn(run(writer, body.body));
         match self.follow(access, digest, reader).await? {
@@ -194,9 +252,13 @@ impl Pull {
 
     /// Without a claim, for this client alone.
     async fn fetch_for_one(&self, access: &Access, digest: &Digest) -> Result<OpenBlob, PullError> {
-        let login: Login = self.login(&access.caller, &access.registry, &access.repository).await?;
+        let login: Login = self
+            .login(&access.caller, &access.registry, &access.repository)
+            .await?;
         match self.upstream.blob(access.source(&login), digest).await? {
-            FetchedBlob::Redirect { status, location } => Ok(self.pass_redirect(access, status, location)),
+            FetchedBlob::Redirect { status, location } => {
+                Ok(self.pass_redirect(access, status, location))
+            }
             FetchedBlob::Inline(body) => {
                 // The registry has changed its ways, or it redirects some blobs only.
                 self.redirecting.borrow_mut().remove(&access.registry);
@@ -209,31 +271,44 @@ impl Pull {
     fn pass_redirect(&self, access: &Access, status: u16, location: String) -> OpenBlob {
         metrics::add(Counter::BlobRedirects, 1);
         if !self.redirecting.borrow().contains(&access.registry) {
-            self.redirecting.borrow_mut().insert(access.registry.clone());
+            self.redirecting
+                .borrow_mut()
+                .insert(access.registry.clone());
         }
         OpenBlob::Redirect { status, location }
     }
 
-    async fn pass(&self, access: &Access, digest: &Digest, body: BlobBody) -> Result<OpenBlob, PullError> {
+    async fn pass(
+        &self,
+        access: &Access,
+        digest: &Digest,
+        body: BlobBody,
+    ) -> Result<OpenBlob, PullError> {
         metrics::add(Counter::BlobBypasses, 1);
-        let content = match body.size {
-            Some(size) if size <= HELD_BACK as u64 => {
-                let bytes = body.body.collect(HELD_BACK).await.map_err(|error| FetchError::Malformed {
-                    registry: access.registry.clone(),
-                    problem: format!("a blob that could not be read: {error}"),
-                })?;
-                if !digest.matches(&bytes) {
-                    metrics::add(Counter::BlobMismatches, 1);
-                    return Err(PullError::Mismatch {
-                        registry: access.registry.clone(),
-                        digest: *digest,
-                    });
+        let content =
+            match body.size {
+                Some(size) if size <= HELD_BACK as u64 => {
+                    let bytes = body.body.collect(HELD_BACK).await.map_err(|error| {
+                        FetchError::Malformed {
+                            registry: access.registry.clone(),
+                            problem: format!("a blob that could not be read: {error}"),
+                        }
+                    })?;
+                    if !digest.matches(&bytes) {
+                        metrics::add(Counter::BlobMismatches, 1);
+                        return Err(PullError::Mismatch {
+                            registry: access.registry.clone(),
+                            digest: *digest,
+                        });
+                    }
+                    ContentSource::Collected(bytes)
                 }
-                ContentSource::Collected(bytes)
-            }
-            _ => ContentSource::Passing(*digest, body.body),
-        };
-        Ok(OpenBlob::Content(Content { size: body.size, source: content }))
+                _ => ContentSource::Passing(*digest, body.body),
+            };
+        Ok(OpenBlob::Content(Content {
+            size: body.size,
+            source: content,
+        }))
     }
 }
 
@@ -255,7 +330,11 @@ async fn run(mut writer: FillWriter, mut body: upstream::Body) {
                 }
             }
             Ok(None) => return writer.finish().await,
-            Err(error) => return writer.fail(FillError::Source(format!("the registry's connection broke: {error}"))),
+            Err(error) => {
+                return writer.fail(FillError::Source(format!(
+                    "the registry's connection broke: {error}"
+                )));
+            }
         }
     }
 }
@@ -263,7 +342,9 @@ async fn run(mut writer: FillWriter, mut body: upstream::Body) {
 /// Whether another caller, with other credentials, would fare the same.
 fn concerns_everybody(error: &FetchError) -> bool {
     match error {
-        FetchError::Unreachable { .. } | FetchError::Malformed { .. } | FetchError::Failed { .. } => true,
+        FetchError::Unreachable { .. }
+        | FetchError::Malformed { .. }
+        | FetchError::Failed { .. } => true,
         FetchError::Unknown { .. }
         | FetchError::Refused { .. }
         | FetchError::RateLimited { .. }

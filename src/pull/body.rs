@@ -18,7 +18,10 @@ pub(super) const HELD_BACK: usize = 64 << 10;
 #[derive(Debug)]
 pub enum Piece {
     /// Goes from the page cache to the socket.
-    File { file: Arc<File>, range: Range<u64> },
+    File {
+        file: Arc<File>,
+        range: Range<u64>,
+    },
     Bytes(Bytes),
 }
 
@@ -53,7 +56,10 @@ impl Body {
     }
 
     pub(super) fn stored(blob: Blob, range: Range<u64>) -> Self {
-        Self(Kind::Stored { file: blob.file, range })
+        Self(Kind::Stored {
+            file: blob.file,
+            range,
+        })
     }
 
     pub(super) fn following(reader: Reader, range: Range<u64>) -> Self {
@@ -62,6 +68,15 @@ impl Body {
 
     pub(super) fn passing(passing: Passing) -> Self {
         Self(Kind::Passing(Box::new(passing)))
+    }
+
+    /// Whether `next` would answer at once. A head need not wait for what may take long.
+    pub fn is_ready(&self) -> bool {
+        match &self.0 {
+            Kind::Empty | Kind::Bytes(_) | Kind::Stored { .. } => true,
+            Kind::Following { reader, range } => reader.has_past(range.start),
+            Kind::Passing(_) => false,
+        }
     }
 
     /// The next piece, never empty; `None` is the end. Waits until there is one.
@@ -92,14 +107,21 @@ async fn follow(reader: &Reader, range: &mut Range<u64>) -> Result<Option<Piece>
     if range.is_empty() {
         return Ok(None);
     }
-    let released = reader.released_past(range.start).await.map_err(|ending| match ending {
-        Ending::Failed(error) => BodyError::Fill(error.to_string()),
-        Ending::Released(_) | Ending::Complete => BodyError::Fill("it was given up".to_owned()),
-    })?;
-    let file = reader.file().ok_or_else(|| BodyError::Fill("it has no file".to_owned()))?;
+    let released = reader
+        .released_past(range.start)
+        .await
+        .map_err(|ending| match ending {
+            Ending::Failed(error) => BodyError::Fill(error.to_string()),
+            Ending::Released(_) | Ending::Complete => BodyError::Fill("it was given up".to_owned()),
+        })?;
+    let file = reader
+        .file()
+        .ok_or_else(|| BodyError::Fill("it has no file".to_owned()))?;
     let end = released.min(range.end);
     if end <= range.start {
-        return Err(BodyError::Fill("it is shorter than it was said to be".to_owned()));
+        return Err(BodyError::Fill(
+            "it is shorter than it was said to be".to_owned(),
+        ));
     }
     let piece = Piece::File {
         file: Arc::clone(file),
@@ -136,7 +158,9 @@ impl Passing {
 
     async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
         loop {
-            let Some(hasher) = &mut self.hasher else { return Ok(None) };
+            let Some(hasher) = &mut self.hasher else {
+                return Ok(None);
+            };
             let released = match self.source.next().await? {
                 Some(piece) => {
                     hasher.update(piece);
@@ -166,9 +190,17 @@ impl Passing {
 /// The part of `bytes`, which start at `start`, that lies in `wanted`.
 fn cut(bytes: Bytes, start: u64, wanted: &Range<u64>) -> Bytes {
     let length = bytes.len();
-    let place = |position: u64| usize::try_from(position.saturating_sub(start)).unwrap_or(length).min(length);
+    let place = |position: u64| {
+        usize::try_from(position.saturating_sub(start))
+            .unwrap_or(length)
+            .min(length)
+    };
     let (from, to) = (place(wanted.start), place(wanted.end));
-    if from < to { bytes.slice(from..to) } else { Bytes::new() }
+    if from < to {
+        bytes.slice(from..to)
+    } else {
+        Bytes::new()
+    }
 }
 
 #[cfg(test)]
@@ -186,7 +218,11 @@ mod tests {
             (20, 0..10, ""),
             (0, 50..60, ""),
         ] {
-            assert_eq!(cut(bytes.clone(), start, &wanted), expected, "{start} {wanted:?}");
+            assert_eq!(
+                cut(bytes.clone(), start, &wanted),
+                expected,
+                "{start} {wanted:?}"
+            );
         }
     }
 }

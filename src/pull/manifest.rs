@@ -49,17 +49,24 @@ impl Pull {
         digest: &Digest,
         extent: Extent,
     ) -> Result<ServedManifest, PullError> {
-        let stored = self.shelf.find(&access.registry, &access.repository, digest);
+        let stored = self
+            .shelf
+            .find(&access.registry, &access.repository, digest);
         if let Some(stored) = &stored
             && self.proofs.find(&access.holder, digest).is_some()
         {
             metrics::add(Counter::ManifestHits, 1);
             return Ok(self.serve(access, stored));
         }
-        let login = self.login(&access.caller, &access.registry, &access.repository).await?;
+        let login = self
+            .login(&access.caller, &access.registry, &access.repository)
+            .await?;
         let version = TagOrDigest::Digest(*digest);
         if stored.is_some() || extent == Extent::Head {
-            let head = self.upstream.manifest_head(access.source(&login), &version).await?;
+            let head = self
+                .upstream
+                .manifest_head(access.source(&login), &version)
+                .await?;
             self.proofs.add(&access.holder, *digest, head.size);
             if let Some(stored) = stored {
                 metrics::add(Counter::ManifestHits, 1);
@@ -75,9 +82,17 @@ impl Pull {
 
     /// A tag may move, so the registry is asked what it means unless that was done a moment ago. A HEAD does it:
     /// it is cheap, and Docker Hub does not count it.
-    async fn manifest_by_tag(&self, access: &Access, tag: &Tag, extent: Extent) -> Result<ServedManifest, PullError> {
+    async fn manifest_by_tag(
+        &self,
+        access: &Access,
+        tag: &Tag,
+        extent: Extent,
+    ) -> Result<ServedManifest, PullError> {
         let known = self.shelf.find_tag(&access.holder, tag);
-        let stored = known.and_then(|known| self.shelf.find(&access.registry, &access.repository, &known.digest));
+        let stored = known.and_then(|known| {
+            self.shelf
+                .find(&access.registry, &access.repository, &known.digest)
+        });
         if let (Some(known), Some(stored)) = (known, &stored)
             && known.is_fresh
         {
@@ -85,7 +100,9 @@ impl Pull {
             return Ok(self.serve(access, stored));
         }
         let version = TagOrDigest::Tag(tag.clone());
-        let asked = self.ask_for_tag(access, tag, &version, extent, known.is_some()).await;
+        let asked = self
+            .ask_for_tag(access, tag, &version, extent, known.is_some())
+            .await;
         match (asked, stored) {
             (Err(PullError::Fetch(error)), Some(stored)) if is_outage(&error) => {
                 tracing::warn!(registry = %access.registry, repository = %access.repository, %tag, %error,
@@ -107,13 +124,21 @@ impl Pull {
         extent: Extent,
         is_known: bool,
     ) -> Result<ServedManifest, PullError> {
-        let login = self.login(&access.caller, &access.registry, &access.repository).await?;
+        let login = self
+            .login(&access.caller, &access.registry, &access.repository)
+            .await?;
         if extent == Extent::Head || is_known {
-            let head = self.upstream.manifest_head(access.source(&login), version).await?;
+            let head = self
+                .upstream
+                .manifest_head(access.source(&login), version)
+                .await?;
             if let Some(digest) = head.digest {
                 self.shelf.note_tag(&access.holder, tag, digest);
                 self.proofs.add(&access.holder, digest, head.size);
-                if let Some(stored) = self.shelf.find(&access.registry, &access.repository, &digest) {
+                if let Some(stored) = self
+                    .shelf
+                    .find(&access.registry, &access.repository, &digest)
+                {
                     metrics::add(Counter::ManifestHits, 1);
                     return Ok(self.serve(access, &stored));
                 }
@@ -139,17 +164,27 @@ impl Pull {
         version: &TagOrDigest,
     ) -> Result<Arc<Stored>, PullError> {
         metrics::add(Counter::ManifestFetches, 1);
-        let fetched = self.upstream.manifest(access.source(login), version).await?;
+        let fetched = self
+            .upstream
+            .manifest(access.source(login), version)
+            .await?;
         let stored = Arc::new(verify(access, version, fetched)?);
-        self.shelf.put(&access.registry, &access.repository, Arc::clone(&stored));
+        self.shelf
+            .put(&access.registry, &access.repository, Arc::clone(&stored));
         self.proofs.add(&access.holder, stored.digest, None);
         Ok(stored)
     }
 
     /// Whoever is served a manifest has the proof for all that it names.
     fn serve(&self, access: &Access, stored: &Stored) -> ServedManifest {
-        for named in stored.manifest.manifests.iter().chain(&stored.manifest.blobs) {
-            self.proofs.add(&access.holder, named.digest, Some(named.size));
+        for named in stored
+            .manifest
+            .manifests
+            .iter()
+            .chain(&stored.manifest.blobs)
+        {
+            self.proofs
+                .add(&access.holder, named.digest, Some(named.size));
         }
         ServedManifest {
             media_type: stored.manifest.media_type.clone(),
@@ -163,9 +198,14 @@ impl Pull {
 
 /// Nothing unverified is kept or served: by digest the body must be what was asked for, by tag what the registry
 /// says it is.
-fn verify(access: &Access, version: &TagOrDigest, fetched: FetchedManifest) -> Result<Stored, PullError> {
+fn verify(
+    access: &Access,
+    version: &TagOrDigest,
+    fetched: FetchedManifest,
+) -> Result<Stored, PullError> {
     let digest = match (version, fetched.digest) {
-        (TagOrDigest::Digest(digest), _) | (TagOrDigest::Tag(_), Some(digest)) => digest,
+        (TagOrDigest::Digest(digest), _) => *digest,
+        (TagOrDigest::Tag(_), Some(digest)) => digest,
         (TagOrDigest::Tag(_), None) => Digest::of(&fetched.body),
     };
     if !digest.matches(&fetched.body) {
@@ -204,7 +244,9 @@ fn served_head(head: &ManifestHead, digest: Digest) -> Option<ServedManifest> {
 
 fn is_outage(error: &FetchError) -> bool {
     match error {
-        FetchError::Unreachable { .. } | FetchError::Malformed { .. } | FetchError::RateLimited { .. } => true,
+        FetchError::Unreachable { .. }
+        | FetchError::Malformed { .. }
+        | FetchError::RateLimited { .. } => true,
         FetchError::Failed { status, .. } => *status >= 500,
         FetchError::Unknown { .. }
         | FetchError::Refused { .. }

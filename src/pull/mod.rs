@@ -10,9 +10,9 @@ mod manifest;
 mod proof;
 mod shelf;
 
-pub use blob::{BlobHead, OpenBlob};
+pub use blob::{BlobHead, Content, OpenBlob};
 pub use body::{Body, BodyError, Piece};
-pub use manifest::ServedManifest;
+pub use manifest::{Extent, ServedManifest};
 pub use proof::{Holder, Proofs};
 pub use shelf::Shelf;
 
@@ -69,9 +69,16 @@ pub enum PullError {
     #[error("{registry} sent content that is not {digest}")]
     Mismatch { registry: Registry, digest: Digest },
     #[error("{registry} sent a manifest that cannot be served: {cause}")]
-    Manifest { registry: Registry, cause: Arc<ManifestError> },
+    Manifest {
+        registry: Registry,
+        cause: Arc<ManifestError>,
+    },
     #[error("{digest} could not be fetched from {registry}: {cause}")]
-    Fill { registry: Registry, digest: Digest, cause: Arc<FillError> },
+    Fill {
+        registry: Registry,
+        digest: Digest,
+        cause: Arc<FillError>,
+    },
 }
 
 /// One core's part in the story; what is behind the `Arc`s is everybody's.
@@ -112,13 +119,20 @@ impl Pull {
 
     /// What the image's name means now, asked with the caller's own credentials.
     pub async fn resolve(&self, caller: &Caller, image: &Reference) -> Result<Digest, PullError> {
-        let login = self.login(caller, &image.registry, &image.repository).await?;
+        let login = self
+            .login(caller, &image.registry, &image.repository)
+            .await?;
         let source = Source {
             registry: &image.registry,
             repository: &image.repository,
             login: &login,
         };
-        if let Some(digest) = self.upstream.manifest_head(source, &image.version).await?.digest {
+        if let Some(digest) = self
+            .upstream
+            .manifest_head(source, &image.version)
+            .await?
+            .digest
+        {
             return Ok(digest);
         }
         let fetched = self.upstream.manifest(source, &image.version).await?;
@@ -135,20 +149,42 @@ impl Pull {
     }
 
     pub async fn tags(&self, access: &Access, query: Option<&str>) -> Result<List, PullError> {
-        let login = self.login(&access.caller, &access.registry, &access.repository).await?;
+        let login = self
+            .login(&access.caller, &access.registry, &access.repository)
+            .await?;
         Ok(self.upstream.tags(access.source(&login), query).await?)
     }
 
-    pub async fn referrers(&self, access: &Access, digest: &Digest, query: Option<&str>) -> Result<List, PullError> {
-        let login = self.login(&access.caller, &access.registry, &access.repository).await?;
-        Ok(self.upstream.referrers(access.source(&login), digest, query).await?)
+    pub async fn referrers(
+        &self,
+        access: &Access,
+        digest: &Digest,
+        query: Option<&str>,
+    ) -> Result<List, PullError> {
+        let login = self
+            .login(&access.caller, &access.registry, &access.repository)
+            .await?;
+        Ok(self
+            .upstream
+            .referrers(access.source(&login), digest, query)
+            .await?)
     }
 
     /// Whose credentials serve the caller there. On the pool: a directory may have to be asked.
-    async fn login(&self, caller: &Caller, registry: &Registry, repository: &Repository) -> Result<Login, PullError> {
+    async fn login(
+        &self,
+        caller: &Caller,
+        registry: &Registry,
+        repository: &Repository,
+    ) -> Result<Login, PullError> {
         let keyring = Arc::clone(&self.keyring);
         let (caller, registry, repository) = (caller.clone(), registry.clone(), repository.clone());
-        let found = self.pool.run(Errand::Grants, move || keyring.find(&caller, &registry, &repository)).await?;
+        let found = self
+            .pool
+            .run(Errand::Grants, move || {
+                keyring.find(&caller, &registry, &repository)
+            })
+            .await?;
         let found = found.map_err(|error| PullError::Caller(Arc::new(error)))?;
         Ok(Login {
             credentials: found.credentials,

@@ -61,7 +61,9 @@ impl Proofs {
             // Forgetting costs a question to the registry, nothing else.
             shard.clear();
         }
-        let proof = shard.entry((holder.clone(), digest)).or_insert(Proof { size, until: now });
+        let proof = shard
+            .entry((holder.clone(), digest))
+            .or_insert(Proof { size, until: now });
         proof.until = now + AGE;
         proof.size = size.or(proof.size);
     }
@@ -76,7 +78,9 @@ impl Proofs {
         let mut hasher = DefaultHasher::new();
         digest.hash(&mut hasher);
         let index = hasher.finish() as usize % SHARDS;
-        self.shards.get(index).expect("the remainder is below the number of shards")
+        self.shards
+            .get(index)
+            .expect("the remainder is below the number of shards")
     }
 }
 
@@ -87,11 +91,17 @@ mod tests {
     #[test]
     fn a_proof_is_its_holders_alone() {
         let proofs = Proofs::default();
-        let (mine, other) = (Holder::Token(Token::random()), Holder::Token(Token::random()));
+        let (mine, other) = (
+            Holder::Token(Token::random()),
+            Holder::Token(Token::random()),
+        );
         let digest = Digest::of(b"blob");
         proofs.add(&mine, digest, Some(4));
         proofs.add(&mine, digest, None);
-        assert_eq!(proofs.find(&mine, &digest).and_then(|proof| proof.size), Some(4));
+        assert_eq!(
+            proofs.find(&mine, &digest).and_then(|proof| proof.size),
+            Some(4)
+        );
         assert_eq!(proofs.find(&other, &digest), None);
         assert_eq!(proofs.find(&mine, &Digest::of(b"other")), None);
     }

@@ -54,11 +54,19 @@ struct Manifests {
 }
 
 impl Shelf {
-    pub fn find(&self, registry: &Registry, repository: &Repository, digest: &Digest) -> Option<Arc<Stored>> {
+    pub fn find(
+        &self,
+        registry: &Registry,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Option<Arc<Stored>> {
         let mut manifests = lock(&self.manifests);
         manifests.uses += 1;
         let now = manifests.uses;
-        let (stored, last_use) = manifests.stored.get_mut(&(registry.clone(), repository.clone(), *digest))?;
+        let (stored, last_use) =
+            manifests
+                .stored
+                .get_mut(&(registry.clone(), repository.clone(), *digest))?;
         *last_use = now;
         Some(Arc::clone(stored))
     }
@@ -100,7 +108,11 @@ impl Shelf {
 impl Manifests {
     /// Sorting all of it is rare, because half goes at once.
     fn forget_half(&mut self) {
-        let mut by_use: Vec<(u64, Key)> = self.stored.iter().map(|(key, (_, use_))| (*use_, key.clone())).collect();
+        let mut by_use: Vec<(u64, Key)> = self
+            .stored
+            .iter()
+            .map(|(key, (_, use_))| (*use_, key.clone()))
+            .collect();
         by_use.sort_unstable_by_key(|(last_use, _)| *last_use);
         for (_, key) in by_use {
             if self.byte_count <= MOST_BYTES / 2 {
@@ -130,7 +142,15 @@ mod tests {
                 blobs: Vec::new(),
             };
             let bytes = Bytes::from(vec![0; 4 << 20]);
-            shelf.put(&registry, &repository, Arc::new(Stored { digest, bytes, manifest }));
+            shelf.put(
+                &registry,
+                &repository,
+                Arc::new(Stored {
+                    digest,
+                    bytes,
+                    manifest,
+                }),
+            );
             digest
         };
         let first = put(0);
@@ -140,7 +160,10 @@ mod tests {
         }
         assert!(shelf.find(&registry, &repository, &first).is_some());
         put(16);
-        assert!(shelf.find(&registry, &repository, &first).is_some(), "it was used since");
+        assert!(
+            shelf.find(&registry, &repository, &first).is_some(),
+            "it was used since"
+        );
         assert!(shelf.find(&registry, &repository, &second).is_none());
         assert!(lock(&shelf.manifests).byte_count <= MOST_BYTES);
     }

@@ -1,10 +1,34 @@
-//! The serving edge: connections, and how answers leave them. Knows neither OCI nor the cache.
+//! The serving edge: connections, and how answers leave them. Knows neither OCI nor the cache, only `api::Response`.
 
-use std::net::SocketAddr;
+mod connection;
+mod date;
+mod deliver;
+mod request_body;
 
+use std::{
+    cell::Cell,
+    net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use monoio::net::TcpStream;
 use serde::Deserialize;
 
-use crate::units::{ByteSize, HumanDuration};
+use crate::{
+    api::Service,
+    net::{Listener, Transfer},
+    sys,
+    telemetry::metrics::{self, Counter},
+    units::{ByteSize, HumanDuration},
+};
 
 /// `[listener]`
 #[derive(Clone, Debug, Deserialize)]
@@ -40,5 +64,103 @@ impl Default for Options {
             max_body_size: ByteSize::mib(20),
             shutdown_grace: HumanDuration::seconds(30),
         }
+    }
+}
+
+/// What all cores count together.
+#[derive(Default)]
+pub struct Load {
+    connections: AtomicUsize,
+    /// Bytes of request bodies in memory.
+    body_bytes: AtomicUsize,
+}
+
+impl Load {
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
+
+/// One core's edge.
+pub struct Edge {
+    options: Options,
+    transfer: Rc<Transfer>,
+    load: Arc<Load>,
+    /// Connections in the middle of a request.
+    busy: Cell<usize>,
+    is_stopping: Cell<bool>,
+}
+
+impl Edge {
+    pub fn new(options: Options, load: Arc<Load>) -> Rc<Self> {
+        Rc::new(Self {
+            options,
+            transfer: Transfer::new(),
+            load,
+            busy: Cell::new(0),
+            is_stopping: Cell::new(false),
+        })
+    }
+
+    /// Serves until `stop` is over, then lets running requests end.
+    pub async fn serve<S: Service>(
+        self: Rc<Self>,
+        listener: Listener,
+        service: Rc<S>,
+        stop: impl Future<Output = ()>,
+    ) {
+        let take = |socket: TcpStream, peer: SocketAddr| {
+            let (edge, service) = (Rc::clone(&self), Rc::clone(&service));
+            metrics::add(Counter::ConnectionsAccepted, 1);
+            monoio::spawn(async move {
+                let place = Place::take(&edge.load);
+                if edge.load.connections() > edge.options.max_connections {
+                    metrics::add(Counter::ConnectionsRefused, 1);
+                    connection::refuse(&socket);
+                    return;
+                }
+                if sys::prepare_accepted(&socket).is_err() || socket.set_nodelay(true).is_err() {
+                    return;
+                }
+                without_panic(connection::run(&edge, &*service, socket, peer)).await;
+                drop(place);
+            });
+        };
+        listener.run(stop, take).await;
+        self.is_stopping.set(true);
+        while self.busy.get() > 0 {
+            monoio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// Counts one connection for as long as it lives.
+struct Place(Arc<Load>);
+
+impl Place {
+    fn take(load: &Arc<Load>) -> Self {
+        load.connections.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(load))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A bug costs its connection, not the core with all the others.
+async fn without_panic(connection: impl Future<Output = ()>) {
+    let mut connection = pin!(connection);
+    let ended = std::future::poll_fn(|context| {
+        match catch_unwind(AssertUnwindSafe(|| connection.as_mut().poll(context))) {
+            Ok(poll) => poll.map(|()| true),
+            Err(_) => Poll::Ready(false),
+        }
+    });
+    if !ended.await {
+        metrics::add(Counter::Panics, 1);
+        tracing::error!("a connection was lost to a bug of tidegate; the panic's message is above");
     }
 }

@@ -5,13 +5,17 @@
 )]
 
 mod file;
+mod limits;
 mod signals;
 mod socket;
 mod splice;
 
 pub use file::{preallocate, read_if_cached};
+pub use limits::raise_open_files;
 pub use signals::Signals;
-pub use socket::{Liveness, More, accept_waiting, liveness, prepare_accepted, send};
+pub use socket::{
+    Liveness, More, accept_waiting, liveness, prepare_accepted, reset_on_close, send,
+};
 pub use splice::{Pipe, Sent, send_file};
 
 use std::io;

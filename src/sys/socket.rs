@@ -92,3 +92,21 @@ pub fn accept_waiting(listener: &impl AsRawFd) -> io::Result<Option<TcpStream>> 
     // SAFETY: `accept4` has just given us this descriptor, and nobody else knows it.
     Ok(Some(unsafe { TcpStream::from_raw_fd(accepted) }))
 }
+
+/// Makes closing the socket reset the connection, so that what was sent cannot pass for a whole answer.
+pub fn reset_on_close(socket: &impl AsRawFd) {
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    // SAFETY: the option reads one `linger`, whose size is given. A failure leaves an ordinary close.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of::<libc::linger>() as libc::socklen_t,
+        )
+    };
+}

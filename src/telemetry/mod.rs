@@ -1,5 +1,6 @@
 //! What an operator sees: log lines and metrics.
 
+pub mod access_log;
 pub mod log;
 pub mod metrics;
 

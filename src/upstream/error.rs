@@ -14,7 +14,9 @@ pub enum FetchError {
         what: String,
         said: Said,
     },
-    #[error("{registry}: not allowed to pull {what} with {who}{said}")]
+    #[error(
+        "{registry}: not allowed to pull {what} with {who}; it is private, or does not exist{said}"
+    )]
     Refused {
         registry: Registry,
         what: String,

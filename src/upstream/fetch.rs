@@ -17,7 +17,7 @@ use super::{
     exchange::{Body, Exchange, ExchangeError, Request, Response, Way},
 };
 use crate::{
-    http::{Method, ResponseHead, Scheme, Url, parse_challenges},
+    http::{Method, ResponseHead, Scheme, parse_challenges},
     net::{ConnectError, ResolveError},
     oci::{Digest, Registry, Repository, TagOrDigest, media_type},
     telemetry::metrics::{self, Counter},
@@ -647,7 +647,7 @@ mod tests {
 
     #[test]
     fn urls_of_errors_hide_their_signatures() {
-        let url: Url = "https://s3.example.com/x?X-Amz-Signature=secret"
+        let url: crate::http::Url = "https://s3.example.com/x?X-Amz-Signature=secret"
             .parse()
             .expect("a URL");
         assert!(!format!("{url:?}").contains("secret"));

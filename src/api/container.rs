@@ -1,0 +1,340 @@
+//! The container request API: submit, describe, status, revoke. A name is given out only for an image that exists and
+//! that the caller may pull, so that a typo is an error here and not in the middle of a pipeline.
+
+use std::{net::IpAddr, sync::Arc, time::SystemTime};
+
+use serde::Serialize;
+use serde_json::{Value, json, value::RawValue};
+
+use super::{
+    Api, Request, Response,
+    basic_auth::is_account,
+    error_response::{self, Shape},
+    route::ApiVersion,
+    submission::{Plain, Rejection, Submission},
+};
+use crate::{
+    blocking::Errand,
+    credentials::IdentityError,
+    oci::{Reference, TagOrDigest},
+    requests::{ContainerRequest, Grant, Record, RequestDetails, Token},
+    telemetry::metrics::{self, Counter},
+};
+
+/// Known clients take any other status than 200 for a failure, and need `succeeded` to stop polling.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Submitted<'a> {
+    request_id: &'a str,
+    container_token: &'a str,
+    target_image: String,
+    expiration: String,
+    container_image: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    freeze: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mirror: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    succeeded: Option<bool>,
+}
+
+impl Api {
+    pub(super) async fn submit(&self, version: ApiVersion, request: &Request) -> Response {
+        let container_request = match self.admit(version, request).await {
+            Ok(container_request) => container_request,
+            Err(refusal) => return refusal,
+        };
+        let digest = match self
+            .pull
+            .resolve(&container_request.caller, &container_request.image)
+            .await
+        {
+            Ok(digest) => digest,
+            Err(error) => {
+                tracing::info!(caller = %container_request.caller, image = %container_request.image, %error,
+                    "a container request was refused");
+                return error_response::of_submit(&error);
+            }
+        };
+        let requests = Arc::clone(&self.shared.requests);
+        let issued = self.shared.pool.run(Errand::Grants, move || {
+            requests.issue(container_request, Some(digest), SystemTime::now())
+        });
+        match issued.await {
+            Ok(Ok(grant)) => {
+                metrics::add(Counter::RequestsIssued, 1);
+                tracing::info!(caller = %grant.caller, image = %grant.image, token = ?grant.token, "an ephemeral name was given out");
+                self.pull.note_resolution(&grant, digest);
+                Response::new(200).json(&self.submitted(version, &grant))
+            }
+            Ok(Err(error)) => error_response::of_store(Shape::Api, &error),
+            Err(error) => error_response::of_pool(Shape::Api, error),
+        }
+    }
+
+    /// Parses, checks and authenticates: on the pool, since a body may have megabytes.
+    async fn admit(
+        &self,
+        version: ApiVersion,
+        request: &Request,
+    ) -> Result<ContainerRequest, Response> {
+        let (body, keyring, client) = (
+            request.body.clone(),
+            Arc::clone(&self.shared.keyring),
+            request.client,
+        );
+        let admitted = self.shared.pool.run(Errand::Grants, move || {
+            let submission = Submission::parse(&body)?;
+            submission.check_before_identity(version)?;
+            let caller = keyring.authenticate(
+                submission.tower_access_token.as_ref(),
+                submission.tower_workspace_id,
+            )?;
+            let mut details = RequestDetails {
+                container_image: submission.container_image.clone().unwrap_or_default(),
+                platform: None,
+                tower_endpoint: submission.tower_endpoint.clone(),
+                workflow_id: submission.workflow_id.clone(),
+                fingerprint: submission.fingerprint.clone(),
+                timestamp: submission
+                    .timestamp
+                    .as_deref()
+                    .and_then(|text| text.parse().ok()),
+                address: client,
+            };
+            let Plain { image, platform } = submission.into_plain(version)?;
+            details.platform = platform.map(|platform| platform.to_string());
+            Ok::<_, Refusal>(ContainerRequest {
+                image,
+                caller,
+                details,
+            })
+        });
+        match admitted.await {
+            Ok(Ok(container_request)) => Ok(container_request),
+            Ok(Err(refusal)) => {
+                tracing::info!(client = %request.client, reason = %refusal, "a container request was refused");
+                Err(refusal.response())
+            }
+            Err(error) => Err(error_response::of_pool(Shape::Api, error)),
+        }
+    }
+
+    fn submitted<'a>(&self, version: ApiVersion, grant: &'a Grant) -> Submitted<'a> {
+        let v2 = |value| (version == ApiVersion::V1Alpha2).then_some(value);
+        Submitted {
+            request_id: grant.token.as_str(),
+            container_token: grant.token.as_str(),
+            target_image: self.target_image(&grant.token, &grant.image),
+            expiration: instant(grant.expires),
+            container_image: grant.image.to_string(),
+            freeze: v2(false),
+            mirror: v2(false),
+            succeeded: v2(true),
+        }
+    }
+
+    /// The source registry is not part of it: the request knows it.
+    fn target_image(&self, token: &Token, image: &Reference) -> String {
+        let separator = match image.version {
+            TagOrDigest::Tag(_) => ':',
+            TagOrDigest::Digest(_) => '@',
+        };
+        format!(
+            "{}/wt/{token}/{}{separator}{}",
+            self.shared.authority, image.repository, image.version
+        )
+    }
+
+    pub(super) async fn describe(&self, token: Token, client: IpAddr) -> Response {
+        match self.find_record(token, client).await {
+            Ok(record) => Response::new(200).json(&self.description(&record)),
+            Err(refusal) => refusal,
+        }
+    }
+
+    pub(super) async fn record(&self, token: Token, client: IpAddr) -> Response {
+        match self.find_record(token, client).await {
+            Ok(record) => Response::new(200).json(&self.flat_record(&record)),
+            Err(refusal) => refusal,
+        }
+    }
+
+    async fn find_record(&self, token: Token, client: IpAddr) -> Result<Record, Response> {
+        let requests = Arc::clone(&self.shared.requests);
+        match self
+            .shared
+            .pool
+            .run(Errand::Grants, move || requests.record(&token))
+            .await
+        {
+            Ok(Ok(Some(record))) => Ok(record),
+            Ok(Ok(None)) => Err(self.refuse_token(Shape::Api, client)),
+            Ok(Err(error)) => Err(error_response::of_store(Shape::Api, &error)),
+            Err(error) => Err(error_response::of_pool(Shape::Api, error)),
+        }
+    }
+
+    fn description(&self, record: &Record) -> Value {
+        let details = &record.details;
+        let timestamp = details.timestamp.as_ref();
+        let digest = record
+            .source_digest
+            .or(record.resolved_digest)
+            .map(|digest| digest.to_string());
+        without_nulls(json!({
+            "token": record.token.as_str(),
+            "expiration": instant(record.expires),
+            "request": {
+                "user": user(record),
+                "workspaceId": record.user.as_ref().and_then(|user| user.workspace),
+                "containerImage": details.container_image,
+                "platform": details.platform.as_deref().unwrap_or("linux/amd64"),
+                "towerEndpoint": details.tower_endpoint,
+                "fingerprint": details.fingerprint,
+                "timestamp": instant(timestamp.map_or(record.created, |time| time.instant)),
+                "zoneId": timestamp.map_or("Z", |time| time.zone.as_str()),
+                "ipAddress": details.address.to_string(),
+            },
+            "source": {"image": record.image.to_string(), "digest": digest},
+            "wave": {"image": self.target_image(&record.token, &record.image), "digest": digest},
+        }))
+    }
+
+    fn flat_record(&self, record: &Record) -> Value {
+        let details = &record.details;
+        let timestamp = details.timestamp.as_ref();
+        let digest = record
+            .source_digest
+            .or(record.resolved_digest)
+            .map(|digest| digest.to_string());
+        without_nulls(json!({
+            "id": record.token.as_str(),
+            "user": user(record),
+            "workspaceId": record.user.as_ref().and_then(|user| user.workspace),
+            "containerImage": details.container_image,
+            "platform": details.platform.as_deref().unwrap_or("linux/amd64"),
+            "towerEndpoint": details.tower_endpoint,
+            "fingerprint": details.fingerprint,
+            "timestamp": instant(timestamp.map_or(record.created, |time| time.instant)),
+            "zoneId": timestamp.map_or("Z", |time| time.zone.as_str()),
+            "ipAddress": details.address.to_string(),
+            "sourceImage": record.image.to_string(),
+            "sourceDigest": digest,
+            "waveImage": self.target_image(&record.token, &record.image),
+            "waveDigest": digest,
+            "expiration": instant(record.expires),
+            "freeze": false,
+            "mirror": false,
+        }))
+    }
+
+    /// A plain request is done when it is submitted.
+    pub(super) async fn status(&self, token: Token, client: IpAddr) -> Response {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Status<'a> {
+            id: &'a str,
+            status: &'static str,
+            succeeded: bool,
+            creation_time: String,
+            duration: Box<RawValue>,
+        }
+        let grant = match self.grant(&token, Shape::Api, client).await {
+            Ok(grant) => grant,
+            Err(refusal) => return refusal,
+        };
+        let age = SystemTime::now()
+            .duration_since(grant.created)
+            .unwrap_or_default();
+        // Without a fraction, clients read nanoseconds.
+        let seconds = format!("{}.{:09}", age.as_secs(), age.subsec_nanos());
+        Response::new(200).json(&Status {
+            id: token.as_str(),
+            status: "DONE",
+            succeeded: true,
+            creation_time: instant(grant.created),
+            duration: RawValue::from_string(seconds).expect("a decimal number is JSON"),
+        })
+    }
+
+    pub(super) async fn revoke(&self, token: Token, request: &Request) -> Response {
+        if !is_account(&request.head.headers, &self.shared.accounts) {
+            let refusal =
+                Response::new(401).field("WWW-Authenticate", "Basic realm=\"tidegate accounts\"");
+            return match self.shared.guesses.take(
+                crate::limits::client_key(request.client),
+                std::time::Instant::now(),
+            ) {
+                Ok(()) => refusal,
+                Err(wait) => error_response::too_many_guesses(Shape::Api, wait),
+            };
+        }
+        let requests = Arc::clone(&self.shared.requests);
+        let revoked = self.shared.pool.run(Errand::Grants, move || {
+            requests.revoke(&token, SystemTime::now())
+        });
+        match revoked.await {
+            Ok(Ok(true)) => {
+                tracing::info!(?token, "a token was revoked");
+                Response::new(200)
+            }
+            Ok(Ok(false)) => error_response::unknown_token(Shape::Api),
+            Ok(Err(error)) => error_response::of_store(Shape::Api, &error),
+            Err(error) => error_response::of_pool(Shape::Api, error),
+        }
+    }
+}
+
+/// Why a submission did not become a container request.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+impl Refusal {
+    fn response(&self) -> Response {
+        let message = self.to_string();
+        match self {
+            Self::Rejected(Rejection::Invalid(_)) => error_response::api(400, &message),
+            Self::Rejected(Rejection::Unsupported(_)) => error_response::api(501, &message),
+            Self::Identity(IdentityError::AnonymousOff | IdentityError::NoDirectory) => {
+                error_response::api(400, &message)
+            }
+            // With an empty body, as clients know it: they renew their token then.
+            Self::Identity(IdentityError::UnknownToken) => Response::new(401),
+            Self::Identity(IdentityError::WorkspaceDenied { .. }) => {
+                error_response::api(403, &message)
+            }
+        }
+    }
+}
+
+/// ISO-8601 in UTC with a `Z`: what clients parse.
+fn instant(time: SystemTime) -> String {
+    humantime::format_rfc3339_nanos(time).to_string()
+}
+
+fn user(record: &Record) -> Option<Value> {
+    record
+        .user
+        .as_ref()
+        .map(|user| json!({"userName": user.name}))
+}
+
+/// Absent things are left out.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let kept = fields.into_iter().filter(|(_, value)| !value.is_null());
+            Value::Object(
+                kept.map(|(name, value)| (name, without_nulls(value)))
+                    .collect(),
+            )
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,195 @@
+//! From errors to answers: the one place where errors get status codes. Each API has its own shape: `/v2` that of
+//! the distribution specification, the rest `{"message"}`.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::json;
+
+use super::{
+    Response,
+    route::{RouteError, Wish, is_registry_path},
+};
+use crate::{
+    blocking::PoolError, credentials::FindError, http::HeadError, oci::ErrorCode, pull::PullError,
+    requests::StoreError, upstream::FetchError,
+};
+
+/// When a full queue is worth another try.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    Registry,
+    Api,
+}
+
+impl Shape {
+    pub(super) fn of(path: &str) -> Self {
+        if is_registry_path(path) {
+            Self::Registry
+        } else {
+            Self::Api
+        }
+    }
+}
+
+pub(super) fn registry(status: u16, code: ErrorCode, message: &str) -> Response {
+    Response::new(status).json(&json!({"errors": [{"code": code.as_str(), "message": message}]}))
+}
+
+pub(super) fn api(status: u16, message: &str) -> Response {
+    Response::new(status).json(&json!({ "message": message }))
+}
+
+/// In the shape that is asked for, with the code that fits the status.
+pub(super) fn plain(shape: Shape, status: u16, message: &str) -> Response {
+    match shape {
+        Shape::Api => api(status, message),
+        Shape::Registry => {
+            let code = match status {
+                401 => ErrorCode::Unauthorized,
+                403 => ErrorCode::Denied,
+                404 => ErrorCode::NotFound,
+                405 | 417 | 505 => ErrorCode::Unsupported,
+                416 => ErrorCode::RangeInvalid,
+                429 => ErrorCode::TooManyRequests,
+                502..=504 => ErrorCode::Unavailable,
+                _ => ErrorCode::Unknown,
+            };
+            registry(status, code, message)
+        }
+    }
+}
+
+pub(super) fn malformed(shape: Shape, error: &HeadError) -> Response {
+    let response = match error {
+        // Runtimes try TLS first and look for exactly such an answer before they fall back.
+        HeadError::TlsHello => {
+            let text = "Client sent an HTTPS request to an HTTP server: use http:// or configure this registry as insecure.\n";
+            Response::new(400).content("text/plain; charset=utf-8", text)
+        }
+        error => plain(shape, error.status(), &error.to_string()),
+    };
+    response.closing()
+}
+
+pub(super) fn unknown_token(shape: Shape) -> Response {
+    plain(shape, 404, &RouteError::UnknownToken.to_string())
+}
+
+pub(super) fn too_many_guesses(shape: Shape, wait: Duration) -> Response {
+    let message = "too many requests with unknown tokens; wait a little";
+    plain(shape, 429, message).field("Retry-After", whole_seconds(wait))
+}
+
+pub(super) fn of_route(shape: Shape, error: &RouteError) -> Response {
+    let message = error.to_string();
+    let code = match error {
+        RouteError::UnknownPath | RouteError::UnknownToken => return plain(shape, 404, &message),
+        RouteError::MethodNotAllowed { allow } => {
+            return plain(shape, 405, &message).field("Allow", allow);
+        }
+        RouteError::NoRegistry { .. } | RouteError::Name(_) => ErrorCode::NameInvalid,
+        RouteError::Tag(_) => ErrorCode::TagInvalid,
+        RouteError::Digest(_) => ErrorCode::DigestInvalid,
+    };
+    match (shape, code) {
+        (Shape::Registry, ErrorCode::NameInvalid) => registry(404, code, &message),
+        (Shape::Registry, _) => registry(400, code, &message),
+        (Shape::Api, _) => api(400, &message),
+    }
+}
+
+/// A pull that failed, to a runtime. Never 401: the client's own token was good, and a 401 would make it look
+/// for another.
+pub(super) fn of_pull(wish: &Wish, error: &PullError) -> Response {
+    let message = error.to_string();
+    let (status, code, wait) = match error {
+        PullError::Fetch(error) => match error {
+            FetchError::Unknown { .. } => (404, unknown_code(wish), None),
+            FetchError::Refused { .. } | FetchError::Forbidden { .. } => {
+                (403, ErrorCode::Denied, None)
+            }
+            FetchError::RateLimited { retry_after, .. } => {
+                // A runtime that is told nothing asks again at once.
+                (
+                    429,
+                    ErrorCode::TooManyRequests,
+                    Some(retry_after.unwrap_or(Duration::from_secs(60))),
+                )
+            }
+            FetchError::Unreachable { .. }
+            | FetchError::Failed { .. }
+            | FetchError::Malformed { .. } => (502, ErrorCode::Unavailable, None),
+            FetchError::Busy(_) => (503, ErrorCode::Unavailable, Some(BUSY_PAUSE)),
+        },
+        PullError::Caller(_) => (403, ErrorCode::Denied, None),
+        PullError::Busy(_) => (503, ErrorCode::Unavailable, Some(BUSY_PAUSE)),
+        PullError::Mismatch { .. } | PullError::Fill { .. } => (502, ErrorCode::Unavailable, None),
+        PullError::Manifest { .. } => (502, ErrorCode::ManifestInvalid, None),
+    };
+    let response = registry(status, code, &message);
+    match wait {
+        Some(wait) => response.field("Retry-After", whole_seconds(wait)),
+        None => response,
+    }
+}
+
+fn unknown_code(wish: &Wish) -> ErrorCode {
+    match wish {
+        Wish::Manifest(_) => ErrorCode::ManifestUnknown,
+        Wish::Blob(_) => ErrorCode::BlobUnknown,
+        Wish::TagList => ErrorCode::NameUnknown,
+        Wish::Referrers(_) => ErrorCode::NotFound,
+    }
+}
+
+/// An image that could not be resolved, to whoever submitted it: always something to correct or to wait for.
+pub(super) fn of_submit(error: &PullError) -> Response {
+    match error {
+        PullError::Busy(_) | PullError::Fetch(FetchError::Busy(_)) => {
+            busy(Shape::Api, &error.to_string())
+        }
+        PullError::Caller(revoked) => of_revoked(revoked),
+        PullError::Fetch(FetchError::RateLimited {
+            retry_after: Some(wait),
+            ..
+        }) => api(400, &error.to_string()).field("Retry-After", whole_seconds(*wait)),
+        PullError::Fetch(_)
+        | PullError::Mismatch { .. }
+        | PullError::Manifest { .. }
+        | PullError::Fill { .. } => api(400, &error.to_string()),
+    }
+}
+
+fn of_revoked(error: &Arc<FindError>) -> Response {
+    match **error {
+        FindError::CallerRevoked { .. } => Response::new(401),
+    }
+}
+
+pub(super) fn of_store(shape: Shape, error: &StoreError) -> Response {
+    tracing::error!(
+        error = error as &dyn std::error::Error,
+        "the store of container requests failed; look at state_dir"
+    );
+    plain(
+        shape,
+        503,
+        "container requests cannot be kept or found at the moment",
+    )
+    .field("Retry-After", 5)
+}
+
+pub(super) fn of_pool(shape: Shape, error: PoolError) -> Response {
+    busy(shape, &format!("tidegate is busy: {error}"))
+}
+
+fn busy(shape: Shape, message: &str) -> Response {
+    plain(shape, 503, message).field("Retry-After", whole_seconds(BUSY_PAUSE))
+}
+
+/// Delta-seconds (RFC 9110 §10.2.3), rounded up: earlier would be too early.
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
+}

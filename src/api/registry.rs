@@ -1,0 +1,269 @@
+//! `/v2`: manifests, blobs, tags and referrers, with the fields that runtimes look for.
+
+use super::{
+    Api, Body, Length, Response,
+    error_response::{self, Shape},
+    route::{Name, Wish},
+};
+use crate::{
+    http::{Method, RangeWish, RequestHead, parse_range},
+    oci::{Digest, TagOrDigest},
+    pull::{Access, BlobHead, Content, Extent, OpenBlob, PullError, ServedManifest},
+    upstream::{List, next_page},
+};
+
+/// Old clients look at the version, all of them at the 200: a challenge here would make them log in.
+pub(super) fn version() -> Response {
+    Response::new(200).content("application/json", "{}")
+}
+
+impl Api {
+    pub(super) async fn serve_wish(
+        &self,
+        head: &RequestHead,
+        name: &Name,
+        access: &Access,
+        wish: Wish,
+    ) -> Response {
+        let served = match &wish {
+            Wish::Manifest(version) => self.manifest(head, access, version).await,
+            Wish::Blob(digest) if head.method == Method::Head => {
+                self.blob_head(head, access, digest).await
+            }
+            Wish::Blob(digest) => self.blob(head, access, digest).await,
+            Wish::TagList => self.tags(head, name, access).await,
+            Wish::Referrers(digest) => self.referrers(head, name, access, digest).await,
+        };
+        let response = match served {
+            Ok(response) => response,
+            Err(error) => {
+                tracing::warn!(registry = %access.registry, repository = %access.repository, caller = %access.caller,
+                    error = %error, "a pull failed");
+                error_response::of_pull(&wish, &error)
+            }
+        };
+        match self.namespace(head) {
+            Some(namespace) => response.field("OCI-Namespace", namespace),
+            None => response,
+        }
+    }
+
+    async fn manifest(
+        &self,
+        head: &RequestHead,
+        access: &Access,
+        version: &TagOrDigest,
+    ) -> Result<Response, PullError> {
+        let extent = if head.method == Method::Head {
+            Extent::Head
+        } else {
+            Extent::Whole
+        };
+        let ServedManifest {
+            media_type,
+            digest,
+            size,
+            bytes,
+            is_stale,
+        } = self.pull.manifest(access, version, extent).await?;
+        if is_known(head, &digest) {
+            return Ok(not_modified(&digest));
+        }
+        let response =
+            content_fields(Response::new(200), &digest).field("Content-Type", media_type);
+        // distribution-spec, warnings: for people, shown by clients.
+        let response = if is_stale {
+            response.field(
+                "Warning",
+                format_args!(
+                    "299 - \"{} is down; this is what the tag meant before\"",
+                    access.registry
+                ),
+            )
+        } else {
+            response
+        };
+        Ok(match bytes {
+            Some(bytes) => response.body(Some(size), Body::bytes(bytes)),
+            None => response.length(Length::Known(size)),
+        })
+    }
+
+    async fn blob_head(
+        &self,
+        head: &RequestHead,
+        access: &Access,
+        digest: &Digest,
+    ) -> Result<Response, PullError> {
+        Ok(match self.pull.blob_head(access, digest).await? {
+            BlobHead::Redirect { status, location } => redirect(status, &location),
+            BlobHead::Found { .. } if is_known(head, digest) => not_modified(digest),
+            BlobHead::Found { size } => {
+                let length = size.map_or(Length::Absent, Length::Known);
+                blob_fields(Response::new(200), digest).length(length)
+            }
+        })
+    }
+
+    async fn blob(
+        &self,
+        head: &RequestHead,
+        access: &Access,
+        digest: &Digest,
+    ) -> Result<Response, PullError> {
+        let content = match self.pull.blob(access, digest).await? {
+            OpenBlob::Redirect { status, location } => return Ok(redirect(status, &location)),
+            OpenBlob::Content(content) => content,
+        };
+        if is_known(head, digest) {
+            return Ok(not_modified(digest));
+        }
+        Ok(ranged(head, digest, content))
+    }
+
+    async fn tags(
+        &self,
+        head: &RequestHead,
+        name: &Name,
+        access: &Access,
+    ) -> Result<Response, PullError> {
+        let list = self.pull.tags(access, list_query(head).as_deref()).await?;
+        Ok(list_response(
+            list,
+            &format!("/v2/{}/tags/list", own_name(name)),
+            "application/json",
+        ))
+    }
+
+    async fn referrers(
+        &self,
+        head: &RequestHead,
+        name: &Name,
+        access: &Access,
+        digest: &Digest,
+    ) -> Result<Response, PullError> {
+        let list = self
+            .pull
+            .referrers(access, digest, list_query(head).as_deref())
+            .await?;
+        let path = format!("/v2/{}/referrers/{digest}", own_name(name));
+        Ok(list_response(
+            list,
+            &path,
+            crate::oci::media_type::OCI_INDEX,
+        ))
+    }
+}
+
+fn content_fields(response: Response, digest: &Digest) -> Response {
+    response
+        .field("Docker-Content-Digest", digest)
+        .field("ETag", format_args!("\"{digest}\""))
+}
+
+fn blob_fields(response: Response, digest: &Digest) -> Response {
+    content_fields(response, digest)
+        .field("Content-Type", "application/octet-stream")
+        .field("Accept-Ranges", "bytes")
+        // Named by its content, so it never changes; but it is this client's, not everybody's.
+        .field("Cache-Control", "private, max-age=31536000, immutable")
+}
+
+fn not_modified(digest: &Digest) -> Response {
+    content_fields(Response::new(304), digest).length(Length::Absent)
+}
+
+/// The body of the registry's redirect, if it had one, is not passed on, and the length says so: clients wait
+/// for bytes otherwise.
+fn redirect(status: u16, location: &str) -> Response {
+    Response::new(status).field("Location", location)
+}
+
+/// RFC 9110 §14.2 and §13.1.5. A size that is not known yet cannot be divided: all of it is sent then.
+fn ranged(head: &RequestHead, digest: &Digest, content: Content) -> Response {
+    let Some(size) = content.size() else {
+        return blob_fields(Response::new(200), digest).body(None, content.into_body(0..u64::MAX));
+    };
+    let wish = match head.headers.get("range") {
+        Some(range)
+            if head
+                .headers
+                .get("if-range")
+                .is_none_or(|tag| tag.trim() == format!("\"{digest}\"")) =>
+        {
+            parse_range(range, size)
+        }
+        _ => RangeWish::Whole,
+    };
+    match wish {
+        RangeWish::Whole => {
+            blob_fields(Response::new(200), digest).body(Some(size), content.into_body(0..size))
+        }
+        RangeWish::Part(range) => blob_fields(Response::new(206), digest)
+            .field(
+                "Content-Range",
+                format_args!(
+                    "bytes {}-{}/{size}",
+                    range.start,
+                    range.end.saturating_sub(1)
+                ),
+            )
+            .body(
+                Some(range.end.saturating_sub(range.start)),
+                content.into_body(range),
+            ),
+        RangeWish::Unsatisfiable => {
+            error_response::plain(Shape::Registry, 416, "the range lies outside the blob")
+                .field("Content-Range", format_args!("bytes */{size}"))
+        }
+    }
+}
+
+/// RFC 9110 §13.1.2, weak comparison; unquoted tags are met and taken too.
+fn is_known(head: &RequestHead, digest: &Digest) -> bool {
+    let digest = digest.to_string();
+    head.headers
+        .all("if-none-match")
+        .flat_map(|value| value.split(','))
+        .any(|tag| {
+            let tag = tag.trim();
+            let tag = tag.strip_prefix("W/").unwrap_or(tag);
+            tag == "*" || tag.trim_matches('"') == digest
+        })
+}
+
+/// What of the query is the registry's. `ns` is between the client and us.
+fn list_query(head: &RequestHead) -> Option<String> {
+    let kept: Vec<&str> = head
+        .query()?
+        .split('&')
+        .filter(|pair| !pair.starts_with("ns="))
+        .collect();
+    (!kept.is_empty()).then(|| kept.join("&"))
+}
+
+fn own_name(name: &Name) -> String {
+    match name {
+        Name::Ephemeral { token, repository } => format!("wt/{token}/{repository}"),
+        Name::Direct {
+            registry,
+            repository,
+        } => format!("{registry}/{repository}"),
+    }
+}
+
+/// A page's successor is fetched through us again.
+fn list_response(list: List, path: &str, content_type: &str) -> Response {
+    let mut response = Response::new(200);
+    if let Some(query) = list.link.as_deref().and_then(next_page) {
+        response = response.field("Link", format_args!("<{path}?{query}>; rel=\"next\""));
+    }
+    if let Some(filters) = &list.filters_applied {
+        response = response.field("OCI-Filters-Applied", filters);
+    }
+    let stated = list
+        .content_type
+        .as_deref()
+        .filter(|stated| stated.ends_with("json"));
+    response.content(stated.unwrap_or(content_type), list.body)
+}

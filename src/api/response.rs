@@ -1,0 +1,104 @@
+//! An answer as a value: status, fields, body. How it travels is `server`'s business.
+
+use std::{fmt, io::Write as _};
+
+use super::Body;
+
+/// How long the body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// Also of a HEAD's answer, which has no body.
+    Known(u64),
+    Unknown,
+    /// No body and no length: 304.
+    Absent,
+}
+
+pub struct Response {
+    pub status: u16,
+    /// Field lines, each with its line end.
+    pub fields: Vec<u8>,
+    pub length: Length,
+    pub body: Body,
+    /// The connection must end after it.
+    pub close: bool,
+}
+
+impl Response {
+    pub fn new(status: u16) -> Self {
+        Self {
+            status,
+            fields: Vec::with_capacity(256),
+            length: Length::Known(0),
+            body: Body::empty(),
+            close: false,
+        }
+    }
+
+    /// `value` may come from a registry, whose fields were read without line ends; one that has them all the
+    /// same would start a field of its own, so it is left out.
+    pub fn field(mut self, name: &str, value: impl fmt::Display) -> Self {
+        let start = self.fields.len();
+        let _ = write!(self.fields, "{name}: {value}\r\n");
+        let line = self
+            .fields
+            .get(start..self.fields.len() - 2)
+            .unwrap_or_default();
+        if line.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
+            self.fields.truncate(start);
+        }
+        self
+    }
+
+    pub fn content(mut self, content_type: &str, bytes: impl Into<bytes::Bytes>) -> Self {
+        let bytes = bytes.into();
+        self.length = Length::Known(bytes.len() as u64);
+        self.body = Body::bytes(bytes);
+        self.field("Content-Type", content_type)
+    }
+
+    pub fn json(self, value: &impl serde::Serialize) -> Self {
+        let bytes = serde_json::to_vec(value)
+            .expect("our own values have string keys and no fallible parts");
+        self.content("application/json", bytes)
+    }
+
+    pub fn body(mut self, length: Option<u64>, body: Body) -> Self {
+        self.length = length.map_or(Length::Unknown, Length::Known);
+        self.body = body;
+        self
+    }
+
+    /// Tells how long the body would be, and sends none.
+    pub fn length(mut self, length: Length) -> Self {
+        self.length = length;
+        self.body = Body::empty();
+        self
+    }
+
+    pub fn closing(mut self) -> Self {
+        self.close = true;
+        self
+    }
+
+    pub(super) fn drop_body(&mut self) {
+        self.body = Body::empty();
+        if self.length == Length::Unknown {
+            self.length = Length::Absent;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_value_starts_a_field_of_its_own() {
+        let response = Response::new(200)
+            .field("A", "b")
+            .field("Location", "x\r\nSet-Cookie: y")
+            .field("C", 1);
+        assert_eq!(response.fields, b"A: b\r\nC: 1\r\n");
+    }
+}

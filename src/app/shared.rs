@@ -1,0 +1,181 @@
+//! What all cores have in common.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use super::StartError;
+use crate::{
+    api::{self, Readiness},
+    blocking::Pool,
+    cache::Cache,
+    config::Config,
+    credentials::{Directory, Keyring, OperatorLogin, load_password},
+    pull::{Proofs, Shelf},
+    requests::Requests,
+    server::{self, Load},
+    telemetry::metrics::Gauge,
+    upstream::{self, Authorizer, Endpoints},
+};
+
+pub(super) struct Shared {
+    pub(super) pool: Arc<Pool>,
+    pub(super) cache: Cache,
+    pub(super) keyring: Arc<Keyring>,
+    pub(super) proofs: Arc<Proofs>,
+    pub(super) shelf: Arc<Shelf>,
+    pub(super) endpoints: Arc<Endpoints>,
+    pub(super) authorizer: Arc<Authorizer>,
+    pub(super) api: Arc<api::Shared>,
+    pub(super) load: Arc<Load>,
+    pub(super) listener: server::Options,
+    pub(super) upstream: upstream::Options,
+    is_ready: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn load(config: &Config, pool: Arc<Pool>) -> Result<Arc<Self>, StartError> {
+        let state_directory = config.state_directory()?;
+        let cache_directory = config.cache_directory()?;
+        let registries = config.registries();
+        let endpoints = Endpoints::load(&registries).map_err(|problems| {
+            let texts: Vec<String> = problems
+                .iter()
+                .map(|(registry, error)| format!("registry.\"{registry}\".{error}"))
+                .collect();
+            StartError::Login(texts.join("\n"))
+        })?;
+        let directory = match &config.directory.file {
+            Some(file) => {
+                let (directory, warnings) = Directory::load(file)?;
+                for warning in warnings {
+                    tracing::warn!("{warning}");
+                }
+                Some(directory)
+            }
+            None => None,
+        };
+        let keyring = Arc::new(Keyring::new(
+            operator_logins(config)?,
+            directory,
+            config.anonymous,
+        ));
+        let requests = Arc::new(Requests::open(&state_directory, &config.tokens)?);
+        let cache = Cache::load(
+            cache_directory.clone(),
+            config.cache.max_size,
+            Arc::clone(&pool),
+        )
+        .map_err(StartError::Cache)?;
+        tracing::info!(
+            state_dir = %state_directory.display(),
+            cache_dir = %cache_directory.display(),
+            max_size = %config.cache.max_size,
+            blobs = cache.blob_count(),
+            used_bytes = cache.used_bytes(),
+            "folders"
+        );
+        let mut names: Vec<String> = endpoints.configured().map(ToString::to_string).collect();
+        names.sort_unstable();
+        tracing::info!(
+            configured = names.join(" "),
+            users = config.directory.file.is_some(),
+            anonymous = config.anonymous,
+            "registries"
+        );
+        let api = Arc::new(api::Shared {
+            pool: Arc::clone(&pool),
+            requests,
+            keyring: Arc::clone(&keyring),
+            guesses: api::guesses(),
+            authority: config.url.authority().to_owned(),
+            accounts: config.accounts.clone(),
+            max_body_size: config.listener.max_body_size.bytes(),
+        });
+        Ok(Arc::new(Self {
+            authorizer: Authorizer::new(Arc::clone(&pool)),
+            pool,
+            cache,
+            keyring,
+            proofs: Arc::default(),
+            shelf: Arc::default(),
+            endpoints: Arc::new(endpoints),
+            api,
+            load: Arc::default(),
+            listener: config.listener.clone(),
+            upstream: config.upstream.clone(),
+            is_ready: AtomicBool::new(false),
+        }))
+    }
+
+    pub(super) fn set_ready(&self, is_ready: bool) {
+        self.is_ready.store(is_ready, Ordering::Relaxed);
+    }
+}
+
+fn operator_logins(config: &Config) -> Result<Vec<OperatorLogin>, StartError> {
+    let mut logins = Vec::new();
+    for (registry, options) in config.registries() {
+        let Some(username) = &options.username else {
+            continue;
+        };
+        let loaded = load_password(
+            username,
+            options.password.clone(),
+            options.password_file.as_deref(),
+            options.password_env.as_deref(),
+            // The configuration has made paths absolute.
+            Path::new(""),
+        );
+        let loaded = loaded
+            .map_err(|error| StartError::Login(format!("registry.\"{registry}\": {error}")))?;
+        if let Some(warning) = loaded.warning {
+            tracing::warn!("{warning}");
+        }
+        logins.push(OperatorLogin {
+            registry,
+            prefix: None,
+            credentials: loaded.credentials,
+        });
+    }
+    Ok(logins)
+}
+
+impl Readiness for Shared {
+    fn ready(&self) -> Result<(), &'static str> {
+        if self.is_ready.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            Err("starting or stopping")
+        }
+    }
+
+    fn gauges(&self) -> Vec<Gauge> {
+        vec![
+            Gauge {
+                name: "tidegate_connections",
+                help: "Open connections of clients.",
+                value: self.load.connections() as u64,
+            },
+            Gauge {
+                name: "tidegate_cache_used_bytes",
+                help: "Bytes of the cache on disk, fills included.",
+                value: self.cache.used_bytes(),
+            },
+            Gauge {
+                name: "tidegate_cache_max_bytes",
+                help: "What the cache may use (cache.max_size).",
+                value: self.cache.max_bytes(),
+            },
+            Gauge {
+                name: "tidegate_cache_blobs",
+                help: "Blobs in the cache.",
+                value: self.cache.blob_count() as u64,
+            },
+        ]
+    }
+}

@@ -1,0 +1,126 @@
+//! One core: its runtime, its connections to registries, its listeners.
+
+use std::{
+    net::SocketAddr,
+    process,
+    rc::Rc,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use super::{
+    Event, Shared,
+    runtime::{self, Choice},
+};
+use crate::{
+    api::{Admin, Api},
+    blocking::Receiver,
+    net::{Dialer, Listener},
+    pull::Pull,
+    server::Edge,
+    upstream::{Exchange, Upstream},
+};
+
+/// How often idle connections to registries are looked at.
+const IDLE_CHECK: Duration = Duration::from_secs(10);
+
+pub(super) struct Plan {
+    pub(super) shared: Arc<Shared>,
+    pub(super) choice: Choice,
+    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) admin: Option<SocketAddr>,
+    /// Answers, with nothing, when the process is to stop.
+    pub(super) stopped: Receiver<()>,
+    pub(super) events: mpsc::Sender<Event>,
+}
+
+/// A core that ends takes a share of all connections with it, so the process ends with it; the next start
+/// finds everything whole.
+pub(super) fn run(plan: Plan) {
+    struct Fatal;
+    impl Drop for Fatal {
+        fn drop(&mut self) {
+            tracing::error!("a core ended, so tidegate does; the panic's message is above");
+            process::exit(70);
+        }
+    }
+    let _fatal = Fatal;
+    match runtime::build(&plan.choice) {
+        Ok(mut core) => core.block_on(work(plan)),
+        Err(error) => tracing::error!(%error, "a core has no runtime"),
+    }
+}
+
+async fn work(plan: Plan) {
+    let Plan {
+        shared,
+        addresses,
+        admin,
+        stopped,
+        events,
+        ..
+    } = plan;
+    let dialer = Dialer::new(Arc::clone(&shared.pool), *shared.upstream.connect_timeout);
+    let exchange = Exchange::new(dialer, shared.upstream.clone());
+    let upstream = Upstream::new(
+        Arc::clone(&shared.endpoints),
+        Arc::clone(&shared.authorizer),
+        exchange,
+        shared.upstream.clone(),
+    );
+    let pull = Pull::new(
+        upstream,
+        shared.cache.clone(),
+        Arc::clone(&shared.pool),
+        Arc::clone(&shared.keyring),
+        Arc::clone(&shared.proofs),
+        Arc::clone(&shared.shelf),
+    );
+    let api = Rc::new(Api::new(Rc::clone(&pull), Arc::clone(&shared.api)));
+    let edge = Edge::new(shared.listener.clone(), Arc::clone(&shared.load));
+    monoio::spawn(async move {
+        loop {
+            monoio::time::sleep(IDLE_CHECK).await;
+            pull.upstream().close_idle();
+        }
+    });
+
+    let mut stops = Vec::new();
+    let mut serving = Vec::new();
+    for address in addresses {
+        let listener = listen(address);
+        let (stop, stopped) = crate::blocking::oneshot::<()>();
+        stops.push(stop);
+        let stop = async move { drop(stopped.receive().await) };
+        serving.push(monoio::spawn(Rc::clone(&edge).serve(
+            listener,
+            Rc::clone(&api),
+            stop,
+        )));
+    }
+    if let Some(address) = admin {
+        let listener = listen(address);
+        let admin = Rc::new(Admin::new(Arc::clone(&shared) as Arc<_>));
+        // It answers to the end, so that an operator sees what is still running.
+        monoio::spawn(Rc::clone(&edge).serve(listener, admin, std::future::pending()));
+    }
+    let _ = events.send(Event::Listening);
+    stopped.receive().await;
+    drop(stops);
+    for listener in serving {
+        listener.await;
+    }
+    let _ = events.send(Event::Drained);
+    // The kernel may still write into buffers of this runtime; the process ends as a whole.
+    std::future::pending::<()>().await;
+}
+
+fn listen(address: SocketAddr) -> Listener {
+    match Listener::on(address) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%address, %error, "cannot listen");
+            process::exit(1);
+        }
+    }
+}

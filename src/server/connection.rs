@@ -1,0 +1,364 @@
+//! One client's connection: read a head, read or pass its body, answer, and again.
+//!
+//! Answers go out in the order of the requests; what a client sends ahead waits in the buffer. A client that has
+//! closed its sending side still gets its answer.
+
+use std::{
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use monoio::{
+    buf::IoBufMut as _,
+    io::{AsyncReadRent as _, AsyncWriteRent as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::{
+    Edge,
+    deliver::{Afterwards, Cut, DeliverError, Delivered, deliver},
+    request_body::{self, BodyError},
+};
+use crate::{
+    api::{Request, Service},
+    http::{
+        BodyLength, HeadError, MAX_HEAD_SIZE, RequestHead, Version, head_end, looks_like_tls,
+        parse_request,
+    },
+    sys::{self, More},
+    telemetry::{
+        access_log::{self, Line},
+        metrics::{self, Counter},
+    },
+};
+
+/// Most heads fit; the buffer grows for those that do not.
+const HEAD_BUFFER: usize = 4 << 10;
+/// An unwanted body up to this size is read past; after a larger one the connection ends.
+const MOST_SKIPPED: u64 = 64 << 10;
+/// How long a closing connection is drained, so that the client sees the answer before the reset.
+const LINGER: Duration = Duration::from_secs(2);
+const MOST_LINGERED: usize = 1 << 20;
+
+pub(super) fn refuse(socket: &TcpStream) {
+    let answer = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let _ = sys::send(socket, answer, More::Ends);
+}
+
+pub(super) async fn run<S: Service>(
+    edge: &Edge,
+    service: &S,
+    mut socket: TcpStream,
+    peer: SocketAddr,
+) {
+    let mut buffer = Vec::with_capacity(HEAD_BUFFER);
+    loop {
+        let head = match read_head(edge, &mut socket, &mut buffer).await {
+            Ok(head) => head,
+            Err(NoHead::Over) => return,
+            Err(NoHead::Slow) => {
+                let response = service
+                    .answer_bad_body(408, "the request's head took too long")
+                    .closing();
+                let _ = deliver(edge, &socket, Version::Http11, Afterwards::Close, response).await;
+                return linger(socket).await;
+            }
+            Err(NoHead::Malformed(error)) => {
+                metrics::add(Counter::RequestsBad, 1);
+                tracing::debug!(client = %peer.ip(), %error, "a malformed request");
+                let response = service.answer_malformed(&buffer, &error);
+                let _ = deliver(edge, &socket, Version::Http11, Afterwards::Close, response).await;
+                return linger(socket).await;
+            }
+        };
+        let _busy = Busy::begin(edge);
+        match exchange(edge, service, &mut socket, peer, head, &mut buffer).await {
+            Next::Request if !edge.is_stopping.get() => {}
+            Next::Request | Next::Linger => return linger(socket).await,
+            Next::Cut => return,
+        }
+        if buffer.is_empty() && buffer.capacity() > HEAD_BUFFER {
+            buffer = Vec::with_capacity(HEAD_BUFFER);
+        }
+    }
+}
+
+enum Next {
+    Request,
+    /// The last answer is out; let the client read it.
+    Linger,
+    Cut,
+}
+
+async fn exchange<S: Service>(
+    edge: &Edge,
+    service: &S,
+    socket: &mut TcpStream,
+    peer: SocketAddr,
+    head: RequestHead,
+    buffer: &mut Vec<u8>,
+) -> Next {
+    let started = Instant::now();
+    metrics::add(Counter::Requests, 1);
+    let (version, method) = (head.version, head.method);
+    let path = access_log::is_on().then(|| head.path().to_owned());
+    let agent = path
+        .is_some()
+        .then(|| head.headers.get("user-agent").map(str::to_owned))
+        .flatten();
+    let mut afterwards = if head.keep_alive && !edge.is_stopping.get() {
+        Afterwards::KeepAlive
+    } else {
+        Afterwards::Close
+    };
+    let response = match receive_body(edge, service, socket, &head, buffer).await {
+        Ok(Received::Body(body)) => {
+            service
+                .answer(Request {
+                    head,
+                    body,
+                    client: peer.ip().to_canonical(),
+                })
+                .await
+        }
+        Ok(Received::LeftUnread) => {
+            afterwards = Afterwards::Close;
+            service
+                .answer(Request {
+                    head,
+                    body: Bytes::new(),
+                    client: peer.ip().to_canonical(),
+                })
+                .await
+        }
+        Err(BodyError::Gone(_)) => return Next::Cut,
+        Err(error @ BodyError::TooLarge { .. }) => {
+            service.answer_bad_body(413, &error.to_string()).closing()
+        }
+        Err(error @ BodyError::Malformed) => {
+            service.answer_bad_body(400, &error.to_string()).closing()
+        }
+        Err(error @ BodyError::Busy) => service
+            .answer_bad_body(503, &error.to_string())
+            .field("Retry-After", 1)
+            .closing(),
+    };
+    let status = response.status;
+    let delivered = deliver(edge, socket, version, afterwards, response).await;
+    if let Some(path) = path {
+        access_log::write(&Line {
+            client: peer.ip().to_canonical(),
+            method: method.as_str(),
+            path: &path,
+            status,
+            body_bytes: match &delivered {
+                Ok(delivered) => delivered.body_bytes,
+                Err(cut) => cut.body_bytes,
+            },
+            duration: started.elapsed(),
+            agent: agent.as_deref(),
+            is_cut: delivered.is_err(),
+        });
+    }
+    match delivered {
+        Ok(Delivered {
+            afterwards: Afterwards::KeepAlive,
+            ..
+        }) => Next::Request,
+        Ok(Delivered {
+            afterwards: Afterwards::Close,
+            ..
+        }) => Next::Linger,
+        Err(Cut { cause, body_bytes }) => {
+            match cause {
+                DeliverError::Gone(error) => {
+                    tracing::debug!(client = %peer.ip(), %error, "a client went away")
+                }
+                error => {
+                    tracing::warn!(client = %peer.ip(), body_bytes, %error, "an answer was cut short")
+                }
+            }
+            Next::Cut
+        }
+    }
+}
+
+enum Received {
+    Body(Bytes),
+    /// There is one, nobody wants it, and it is too long to read past.
+    LeftUnread,
+}
+
+async fn receive_body<S: Service>(
+    edge: &Edge,
+    service: &S,
+    socket: &mut TcpStream,
+    head: &RequestHead,
+    buffer: &mut Vec<u8>,
+) -> Result<Received, BodyError> {
+    if head.body == BodyLength::Empty {
+        return Ok(Received::Body(Bytes::new()));
+    }
+    let limit = match (service.body_limit(head), head.body) {
+        (Some(limit), BodyLength::Exactly(size)) if size > limit => {
+            return Err(BodyError::TooLarge { limit });
+        }
+        (Some(limit), _) => limit,
+        (None, _) if head.expects_continue => return Ok(Received::LeftUnread),
+        (None, BodyLength::Exactly(size)) if size <= MOST_SKIPPED => size,
+        (None, _) => return Ok(Received::LeftUnread),
+    };
+    if head.expects_continue {
+        let patience = *edge.options.send_timeout;
+        edge.transfer
+            .send(
+                socket,
+                b"HTTP/1.1 100 Continue\r\n\r\n",
+                More::Ends,
+                patience,
+            )
+            .await?;
+    }
+    let body = request_body::read(socket, buffer, head.body, limit, &edge.load).await?;
+    Ok(Received::Body(body.into()))
+}
+
+/// Why there is no next request.
+enum NoHead {
+    /// The connection ended between requests, or nobody would read an answer.
+    Over,
+    Slow,
+    Malformed(HeadError),
+}
+
+/// The next head. What follows it stays in `buffer`; after an error, what there is of it does.
+async fn read_head(
+    edge: &Edge,
+    socket: &mut TcpStream,
+    buffer: &mut Vec<u8>,
+) -> Result<RequestHead, NoHead> {
+    let mut searched = 0;
+    let mut deadline = None;
+    loop {
+        if looks_like_tls(buffer) {
+            return Err(NoHead::Malformed(HeadError::TlsHello));
+        }
+        // Parsing begins at the start each time, so it waits for the end of the head; but what cannot
+        // become a head is refused at its first line.
+        if head_end(buffer, searched).is_some() || buffer.len() > MAX_HEAD_SIZE {
+            return match parse_request(buffer) {
+                Ok(Some((head, size))) => {
+                    buffer.drain(..size);
+                    Ok(head)
+                }
+                Ok(None) => Err(NoHead::Malformed(HeadError::TooLarge)),
+                Err(error) => Err(NoHead::Malformed(error)),
+            };
+        }
+        // A head whose lines end in bare line feeds would never end.
+        if has_bare_line_feed(buffer, searched)
+            && let Err(error) = parse_request(buffer)
+        {
+            return Err(NoHead::Malformed(error));
+        }
+        searched = buffer.len().saturating_sub(3);
+        if !buffer.is_empty() && deadline.is_none() {
+            deadline = Some(Instant::now() + *edge.options.head_timeout);
+        }
+        let patience = match deadline {
+            Some(deadline) => deadline.saturating_duration_since(Instant::now()),
+            None => *edge.options.idle_timeout,
+        };
+        match receive(socket, buffer, patience).await {
+            Ok(0) if buffer.is_empty() => return Err(NoHead::Over),
+            // The end of the stream within a head: bare line ends show here too.
+            Ok(0) => {
+                return Err(match parse_request(buffer) {
+                    Err(error) => NoHead::Malformed(error),
+                    Ok(_) => NoHead::Over,
+                });
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && !buffer.is_empty() => {
+                return Err(match parse_request(buffer) {
+                    Err(error) => NoHead::Malformed(error),
+                    Ok(_) => NoHead::Slow,
+                });
+            }
+            Err(_) => return Err(NoHead::Over),
+        }
+    }
+}
+
+fn has_bare_line_feed(buffer: &[u8], from: usize) -> bool {
+    let fresh = buffer.get(from.saturating_sub(1)..).unwrap_or_default();
+    fresh
+        .windows(2)
+        .any(|pair| matches!(pair, [before, b'\n'] if *before != b'\r'))
+}
+
+async fn receive(
+    socket: &mut TcpStream,
+    buffer: &mut Vec<u8>,
+    patience: Duration,
+) -> io::Result<usize> {
+    let mut fresh = std::mem::take(buffer);
+    let start = fresh.len();
+    if start == fresh.capacity() {
+        fresh.reserve(start.max(HEAD_BUFFER));
+    }
+    let capacity = fresh.capacity();
+    // A copy of what is there is kept out of the ring: on a time-out it would be lost, and is wanted for the answer.
+    let kept = if start > 0 { fresh.clone() } else { Vec::new() };
+    let reading = socket.read(fresh.slice_mut(start..capacity));
+    match timeout(patience, reading).await {
+        Ok((result, slice)) => {
+            *buffer = slice.into_inner();
+            result
+        }
+        Err(_) => {
+            *buffer = kept;
+            Err(io::ErrorKind::TimedOut.into())
+        }
+    }
+}
+
+/// Closing with unread bytes in the receive buffer resets the connection, and with it may go the answer that the
+/// client has not read yet. So the sending side closes first, and what still comes is thrown away.
+async fn linger(mut socket: TcpStream) {
+    if socket.shutdown().await.is_err() {
+        return;
+    }
+    let draining = async {
+        let mut drained = 0;
+        let mut buffer = Vec::with_capacity(HEAD_BUFFER);
+        while drained < MOST_LINGERED {
+            let (result, back) = socket.read(buffer).await;
+            buffer = back;
+            match result {
+                Ok(count) if count > 0 => drained += count,
+                _ => return,
+            }
+        }
+    };
+    let _ = timeout(LINGER, draining).await;
+}
+
+/// Counts a request in progress: those are waited for at the end.
+struct Busy<'a>(&'a Edge);
+
+impl<'a> Busy<'a> {
+    fn begin(edge: &'a Edge) -> Self {
+        edge.busy.set(edge.busy.get() + 1);
+        Self(edge)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.busy.set(self.0.busy.get() - 1);
+    }
+}
