@@ -1,8 +1,11 @@
 //! The cache keeps to its size, whatever is pulled.
 
 use std::{
+    collections::HashMap,
+    os::unix::fs::MetadataExt as _,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
+    time::SystemTime,
 };
 
 use crate::support::{
@@ -32,13 +35,28 @@ fn blobs(count: u64, size: u64) -> Vec<Content> {
         .collect()
 }
 
-/// On disk, the index aside: it is small, of a fixed size, and no blob.
+/// On disk, the index aside: it is small, of a fixed size, and no blob. Files come, go and are renamed while they are
+/// listed; those that are in two listings were all there between the two, and their sum is no guess.
 fn used(tidegate: &Tidegate) -> u64 {
-    files_below(&tidegate.cache_folder())
+    let first = listing(tidegate);
+    let second = listing(tidegate);
+    first
         .iter()
-        .filter(|(path, _)| path.file_name().is_none_or(|name| name != "index"))
+        .filter(|(file, _)| second.contains_key(file))
         .map(|(_, size)| size)
         .sum()
+}
+
+/// A file is told by its inode and the time it was made: inodes are used again.
+fn listing(tidegate: &Tidegate) -> HashMap<(u64, Option<SystemTime>), u64> {
+    files_below(&tidegate.cache_folder())
+        .into_iter()
+        .filter(|(path, _)| path.file_name().is_none_or(|name| name != "index"))
+        .map(|(_, metadata)| {
+            let file = (metadata.ino(), metadata.created().ok());
+            (file, metadata.blocks() * 512)
+        })
+        .collect()
 }
 
 #[test]

@@ -211,13 +211,14 @@ fn paths_are_not_tidied_up_into_others() {
     let scene = Scene::new("");
     let token = &scene.grant.token;
     let digest = &scene.image.layers[0];
+    let shouted = format!("/V2/wt/{token}/acme/app/blobs/{digest}");
+    assert_eq!(scene.tidegate.get(&shouted).status(), 404);
     for path in [
         format!("/v2/wt/{token}/acme/other/../app/blobs/{digest}"),
         format!("/v2/wt/{token}/acme//app/blobs/{digest}"),
         format!("/v2//wt/{token}/acme/app/blobs/{digest}"),
         format!("/v2/wt/{token}/acme%2Fapp/blobs/{digest}"),
         format!("/v2/wt/{token}/acme/app/blobs/{digest}/"),
-        format!("/V2/wt/{token}/acme/app/blobs/{digest}"),
         format!("/v2/wt/{token}/ACME/app/blobs/{digest}"),
         format!("/v2/wt/{token}/acme/app/blobs/"),
         format!("/v2/wt/{token}/acme/app/"),
@@ -391,7 +392,8 @@ fn requests_of_two_meanings_are_refused_and_the_connection_ends() {
                 .any(|start| first.starts_with(start)),
             "{request:?}: {text}"
         );
-        assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{request:?}: {text}");
+        let answers = text.lines().filter(|line| line.starts_with("HTTP/"));
+        assert_eq!(answers.count(), 1, "{request:?}: {text}");
         assert!(!text.contains("\"UP\""), "{request:?} let a second request in: {text}");
     }
 }

@@ -28,6 +28,7 @@ fn fills_and_hits_are_counted() {
     for _ in 0..3 {
         let pulled = tidegate.pull(&grant.blob(&image.layers[0]));
         assert_eq!(pulled.digest, image.layers[0]);
+        tidegate.wait_until_stored(&image.layers[0]);
     }
     assert_eq!(
         tidegate.get("/v2/wt/abcdefghijkl/a/b/tags/list").status(),

@@ -43,8 +43,8 @@ fn other_registries_stay_closed() {
             format!("{path}/tags/list"),
         ] {
             let response = tidegate.get(&path);
-            assert_eq!(response.status(), 404, "{path}: {}", response.text());
-            assert_eq!(response.error_code(), "NOT_FOUND", "{path}");
+            assert_eq!(response.status(), 403, "{path}: {}", response.text());
+            assert_eq!(response.error_code(), "DENIED", "{path}");
         }
     }
     assert!(liar.requests().is_empty(), "{:?}", liar.requests());

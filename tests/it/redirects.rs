@@ -77,8 +77,8 @@ fn a_redirect_reaches_the_client_byte_for_byte() {
                 format!("{base}/elsewhere/b?X-Sig=a%2Fb+c~"),
             ),
             (
-                "other?X-Sig=%2f".to_owned(),
-                format!("{base}/v2/acme/app/blobs/other?X-Sig=%2f"),
+                "../../../../other?X-Sig=%2f".to_owned(),
+                format!("{base}/other?X-Sig=%2f"),
             ),
         ] {
             let behaviour = Behaviour::redirect(status, &location);
@@ -96,6 +96,22 @@ fn a_redirect_reaches_the_client_byte_for_byte() {
             assert_eq!(response.header("www-authenticate"), None);
         }
     }
+}
+
+/// Harbor's proxy projects do so: it is the registry's own affair, and needs the login.
+#[test]
+fn a_redirect_within_the_registry_is_followed() {
+    let scene = Scene::new("", "");
+    scene
+        .liar
+        .image("acme/moved", "v1", std::slice::from_ref(&scene.content));
+    let moved = blob_path("acme/moved", scene.layer());
+    let behaviour = Behaviour::redirect(301, &moved);
+    scene.liar.misbehave(&scene.upstream_path(), behaviour);
+    let pulled = scene.tidegate.pull(&scene.path());
+    let got = (pulled.head.status, pulled.digest.as_str());
+    assert_eq!(got, (200, scene.layer()));
+    assert_eq!(scene.liar.count("GET", &moved), 1);
 }
 
 #[test]

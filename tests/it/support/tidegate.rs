@@ -2,8 +2,8 @@
 
 use std::{
     fmt::Write as _,
-    fs,
-    net::SocketAddr,
+    fs::{self, Metadata},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
 };
@@ -129,7 +129,10 @@ impl Setup {
             assert!(log.contains("in use"), "tidegate did not start:\n{log}");
             return None;
         };
-        wait_until("/readyz", || http::get(admin, "/readyz").status() == 200);
+        // The address is known before anybody listens there.
+        wait_until("/readyz", || {
+            TcpStream::connect(admin).is_ok() && http::get(admin, "/readyz").status() == 200
+        });
         Some((registry, admin, process))
     }
 
@@ -226,6 +229,14 @@ impl Tidegate {
 
     pub fn cache_folder(&self) -> PathBuf {
         self.home.path().join("cache")
+    }
+
+    /// A client has the last byte of a blob before the blob has its name.
+    pub fn wait_until_stored(&self, digest: &str) {
+        let hex = digest.trim_start_matches("sha256:");
+        let path = format!("blobs/sha256/{}/{hex}", &hex[..2]);
+        let path = self.cache_folder().join(path);
+        wait_until(&format!("{digest} in the cache"), || path.is_file());
     }
 
     pub fn home(&self) -> &Path {
@@ -354,9 +365,8 @@ impl Grant {
     }
 }
 
-/// Regular files below a folder, with their sizes on disk.
-pub fn files_below(folder: &Path) -> Vec<(PathBuf, u64)> {
-    use std::os::unix::fs::MetadataExt as _;
+/// Regular files below a folder.
+pub fn files_below(folder: &Path) -> Vec<(PathBuf, Metadata)> {
     let mut found = Vec::new();
     let Ok(entries) = fs::read_dir(folder) else {
         return found;
@@ -370,7 +380,7 @@ pub fn files_below(folder: &Path) -> Vec<(PathBuf, u64)> {
         if metadata.is_dir() {
             found.extend(files_below(&path));
         } else {
-            found.push((path, metadata.blocks() * 512));
+            found.push((path, metadata));
         }
     }
     found
