@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    Cache, Entry, Reader, Shared, Stored,
+    Cache, Entry, Key, Reader, Shared, Stored,
     disk::Disk,
     flight::{Ending, Flight, Release, Target},
     room,
@@ -51,16 +51,16 @@ pub enum FillError {
 /// The claim to fill a blob: whoever holds it is the only one to fetch it. Dropping it gives it up.
 pub struct Fill {
     cache: Cache,
-    digest: Digest,
+    key: Key,
     flight: Arc<Flight>,
     is_settled: bool,
 }
 
 impl Fill {
-    pub(super) fn new(cache: Cache, digest: Digest, flight: Arc<Flight>) -> Self {
+    pub(super) fn new(cache: Cache, key: Key, flight: Arc<Flight>) -> Self {
         Self {
             cache,
-            digest,
+            key,
             flight,
             is_settled: false,
         }
@@ -113,7 +113,7 @@ impl Fill {
             size,
         });
         metrics::add(Counter::BlobFills, 1);
-        let hash = HashState::Idle(Hasher::new(self.digest.algorithm()));
+        let hash = HashState::Idle(Hasher::new(self.key.digest.algorithm()));
         Ok(FillWriter {
             draft: Draft {
                 shared: Arc::clone(&self.cache.0),
@@ -134,11 +134,11 @@ impl Fill {
         if std::mem::replace(&mut self.is_settled, true) {
             return;
         }
-        let mut shard = lock(self.cache.0.shard(&self.digest));
-        if let Some(Entry::Filling(flight)) = shard.get(&self.digest)
+        let mut shard = lock(self.cache.0.shard(&self.key));
+        if let Some(Entry::Filling(flight)) = shard.get(&self.key)
             && Arc::ptr_eq(flight, &self.flight)
         {
-            shard.remove(&self.digest);
+            shard.remove(&self.key);
         }
         drop(shard);
         if let Ending::Failed(error) = &ending {
@@ -250,7 +250,7 @@ impl FillWriter {
     async fn hasher(&mut self) -> Result<Hasher, FillError> {
         let state = std::mem::replace(
             &mut self.hash,
-            HashState::Idle(Hasher::new(self.fill.digest.algorithm())),
+            HashState::Idle(Hasher::new(self.fill.key.digest.algorithm())),
         );
         match state {
             HashState::Idle(hasher) => Ok(hasher),
@@ -278,17 +278,17 @@ impl FillWriter {
         }
         self.hand_over().await?;
         let digest = self.hasher().await?.finish();
-        if digest == self.fill.digest {
+        if digest == self.fill.key.digest {
             Ok(())
         } else {
             Err(FillError::Mismatch {
-                digest: self.fill.digest,
+                digest: self.fill.key.digest,
             })
         }
     }
 
     pub fn fail(mut self, error: FillError) {
-        tracing::warn!(digest = %self.fill.digest, %error, "a blob could not be cached");
+        tracing::warn!(digest = %self.fill.key.digest, %error, "a blob could not be cached");
         self.fill.settle(Ending::Failed(Arc::new(error)));
     }
 
@@ -302,10 +302,11 @@ impl FillWriter {
             ..
         } = self;
         fill.flight.end(Ending::Complete);
-        let (shared, digest) = (Arc::clone(&fill.cache.0), fill.digest);
+        let (shared, key) = (Arc::clone(&fill.cache.0), fill.key.clone());
+        let digest = key.digest;
         let committed = fill.cache.0.pool.run(Errand::Disk, move || {
             let mut draft = draft;
-            let committed = shared.commit(&draft.path, file, size, &digest);
+            let committed = shared.commit(&draft.path, file, size, &key);
             draft.is_kept = committed.is_ok();
             committed
         });
@@ -341,15 +342,15 @@ impl Shared {
         })
     }
 
-    fn commit(&self, path: &Path, file: Arc<File>, size: u64, digest: &Digest) -> io::Result<()> {
-        self.disk.commit(path, &file, digest)?;
+    fn commit(&self, path: &Path, file: Arc<File>, size: u64, key: &Key) -> io::Result<()> {
+        self.disk.commit(path, &file, key)?;
         let stored = Stored {
             size,
             last_use: self.uses.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
             file: Some(file),
         };
-        lock(self.shard(digest)).insert(*digest, Entry::Stored(stored));
-        self.remember_open(*digest);
+        lock(self.shard(key)).insert(key.clone(), Entry::Stored(stored));
+        self.remember_open(key.clone());
         Ok(())
     }
 }
