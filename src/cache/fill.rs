@@ -20,7 +20,7 @@ use super::{
     room,
 };
 use crate::{
-    blocking::{self, Errand, PoolError, Receiver, lock},
+    blocking::{self, Errand, PoolError, Receiver},
     oci::{Digest, Hasher},
     telemetry::metrics::{self, Counter},
 };
@@ -113,7 +113,7 @@ impl Fill {
             size,
         });
         metrics::add(Counter::BlobFills, 1);
-        let hash = HashState::Idle(Hasher::new(self.key.digest.algorithm()));
+        let hash = HashState::Idle(Box::new(Hasher::new(self.key.digest.algorithm())));
         Ok(FillWriter {
             draft: Draft {
                 shared: Arc::clone(&self.cache.0),
@@ -134,7 +134,7 @@ impl Fill {
         if std::mem::replace(&mut self.is_settled, true) {
             return;
         }
-        let mut shard = lock(self.cache.0.shard(&self.key));
+        let mut shard = self.cache.0.entries.lock(&self.key);
         if let Some(Entry::Filling(flight)) = shard.get(&self.key)
             && Arc::ptr_eq(flight, &self.flight)
         {
@@ -191,8 +191,8 @@ impl Drop for Draft {
 }
 
 enum HashState {
-    Idle(Hasher),
-    Running(Receiver<io::Result<Hasher>>),
+    Idle(Box<Hasher>),
+    Running(Receiver<io::Result<Box<Hasher>>>),
 }
 
 /// Writes one blob, in order.
@@ -247,11 +247,9 @@ impl FillWriter {
     }
 
     /// The hasher, when it has taken all that was handed to it.
-    async fn hasher(&mut self) -> Result<Hasher, FillError> {
-        let state = std::mem::replace(
-            &mut self.hash,
-            HashState::Idle(Hasher::new(self.fill.key.digest.algorithm())),
-        );
+    async fn hasher(&mut self) -> Result<Box<Hasher>, FillError> {
+        let nothing = HashState::Idle(Box::new(Hasher::new(self.fill.key.digest.algorithm())));
+        let state = std::mem::replace(&mut self.hash, nothing);
         match state {
             HashState::Idle(hasher) => Ok(hasher),
             HashState::Running(receiver) => match receiver.receive().await {
@@ -349,13 +347,15 @@ impl Shared {
             last_use: self.uses.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
             file: Some(file),
         };
-        lock(self.shard(key)).insert(key.clone(), Entry::Stored(stored));
+        self.entries
+            .lock(key)
+            .insert(key.clone(), Entry::Stored(stored));
         self.remember_open(key.clone());
         Ok(())
     }
 }
 
-fn hash_span(mut hasher: Hasher, file: &File, span: Range<u64>) -> io::Result<Hasher> {
+fn hash_span(mut hasher: Box<Hasher>, file: &File, span: Range<u64>) -> io::Result<Box<Hasher>> {
     let mut buffer = vec![0; HASH_BUFFER];
     let mut offset = span.start;
     while offset < span.end {

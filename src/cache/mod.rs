@@ -23,9 +23,8 @@ pub use fill::{Fill, FillError, FillWriter};
 pub use flight::{Ending, Reader, Release};
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     fs::File,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -38,6 +37,7 @@ use serde::Deserialize;
 use crate::{
     blocking::{Errand, Pool, PoolError, lock},
     oci::{Digest, Registry},
+    sharded::Sharded,
     telemetry::metrics::{self, Counter},
     units::ByteSize,
 };
@@ -65,8 +65,6 @@ impl Default for Options {
     }
 }
 
-/// Locks are held for a look-up only; more shards than cores keep them from meeting.
-const SHARDS: usize = 64;
 /// Files kept open. Opening one takes a turn on the pool, an open one none. Half of the smallest limit of open
 /// files that systems have.
 const OPEN_FILES: usize = 512;
@@ -86,7 +84,7 @@ struct Shared {
     disk: Disk,
     room: Room,
     pool: Arc<Pool>,
-    shards: Vec<Mutex<HashMap<Key, Entry>>>,
+    entries: Sharded<Key, Entry>,
     /// Counts uses, so that recency needs no clock.
     uses: AtomicU64,
     /// Blobs whose files are open, oldest first.
@@ -134,12 +132,11 @@ impl Cache {
     pub fn load(directory: PathBuf, max_size: ByteSize, pool: Arc<Pool>) -> std::io::Result<Self> {
         let (disk, found) = Disk::load(directory)?;
         let room = Room::new(max_size.bytes());
-        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let cache = Self(Arc::new(Shared {
             disk,
             room,
             pool,
-            shards,
+            entries: Sharded::default(),
             uses: AtomicU64::new(1),
             open_files: Mutex::default(),
         }));
@@ -150,7 +147,11 @@ impl Cache {
                 last_use: cache.0.uses.fetch_add(1, Ordering::Relaxed),
                 file: None,
             };
-            lock(cache.0.shard(&blob.key)).insert(blob.key, Entry::Stored(stored));
+            cache
+                .0
+                .entries
+                .lock(&blob.key)
+                .insert(blob.key, Entry::Stored(stored));
         }
         // The cap may have been lowered since.
         cache.0.evict(0);
@@ -167,11 +168,11 @@ impl Cache {
     }
 
     pub fn blob_count(&self) -> usize {
-        self.0.shards.iter().map(|shard| lock(shard).len()).sum()
+        self.0.entries.iter().map(|shard| shard.len()).sum()
     }
 
     pub fn presence(&self, key: &Key) -> Presence {
-        match lock(self.0.shard(key)).get(key) {
+        match self.0.entries.lock(key).get(key) {
             Some(Entry::Stored(stored)) => Presence::Stored { size: stored.size },
             Some(Entry::Filling(_)) => Presence::Filling,
             None => Presence::Absent,
@@ -198,7 +199,7 @@ impl Cache {
     }
 
     fn look_up(&self, key: &Key) -> LookUp {
-        let mut shard = lock(self.0.shard(key));
+        let mut shard = self.0.entries.lock(key);
         match shard.get_mut(key) {
             Some(Entry::Stored(stored)) => {
                 stored.last_use = self.0.uses.fetch_add(1, Ordering::Relaxed);
@@ -228,7 +229,7 @@ impl Cache {
 
     /// Drops a stored blob, on disk too.
     pub fn remove(&self, key: &Key) {
-        let mut shard = lock(self.0.shard(key));
+        let mut shard = self.0.entries.lock(key);
         if let Some(Entry::Stored(stored)) = shard.get(key) {
             let size = stored.size;
             shard.remove(key);
@@ -244,19 +245,10 @@ enum LookUp {
 }
 
 impl Shared {
-    fn shard(&self, key: &Key) -> &Mutex<HashMap<Key, Entry>> {
-        let mut hasher = DefaultHasher::new();
-        key.digest.hash(&mut hasher);
-        let index = hasher.finish() as usize % SHARDS;
-        self.shards
-            .get(index)
-            .expect("the remainder is below the number of shards")
-    }
-
     /// `None`: the file is gone or is not what it was, and the entry with it.
     fn open_file(&self, key: &Key, size: u64) -> Option<Arc<File>> {
         let opened = self.disk.open(key, size);
-        let mut shard = lock(self.shard(key));
+        let mut shard = self.entries.lock(key);
         let Some(Entry::Stored(stored)) = shard.get_mut(key) else {
             // Evicted meanwhile. The file that we hold is complete all the same.
             return opened.ok().map(Arc::new);
@@ -291,7 +283,7 @@ impl Shared {
             }
         };
         let Some(oldest) = oldest else { return };
-        let closed = match lock(self.shard(&oldest)).get_mut(&oldest) {
+        let closed = match self.entries.lock(&oldest).get_mut(&oldest) {
             Some(Entry::Stored(stored)) => stored.file.take(),
             _ => None,
         };
@@ -304,8 +296,8 @@ impl Shared {
             return;
         };
         let mut candidates = Vec::new();
-        for shard in &self.shards {
-            for (key, entry) in lock(shard).iter() {
+        for shard in self.entries.iter() {
+            for (key, entry) in shard.iter() {
                 if let Entry::Stored(stored) = entry {
                     candidates.push((stored.last_use, key.clone()));
                 }
@@ -322,7 +314,7 @@ impl Shared {
     }
 
     fn evict_one(&self, key: &Key, last_use: u64) -> u64 {
-        let mut shard = lock(self.shard(key));
+        let mut shard = self.entries.lock(key);
         let Some(Entry::Stored(stored)) = shard.get(key) else {
             return 0;
         };

@@ -24,7 +24,7 @@ fn cache(directory: &Path, max_size: u64) -> Cache {
 
 fn content(size: u64, seed: u8) -> Vec<u8> {
     (0..size)
-        .map(|index| (index as u8).wrapping_mul(31) ^ (index >> 8) as u8 ^ seed)
+        .map(|index| index.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()[5] ^ seed)
         .collect()
 }
 
@@ -57,7 +57,7 @@ async fn store(cache: &Cache, bytes: &[u8]) -> Digest {
 }
 
 async fn stored(cache: &Cache, digest: &Digest) -> Option<Vec<u8>> {
-    match cache.open(&key(&digest)).await.expect("the pool answers") {
+    match cache.open(&key(digest)).await.expect("the pool answers") {
         Opened::Stored(blob) => {
             let mut bytes = vec![0; usize::try_from(blob.size).expect("small")];
             blob.file.read_exact_at(&mut bytes, 0).expect("read");
@@ -251,7 +251,7 @@ fn a_file_that_vanished_is_fetched_again() {
         let cache = cache(folder.path(), 64 * MIB);
         let digest = store(&cache, &content(64 * KIB, 1)).await;
         if let Some(Entry::Stored(stored)) =
-            lock(cache.0.shard(&key(&digest))).get_mut(&key(&digest))
+            cache.0.entries.lock(&key(&digest)).get_mut(&key(&digest))
         {
             stored.file = None;
         }

@@ -46,7 +46,7 @@ pub struct Content {
 enum ContentSource {
     Stored(Blob),
     Following(Reader),
-    Passing(Digest, upstream::Body),
+    Passing(Digest, Box<BlobBody>),
     Collected(Vec<u8>),
 }
 
@@ -62,7 +62,7 @@ impl Content {
             ContentSource::Stored(blob) => Body::stored(blob, range),
             ContentSource::Following(reader) => Body::following(reader, range),
             ContentSource::Passing(digest, body) => {
-                Body::passing(Passing::new(digest, body, range))
+                Body::passing(Passing::new(digest, body.body, range))
             }
             ContentSource::Collected(bytes) => {
                 let place = |position| {
@@ -271,7 +271,7 @@ impl Pull {
         &self,
         access: &Access,
         digest: &Digest,
-        body: BlobBody,
+        body: Box<BlobBody>,
     ) -> Result<OpenBlob, PullError> {
         metrics::add(Counter::BlobBypasses, 1);
         let content =
@@ -292,7 +292,12 @@ impl Pull {
                     }
                     ContentSource::Collected(bytes)
                 }
-                _ => ContentSource::Passing(*digest, body.body),
+                size => {
+                    return Ok(OpenBlob::Content(Content {
+                        size,
+                        source: ContentSource::Passing(*digest, body),
+                    }));
+                }
             };
         Ok(OpenBlob::Content(Content {
             size: body.size,

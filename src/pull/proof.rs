@@ -6,27 +6,21 @@
 //! this is remembered for a while, so that a warm hit asks nobody, and is not kept across restarts, where
 //! the registry is simply asked again.
 
-use std::{
-    collections::{HashMap, hash_map::DefaultHasher},
-    hash::{Hash as _, Hasher as _},
-    sync::Mutex,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::Access;
 use crate::{
-    blocking::lock,
     oci::{Digest, Registry, Repository},
     requests::Token,
+    sharded::Sharded,
 };
 
 /// How long a registry's yes to somebody is good for: a revocation there is noticed after that.
 const AGE: Duration = Duration::from_secs(15 * 60);
 /// How long a repository is taken to have what it had. Who may read the repository is another question.
 const CONTENT_AGE: Duration = Duration::from_secs(24 * 3600);
-const SHARDS: usize = 32;
 /// About 200 bytes each.
-const MOST_PER_SHARD: usize = 16_384;
+const MOST_PER_SHARD: usize = 8_192;
 
 /// Who holds a proof: a token, or everybody where a repository is open to all.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -53,17 +47,8 @@ struct Memory {
 }
 
 /// Shared by all cores: the connections of one pull arrive on all of them.
-pub struct Proofs {
-    shards: Vec<Mutex<HashMap<(Digest, Fact), Memory>>>,
-}
-
-impl Default for Proofs {
-    fn default() -> Self {
-        Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-        }
-    }
-}
+#[derive(Default)]
+pub struct Proofs(Sharded<(Digest, Fact), Memory>);
 
 impl Proofs {
     /// A manifest that `holder` was served names it.
@@ -109,7 +94,7 @@ impl Proofs {
 
     fn note(&self, fact: Fact, digest: Digest, size: Option<u64>, age: Duration) {
         let now = Instant::now();
-        let mut shard = lock(self.shard(&digest));
+        let mut shard = self.0.lock(&digest);
         if shard.len() >= MOST_PER_SHARD {
             shard.retain(|_, memory| now < memory.until);
         }
@@ -125,17 +110,8 @@ impl Proofs {
     }
 
     fn recall(&self, fact: Fact, digest: &Digest) -> Option<Memory> {
-        let memory = *lock(self.shard(digest)).get(&(*digest, fact))?;
+        let memory = *self.0.lock(digest).get(&(*digest, fact))?;
         (Instant::now() < memory.until).then_some(memory)
-    }
-
-    fn shard(&self, digest: &Digest) -> &Mutex<HashMap<(Digest, Fact), Memory>> {
-        let mut hasher = DefaultHasher::new();
-        digest.hash(&mut hasher);
-        let index = hasher.finish() as usize % SHARDS;
-        self.shards
-            .get(index)
-            .expect("the remainder is below the number of shards")
     }
 }
 
@@ -198,6 +174,6 @@ mod tests {
         let mine = access("a/b");
         proofs.note_allowed(&mine, digest, None);
         assert!(proofs.may_have(&mine, &digest));
-        assert!(lock(proofs.shard(&digest)).len() <= MOST_PER_SHARD);
+        assert!(proofs.0.lock(&digest).len() <= MOST_PER_SHARD);
     }
 }
