@@ -14,6 +14,7 @@ pub mod blocking;
 pub mod http;
 pub mod limits;
 pub mod net;
+pub mod sharded;
 pub mod telemetry;
 // 2 planes
 pub mod cache;

@@ -91,7 +91,9 @@ async fn work(plan: Plan) {
         let listener = listen(address);
         let (stop, stopped) = crate::blocking::oneshot::<()>();
         stops.push(stop);
-        let stop = async move { drop(stopped.receive().await) };
+        let stop = async move {
+            stopped.receive().await;
+        };
         serving.push(monoio::spawn(Rc::clone(&edge).serve(
             listener,
             Rc::clone(&api),

@@ -12,7 +12,8 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use crate::oci::{Algorithm, Digest};
+use super::Key;
+use crate::oci::{Algorithm, Registry};
 
 pub(super) struct Disk {
     blobs: PathBuf,
@@ -23,7 +24,7 @@ pub(super) struct Disk {
 }
 
 pub(super) struct Found {
-    pub(super) digest: Digest,
+    pub(super) key: Key,
     pub(super) size: u64,
 }
 
@@ -56,15 +57,20 @@ impl Disk {
             _ => {}
         }
         create_folder(&disk.fills)?;
+        create_folder(&disk.blobs)?;
         let mut found = Vec::new();
-        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-            for byte in 0..=u8::MAX {
-                let folder = disk
-                    .blobs
-                    .join(algorithm.as_str())
-                    .join(format!("{byte:02x}"));
-                create_folder(&folder)?;
-                take_stock(&folder, algorithm, &mut found)?;
+        for folder in folders(&disk.blobs)? {
+            let registry: Option<Registry> = folder
+                .file_name()
+                .and_then(|name| name.to_str()?.parse().ok());
+            let Some(registry) = registry else {
+                tracing::warn!(path = %folder.display(), "not a folder of the cache; left alone");
+                continue;
+            };
+            for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+                for folder in folders(&folder.join(algorithm.as_str()))? {
+                    take_stock(&folder, &registry, algorithm, &mut found)?;
+                }
             }
         }
         // Recency is lost with the process; the order of arrival is the best guess left.
@@ -72,15 +78,18 @@ impl Disk {
         Ok((disk, found.into_iter().map(|(_, blob)| blob).collect()))
     }
 
-    pub(super) fn path(&self, digest: &Digest) -> PathBuf {
-        let hex = digest.hex();
-        let folder = self.blobs.join(digest.algorithm().as_str());
+    pub(super) fn path(&self, key: &Key) -> PathBuf {
+        let hex = key.digest.hex();
+        let folder = self
+            .blobs
+            .join(key.registry.as_str())
+            .join(key.digest.algorithm().as_str());
         folder.join(hex.get(..2).unwrap_or_default()).join(&hex)
     }
 
     /// An error if the file is not of the size that it had when it was committed.
-    pub(super) fn open(&self, digest: &Digest, size: u64) -> io::Result<File> {
-        let file = File::open(self.path(digest))?;
+    pub(super) fn open(&self, key: &Key, size: u64) -> io::Result<File> {
+        let file = File::open(self.path(key))?;
         if file.metadata()?.len() == size {
             Ok(file)
         } else {
@@ -91,8 +100,8 @@ impl Disk {
         }
     }
 
-    pub(super) fn remove(&self, digest: &Digest) {
-        remove_file(&self.path(digest));
+    pub(super) fn remove(&self, key: &Key) {
+        remove_file(&self.path(key));
     }
 
     pub(super) fn create_fill(&self, size: u64) -> io::Result<(PathBuf, File)> {
@@ -115,9 +124,17 @@ impl Disk {
 
     /// The blob's bytes reach the disk before its name does; the name itself may be lost, which loses
     /// a blob that can be fetched again.
-    pub(super) fn commit(&self, path: &Path, file: &File, digest: &Digest) -> io::Result<()> {
+    pub(super) fn commit(&self, path: &Path, file: &File, key: &Key) -> io::Result<()> {
         file.sync_data()?;
-        fs::rename(path, self.path(digest))
+        let name = self.path(key);
+        match fs::rename(path, &name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // The first blob of its folder.
+                name.parent().map_or(Ok(()), create_folder)?;
+                fs::rename(path, &name)
+            }
+            renamed => renamed,
+        }
     }
 
     pub(super) fn discard_fill(path: &Path) {
@@ -141,8 +158,25 @@ fn create_folder(path: &Path) -> io::Result<()> {
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
+/// Those below `path`; none if there is no such folder.
+fn folders(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut folders = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            folders.push(entry.path());
+        }
+    }
+    Ok(folders)
+}
+
 fn take_stock(
     folder: &Path,
+    registry: &Registry,
     algorithm: Algorithm,
     found: &mut Vec<((i64, i64), Found)>,
 ) -> io::Result<()> {
@@ -156,10 +190,14 @@ fn take_stock(
         match digest {
             Some(digest) if metadata.is_file() => {
                 let modified = (metadata.mtime(), metadata.mtime_nsec());
+                let key = Key {
+                    registry: registry.clone(),
+                    digest,
+                };
                 found.push((
                     modified,
                     Found {
-                        digest,
+                        key,
                         size: metadata.len(),
                     },
                 ));

@@ -14,13 +14,13 @@ use std::{
 };
 
 use super::{
-    Cache, Entry, Reader, Shared, Stored,
+    Cache, Entry, Key, Reader, Shared, Stored,
     disk::Disk,
     flight::{Ending, Flight, Release, Target},
     room,
 };
 use crate::{
-    blocking::{self, Errand, PoolError, Receiver, lock},
+    blocking::{self, Errand, PoolError, Receiver},
     oci::{Digest, Hasher},
     telemetry::metrics::{self, Counter},
 };
@@ -51,16 +51,16 @@ pub enum FillError {
 /// The claim to fill a blob: whoever holds it is the only one to fetch it. Dropping it gives it up.
 pub struct Fill {
     cache: Cache,
-    digest: Digest,
+    key: Key,
     flight: Arc<Flight>,
     is_settled: bool,
 }
 
 impl Fill {
-    pub(super) fn new(cache: Cache, digest: Digest, flight: Arc<Flight>) -> Self {
+    pub(super) fn new(cache: Cache, key: Key, flight: Arc<Flight>) -> Self {
         Self {
             cache,
-            digest,
+            key,
             flight,
             is_settled: false,
         }
@@ -113,7 +113,7 @@ impl Fill {
             size,
         });
         metrics::add(Counter::BlobFills, 1);
-        let hash = HashState::Idle(Hasher::new(self.digest.algorithm()));
+        let hash = HashState::Idle(Box::new(Hasher::new(self.key.digest.algorithm())));
         Ok(FillWriter {
             draft: Draft {
                 shared: Arc::clone(&self.cache.0),
@@ -134,11 +134,11 @@ impl Fill {
         if std::mem::replace(&mut self.is_settled, true) {
             return;
         }
-        let mut shard = lock(self.cache.0.shard(&self.digest));
-        if let Some(Entry::Filling(flight)) = shard.get(&self.digest)
+        let mut shard = self.cache.0.entries.lock(&self.key);
+        if let Some(Entry::Filling(flight)) = shard.get(&self.key)
             && Arc::ptr_eq(flight, &self.flight)
         {
-            shard.remove(&self.digest);
+            shard.remove(&self.key);
         }
         drop(shard);
         if let Ending::Failed(error) = &ending {
@@ -191,8 +191,8 @@ impl Drop for Draft {
 }
 
 enum HashState {
-    Idle(Hasher),
-    Running(Receiver<io::Result<Hasher>>),
+    Idle(Box<Hasher>),
+    Running(Receiver<io::Result<Box<Hasher>>>),
 }
 
 /// Writes one blob, in order.
@@ -247,11 +247,9 @@ impl FillWriter {
     }
 
     /// The hasher, when it has taken all that was handed to it.
-    async fn hasher(&mut self) -> Result<Hasher, FillError> {
-        let state = std::mem::replace(
-            &mut self.hash,
-            HashState::Idle(Hasher::new(self.fill.digest.algorithm())),
-        );
+    async fn hasher(&mut self) -> Result<Box<Hasher>, FillError> {
+        let nothing = HashState::Idle(Box::new(Hasher::new(self.fill.key.digest.algorithm())));
+        let state = std::mem::replace(&mut self.hash, nothing);
         match state {
             HashState::Idle(hasher) => Ok(hasher),
             HashState::Running(receiver) => match receiver.receive().await {
@@ -278,17 +276,17 @@ impl FillWriter {
         }
         self.hand_over().await?;
         let digest = self.hasher().await?.finish();
-        if digest == self.fill.digest {
+        if digest == self.fill.key.digest {
             Ok(())
         } else {
             Err(FillError::Mismatch {
-                digest: self.fill.digest,
+                digest: self.fill.key.digest,
             })
         }
     }
 
     pub fn fail(mut self, error: FillError) {
-        tracing::warn!(digest = %self.fill.digest, %error, "a blob could not be cached");
+        tracing::warn!(digest = %self.fill.key.digest, %error, "a blob could not be cached");
         self.fill.settle(Ending::Failed(Arc::new(error)));
     }
 
@@ -302,10 +300,11 @@ impl FillWriter {
             ..
         } = self;
         fill.flight.end(Ending::Complete);
-        let (shared, digest) = (Arc::clone(&fill.cache.0), fill.digest);
+        let (shared, key) = (Arc::clone(&fill.cache.0), fill.key.clone());
+        let digest = key.digest;
         let committed = fill.cache.0.pool.run(Errand::Disk, move || {
             let mut draft = draft;
-            let committed = shared.commit(&draft.path, file, size, &digest);
+            let committed = shared.commit(&draft.path, file, size, &key);
             draft.is_kept = committed.is_ok();
             committed
         });
@@ -341,20 +340,22 @@ impl Shared {
         })
     }
 
-    fn commit(&self, path: &Path, file: Arc<File>, size: u64, digest: &Digest) -> io::Result<()> {
-        self.disk.commit(path, &file, digest)?;
+    fn commit(&self, path: &Path, file: Arc<File>, size: u64, key: &Key) -> io::Result<()> {
+        self.disk.commit(path, &file, key)?;
         let stored = Stored {
             size,
             last_use: self.uses.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
             file: Some(file),
         };
-        lock(self.shard(digest)).insert(*digest, Entry::Stored(stored));
-        self.remember_open(*digest);
+        self.entries
+            .lock(key)
+            .insert(key.clone(), Entry::Stored(stored));
+        self.remember_open(key.clone());
         Ok(())
     }
 }
 
-fn hash_span(mut hasher: Hasher, file: &File, span: Range<u64>) -> io::Result<Hasher> {
+fn hash_span(mut hasher: Box<Hasher>, file: &File, span: Range<u64>) -> io::Result<Box<Hasher>> {
     let mut buffer = vec![0; HASH_BUFFER];
     let mut offset = span.start;
     while offset < span.end {

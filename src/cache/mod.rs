@@ -1,9 +1,13 @@
 //! The blob cache: complete blobs in files named by their digest, and the fills that become them.
 //!
 //! ```text
-//! <directory>/blobs/sha256/ab/<hex>   complete: committed by renaming, after the digest matched
-//! <directory>/fills/<number>          growing; removed at the next start
+//! <directory>/blobs/<registry>/sha256/ab/<hex>   complete: committed by renaming, after the digest matched
+//! <directory>/fills/<number>                     growing; removed at the next start
 //! ```
+//!
+//! A blob is kept under the registry that sent it. Content is the same everywhere, but a registry's word that
+//! somebody may have it is worth something only for bytes which that registry has: else a registry of one's
+//! own, which says yes to everything, would open everybody's blobs.
 //!
 //! One question, `open`, has three answers: the blob is stored, somebody is filling it, or it is missing and the
 //! asker now holds the claim to fill it. A fill belongs to nobody: whoever wants the blob reads the growing
@@ -19,9 +23,8 @@ pub use fill::{Fill, FillError, FillWriter};
 pub use flight::{Ending, Reader, Release};
 
 use std::{
-    collections::HashMap,
+    collections::VecDeque,
     fs::File,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -33,7 +36,8 @@ use serde::Deserialize;
 
 use crate::{
     blocking::{Errand, Pool, PoolError, lock},
-    oci::Digest,
+    oci::{Digest, Registry},
+    sharded::Sharded,
     telemetry::metrics::{self, Counter},
     units::ByteSize,
 };
@@ -61,11 +65,16 @@ impl Default for Options {
     }
 }
 
-/// Locks are held for a look-up only; more shards than cores keep them from meeting.
-const SHARDS: usize = 64;
 /// Files kept open. Opening one takes a turn on the pool, an open one none. Half of the smallest limit of open
 /// files that systems have.
 const OPEN_FILES: usize = 512;
+
+/// A blob of a registry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    pub registry: Registry,
+    pub digest: Digest,
+}
 
 /// Shared by all cores. Cloning is cheap.
 #[derive(Clone)]
@@ -75,11 +84,11 @@ struct Shared {
     disk: Disk,
     room: Room,
     pool: Arc<Pool>,
-    shards: Vec<Mutex<HashMap<Digest, Entry>>>,
+    entries: Sharded<Key, Entry>,
     /// Counts uses, so that recency needs no clock.
     uses: AtomicU64,
-    /// Digests whose files are open, oldest first.
-    open_files: Mutex<std::collections::VecDeque<Digest>>,
+    /// Blobs whose files are open, oldest first.
+    open_files: Mutex<VecDeque<Key>>,
 }
 
 enum Entry {
@@ -101,7 +110,7 @@ pub struct Blob {
     pub size: u64,
 }
 
-/// What the cache has of a digest.
+/// What the cache has of a blob.
 pub enum Opened {
     Stored(Blob),
     /// Somebody fills it; the reader follows.
@@ -110,7 +119,7 @@ pub enum Opened {
     Missing(Fill),
 }
 
-/// What the cache has of a digest, asked without a wish to fill it.
+/// What the cache has of a blob, asked without a wish to fill it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
     Stored { size: u64 },
@@ -123,12 +132,11 @@ impl Cache {
     pub fn load(directory: PathBuf, max_size: ByteSize, pool: Arc<Pool>) -> std::io::Result<Self> {
         let (disk, found) = Disk::load(directory)?;
         let room = Room::new(max_size.bytes());
-        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let cache = Self(Arc::new(Shared {
             disk,
             room,
             pool,
-            shards,
+            entries: Sharded::default(),
             uses: AtomicU64::new(1),
             open_files: Mutex::default(),
         }));
@@ -139,7 +147,11 @@ impl Cache {
                 last_use: cache.0.uses.fetch_add(1, Ordering::Relaxed),
                 file: None,
             };
-            lock(cache.0.shard(&blob.digest)).insert(blob.digest, Entry::Stored(stored));
+            cache
+                .0
+                .entries
+                .lock(&blob.key)
+                .insert(blob.key, Entry::Stored(stored));
         }
         // The cap may have been lowered since.
         cache.0.evict(0);
@@ -156,29 +168,29 @@ impl Cache {
     }
 
     pub fn blob_count(&self) -> usize {
-        self.0.shards.iter().map(|shard| lock(shard).len()).sum()
+        self.0.entries.iter().map(|shard| shard.len()).sum()
     }
 
-    pub fn presence(&self, digest: &Digest) -> Presence {
-        match lock(self.0.shard(digest)).get(digest) {
+    pub fn presence(&self, key: &Key) -> Presence {
+        match self.0.entries.lock(key).get(key) {
             Some(Entry::Stored(stored)) => Presence::Stored { size: stored.size },
             Some(Entry::Filling(_)) => Presence::Filling,
             None => Presence::Absent,
         }
     }
 
-    pub async fn open(&self, digest: &Digest) -> Result<Opened, PoolError> {
+    pub async fn open(&self, key: &Key) -> Result<Opened, PoolError> {
         // A file that has vanished leaves its entry once; the second look finds it missing.
         loop {
-            let size = match self.look_up(digest) {
+            let size = match self.look_up(key) {
                 LookUp::Opened(opened) => return Ok(opened),
                 LookUp::Closed { size } => size,
             };
-            let (shared, digest) = (Arc::clone(&self.0), *digest);
+            let (shared, key) = (Arc::clone(&self.0), key.clone());
             let file = self
                 .0
                 .pool
-                .run(Errand::Disk, move || shared.open_file(&digest, size))
+                .run(Errand::Disk, move || shared.open_file(&key, size))
                 .await?;
             if let Some(file) = file {
                 return Ok(Opened::Stored(Blob { file, size }));
@@ -186,9 +198,9 @@ impl Cache {
         }
     }
 
-    fn look_up(&self, digest: &Digest) -> LookUp {
-        let mut shard = lock(self.0.shard(digest));
-        match shard.get_mut(digest) {
+    fn look_up(&self, key: &Key) -> LookUp {
+        let mut shard = self.0.entries.lock(key);
+        match shard.get_mut(key) {
             Some(Entry::Stored(stored)) => {
                 stored.last_use = self.0.uses.fetch_add(1, Ordering::Relaxed);
                 let size = stored.size;
@@ -205,19 +217,23 @@ impl Cache {
             }
             None => {
                 let flight = Flight::new();
-                shard.insert(*digest, Entry::Filling(Arc::clone(&flight)));
-                LookUp::Opened(Opened::Missing(Fill::new(self.clone(), *digest, flight)))
+                shard.insert(key.clone(), Entry::Filling(Arc::clone(&flight)));
+                LookUp::Opened(Opened::Missing(Fill::new(
+                    self.clone(),
+                    key.clone(),
+                    flight,
+                )))
             }
         }
     }
 
     /// Drops a stored blob, on disk too.
-    pub fn remove(&self, digest: &Digest) {
-        let mut shard = lock(self.0.shard(digest));
-        if let Some(Entry::Stored(stored)) = shard.get(digest) {
+    pub fn remove(&self, key: &Key) {
+        let mut shard = self.0.entries.lock(key);
+        if let Some(Entry::Stored(stored)) = shard.get(key) {
             let size = stored.size;
-            shard.remove(digest);
-            self.0.disk.remove(digest);
+            shard.remove(key);
+            self.0.disk.remove(key);
             self.0.room.give_back(room::on_disk(size));
         }
     }
@@ -229,20 +245,11 @@ enum LookUp {
 }
 
 impl Shared {
-    fn shard(&self, digest: &Digest) -> &Mutex<HashMap<Digest, Entry>> {
-        let mut hasher = DefaultHasher::new();
-        digest.hash(&mut hasher);
-        let index = hasher.finish() as usize % SHARDS;
-        self.shards
-            .get(index)
-            .expect("the remainder is below the number of shards")
-    }
-
     /// `None`: the file is gone or is not what it was, and the entry with it.
-    fn open_file(&self, digest: &Digest, size: u64) -> Option<Arc<File>> {
-        let opened = self.disk.open(digest, size);
-        let mut shard = lock(self.shard(digest));
-        let Some(Entry::Stored(stored)) = shard.get_mut(digest) else {
+    fn open_file(&self, key: &Key, size: u64) -> Option<Arc<File>> {
+        let opened = self.disk.open(key, size);
+        let mut shard = self.entries.lock(key);
+        let Some(Entry::Stored(stored)) = shard.get_mut(key) else {
             // Evicted meanwhile. The file that we hold is complete all the same.
             return opened.ok().map(Arc::new);
         };
@@ -251,13 +258,13 @@ impl Shared {
                 let file = Arc::new(file);
                 stored.file = Some(Arc::clone(&file));
                 drop(shard);
-                self.remember_open(*digest);
+                self.remember_open(key.clone());
                 Some(file)
             }
             Err(error) => {
-                tracing::warn!(%digest, %error, "a cached blob is gone; it will be fetched again");
-                shard.remove(digest);
-                self.disk.remove(digest);
+                tracing::warn!(digest = %key.digest, %error, "a cached blob is gone; it will be fetched again");
+                shard.remove(key);
+                self.disk.remove(key);
                 self.room.give_back(room::on_disk(size));
                 None
             }
@@ -265,10 +272,10 @@ impl Shared {
     }
 
     /// Keeps the number of open files bounded: the one opened longest ago is closed.
-    fn remember_open(&self, digest: Digest) {
+    fn remember_open(&self, key: Key) {
         let oldest = {
             let mut open = lock(&self.open_files);
-            open.push_back(digest);
+            open.push_back(key);
             if open.len() > OPEN_FILES {
                 open.pop_front()
             } else {
@@ -276,7 +283,7 @@ impl Shared {
             }
         };
         let Some(oldest) = oldest else { return };
-        let closed = match lock(self.shard(&oldest)).get_mut(&oldest) {
+        let closed = match self.entries.lock(&oldest).get_mut(&oldest) {
             Some(Entry::Stored(stored)) => stored.file.take(),
             _ => None,
         };
@@ -289,26 +296,26 @@ impl Shared {
             return;
         };
         let mut candidates = Vec::new();
-        for shard in &self.shards {
-            for (digest, entry) in lock(shard).iter() {
+        for shard in self.entries.iter() {
+            for (key, entry) in shard.iter() {
                 if let Entry::Stored(stored) = entry {
-                    candidates.push((stored.last_use, *digest));
+                    candidates.push((stored.last_use, key.clone()));
                 }
             }
         }
         candidates.sort_unstable();
         let mut freed = 0;
-        for (last_use, digest) in candidates {
+        for (last_use, key) in candidates {
             if freed >= target {
                 break;
             }
-            freed += self.evict_one(&digest, last_use);
+            freed += self.evict_one(&key, last_use);
         }
     }
 
-    fn evict_one(&self, digest: &Digest, last_use: u64) -> u64 {
-        let mut shard = lock(self.shard(digest));
-        let Some(Entry::Stored(stored)) = shard.get(digest) else {
+    fn evict_one(&self, key: &Key, last_use: u64) -> u64 {
+        let mut shard = self.entries.lock(key);
+        let Some(Entry::Stored(stored)) = shard.get(key) else {
             return 0;
         };
         let is_read = stored
@@ -319,9 +326,9 @@ impl Shared {
             return 0;
         }
         let size = room::on_disk(stored.size);
-        shard.remove(digest);
-        // Under the lock, so that a new fill of the same digest cannot commit in between and lose its file.
-        self.disk.remove(digest);
+        shard.remove(key);
+        // Under the lock, so that a new fill of the same blob cannot commit in between and lose its file.
+        self.disk.remove(key);
         self.room.give_back(size);
         metrics::add(Counter::BlobsEvicted, 1);
         size

@@ -24,12 +24,19 @@ fn cache(directory: &Path, max_size: u64) -> Cache {
 
 fn content(size: u64, seed: u8) -> Vec<u8> {
     (0..size)
-        .map(|index| (index as u8).wrapping_mul(31) ^ (index >> 8) as u8 ^ seed)
+        .map(|index| index.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()[5] ^ seed)
         .collect()
 }
 
+fn key(digest: &Digest) -> Key {
+    Key {
+        registry: Registry::docker_hub(),
+        digest: *digest,
+    }
+}
+
 async fn claim(cache: &Cache, digest: &Digest) -> Fill {
-    match cache.open(digest).await.expect("the pool answers") {
+    match cache.open(&key(digest)).await.expect("the pool answers") {
         Opened::Missing(fill) => fill,
         _ => panic!("{digest} is not missing"),
     }
@@ -50,7 +57,7 @@ async fn store(cache: &Cache, bytes: &[u8]) -> Digest {
 }
 
 async fn stored(cache: &Cache, digest: &Digest) -> Option<Vec<u8>> {
-    match cache.open(digest).await.expect("the pool answers") {
+    match cache.open(&key(digest)).await.expect("the pool answers") {
         Opened::Stored(blob) => {
             let mut bytes = vec![0; usize::try_from(blob.size).expect("small")];
             blob.file.read_exact_at(&mut bytes, 0).expect("read");
@@ -74,7 +81,7 @@ fn a_filled_blob_is_stored_and_survives_a_restart() {
     let hex = digest.hex();
     let path = folder
         .path()
-        .join("blobs/sha256")
+        .join("blobs/docker.io/sha256")
         .join(&hex[..2])
         .join(&hex);
     assert_eq!(fs::read(path).expect("committed"), bytes);
@@ -85,7 +92,7 @@ fn a_filled_blob_is_stored_and_survives_a_restart() {
     assert_eq!(
         found
             .iter()
-            .map(|blob| (blob.digest, blob.size))
+            .map(|blob| (blob.key.digest, blob.size))
             .collect::<Vec<_>>(),
         [(digest, bytes.len() as u64)]
     );
@@ -99,7 +106,7 @@ fn followers_read_what_is_written_but_not_the_tail_before_it_is_verified() {
         let cache = cache(folder.path(), 64 * MIB);
         let digest = Digest::of(&bytes);
         let fill = claim(&cache, &digest).await;
-        let Opened::Filling(reader) = cache.open(&digest).await.expect("answered") else {
+        let Opened::Filling(reader) = cache.open(&key(&digest)).await.expect("answered") else {
             panic!("a second asker follows")
         };
         let mut writer = fill.begin(MIB).await.expect("room");
@@ -134,14 +141,14 @@ fn wrong_content_is_never_released_whole_nor_kept() {
             panic!("the tail was released")
         };
         assert!(matches!(*error, FillError::Mismatch { .. }), "{error}");
-        assert_eq!(cache.presence(&digest), Presence::Absent);
+        assert_eq!(cache.presence(&key(&digest)), Presence::Absent);
         drop(claim(&cache, &digest).await);
     });
     let hex = digest.hex();
     assert!(
         !folder
             .path()
-            .join("blobs/sha256")
+            .join("blobs/docker.io/sha256")
             .join(&hex[..2])
             .join(&hex)
             .exists()
@@ -165,7 +172,7 @@ fn a_short_or_long_body_is_no_blob() {
         ));
         writer.finish().await;
         assert!(matches!(reader.ended().await, Ending::Failed(_)));
-        assert_eq!(cache.presence(&digest), Presence::Absent);
+        assert_eq!(cache.presence(&key(&digest)), Presence::Absent);
     });
 }
 
@@ -206,7 +213,7 @@ fn the_cap_holds_and_the_least_recently_used_goes_first() {
             "it was used last"
         );
         assert!(stored(&cache, &newest).await.is_some());
-        assert_eq!(cache.presence(&digests[1]), Presence::Absent);
+        assert_eq!(cache.presence(&key(&digests[1])), Presence::Absent);
         let too_large = claim(&cache, &Digest::of(b"large")).await;
         assert_eq!(too_large.begin(9 * MIB).await.err(), Some(Release::NoRoom));
     });
@@ -218,7 +225,7 @@ fn a_blob_that_is_being_read_is_not_evicted() {
     run(async {
         let cache = cache(folder.path(), 4 * MIB);
         let digest = store(&cache, &content(3 * MIB, 1)).await;
-        let Opened::Stored(held) = cache.open(&digest).await.expect("answered") else {
+        let Opened::Stored(held) = cache.open(&key(&digest)).await.expect("answered") else {
             panic!("stored")
         };
         let refused = claim(&cache, &Digest::of(b"other"))
@@ -243,10 +250,12 @@ fn a_file_that_vanished_is_fetched_again() {
     run(async {
         let cache = cache(folder.path(), 64 * MIB);
         let digest = store(&cache, &content(64 * KIB, 1)).await;
-        if let Some(Entry::Stored(stored)) = lock(cache.0.shard(&digest)).get_mut(&digest) {
+        if let Some(Entry::Stored(stored)) =
+            cache.0.entries.lock(&key(&digest)).get_mut(&key(&digest))
+        {
             stored.file = None;
         }
-        cache.0.disk.remove(&digest);
+        cache.0.disk.remove(&key(&digest));
         drop(claim(&cache, &digest).await);
         assert_eq!(cache.blob_count(), 0);
     });
@@ -265,4 +274,22 @@ fn two_caches_do_not_share_a_folder() {
         second.err().map(|error| error.kind()),
         Some(std::io::ErrorKind::ResourceBusy)
     );
+}
+
+#[test]
+fn a_blob_of_one_registry_is_not_there_for_another() {
+    let folder = tempfile::tempdir().expect("a folder");
+    run(async {
+        let cache = cache(folder.path(), 64 * MIB);
+        let digest = store(&cache, &content(MIB, 1)).await;
+        let elsewhere = Key {
+            registry: "evil.example.com".parse().expect("a registry"),
+            digest,
+        };
+        assert_eq!(cache.presence(&elsewhere), Presence::Absent);
+        assert_eq!(
+            cache.presence(&key(&digest)),
+            Presence::Stored { size: MIB }
+        );
+    });
 }

@@ -79,10 +79,9 @@ impl Transfer {
         let size = range.end.saturating_sub(range.start);
         if let Ok(size) = usize::try_from(size)
             && size <= COPIED
+            && let Some(joined) = read_behind(head, file, range.start, size)?
         {
-            if let Some(joined) = read_behind(head, file, range.start, size)? {
-                return self.send(socket, &joined, more, patience).await;
-            }
+            return self.send(socket, &joined, more, patience).await;
         }
         if !head.is_empty() {
             self.send(socket, head, More::Follows, patience).await?;

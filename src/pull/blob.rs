@@ -46,7 +46,7 @@ pub struct Content {
 enum ContentSource {
     Stored(Blob),
     Following(Reader),
-    Passing(Digest, upstream::Body),
+    Passing(Digest, Box<BlobBody>),
     Collected(Vec<u8>),
 }
 
@@ -62,7 +62,7 @@ impl Content {
             ContentSource::Stored(blob) => Body::stored(blob, range),
             ContentSource::Following(reader) => Body::following(reader, range),
             ContentSource::Passing(digest, body) => {
-                Body::passing(Passing::new(digest, body, range))
+                Body::passing(Passing::new(digest, body.body, range))
             }
             ContentSource::Collected(bytes) => {
                 let place = |position| {
@@ -85,45 +85,42 @@ impl Pull {
         access: &Access,
         digest: &Digest,
     ) -> Result<OpenBlob, PullError> {
-        if self.proofs.find(&access.holder, digest).is_none()
-            && self.cache.presence(digest) != Presence::Absent
-            && let Some(redirect) = self.prove(access, digest).await?
-        {
-            return Ok(redirect);
-        }
+        let key = access.key(digest);
         for _ in 0..MOST_ROUNDS {
-            if self.redirecting.borrow().contains(&access.registry)
-                && self.cache.presence(digest) == Presence::Absent
+            let presence = self.cache.presence(&key);
+            if presence == Presence::Absent && self.redirecting.borrow().contains(&access.registry)
             {
                 break;
             }
-            match self.cache.open(digest).await? {
+            if presence != Presence::Absent
+                && !self.proofs.may_have(access, digest)
+                && !self.prove(access, digest).await?
+            {
+                break;
+            }
+            match self.cache.open(&key).await? {
+                Opened::Missing(fill) => return self.fetch_into(access, digest, fill).await,
+                // It came to be since we looked: by another, whose proof is not ours.
+                _ if !self.proofs.may_have(access, digest) => {}
                 Opened::Stored(blob) => {
                     metrics::add(Counter::BlobHits, 1);
                     return Ok(stored(blob));
                 }
-                // From absent to filling in between: by another, whose proof is not ours.
-                Opened::Filling(_) if self.proofs.find(&access.holder, digest).is_none() => {
-                    if let Some(redirect) = self.prove(access, digest).await? {
-                        return Ok(redirect);
-                    }
-                }
-                Opened::Filling(reader) => match self.follow(access, digest, reader).await? {
-                    Some(content) => {
+                Opened::Filling(reader) => {
+                    if let Some(content) = self.follow(access, digest, reader).await? {
                         metrics::add(Counter::BlobFollows, 1);
                         return Ok(OpenBlob::Content(content));
                     }
-                    None => continue,
-                },
-                Opened::Missing(fill) => return self.fetch_into(access, digest, fill).await,
+                }
             }
         }
         self.fetch_for_one(access, digest).await
     }
 
     pub async fn blob_head(&self, access: &Access, digest: &Digest) -> Result<BlobHead, PullError> {
-        if self.proofs.find(&access.holder, digest).is_some()
-            && let Presence::Stored { size } = self.cache.presence(digest)
+        let key = access.key(digest);
+        if self.proofs.may_have(access, digest)
+            && let Presence::Stored { size } = self.cache.presence(&key)
         {
             return Ok(BlobHead::Found { size: Some(size) });
         }
@@ -140,36 +137,31 @@ impl Pull {
                     BlobHead::Redirect { status, location }
                 }
                 upstream::BlobHead::Found { size } => {
-                    self.proofs.add(&access.holder, *digest, size);
+                    self.proofs.note_allowed(access, *digest, size);
                     BlobHead::Found { size }
                 }
             },
         )
     }
 
-    /// The cache has it; the registry says whether this holder may have it too. A redirect is its yes, and
-    /// also the answer: the client goes where a stranger with the same rights would go.
-    async fn prove(&self, access: &Access, digest: &Digest) -> Result<Option<OpenBlob>, PullError> {
-        match self.blob_head_upstream(access, digest).await? {
-            // Its URL is signed for HEAD; what we have is as good.
-            upstream::BlobHead::Redirect { .. } => self.proofs.add(&access.holder, *digest, None),
-            upstream::BlobHead::Found { size } => self.proofs.add(&access.holder, *digest, size),
-        }
-        Ok(None)
-    }
-
-    async fn blob_head_upstream(
-        &self,
-        access: &Access,
-        digest: &Digest,
-    ) -> Result<upstream::BlobHead, PullError> {
+    /// The cache has it; whether this holder may have it too, the registry says. `false`: it says neither yes nor
+    /// no to the question, and is then asked for the blob itself. A redirect is no yes: some registries
+    /// redirect whatever they are asked for.
+    async fn prove(&self, access: &Access, digest: &Digest) -> Result<bool, PullError> {
         let login = self
             .login(&access.caller, &access.registry, &access.repository)
             .await?;
-        Ok(self
-            .upstream
-            .blob_head(access.source(&login), digest)
-            .await?)
+        match self.upstream.blob_head(access.source(&login), digest).await {
+            Ok(upstream::BlobHead::Found { size }) => {
+                self.proofs.note_allowed(access, *digest, size);
+                Ok(true)
+            }
+            Ok(upstream::BlobHead::Redirect { .. }) => Ok(false),
+            Err(FetchError::Failed {
+                status: 400..500, ..
+            }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// `None`: the claim was given up, so ask again.
@@ -229,11 +221,8 @@ impl Pull {
                 return Err(error.into());
             }
         };
-        let named = self
-            .proofs
-            .find(&access.holder, digest)
-            .and_then(|proof| proof.size);
-        self.proofs.add(&access.holder, *digest, body.size);
+        let named = self.proofs.size(access, digest);
+        self.proofs.note_allowed(access, *digest, body.size);
         let Some(size) = body.size.or(named) else {
             // Bytes that cannot be reserved cannot be cached.
             fill.release(Release::NoRoom);
@@ -262,7 +251,7 @@ impl Pull {
             FetchedBlob::Inline(body) => {
                 // The registry has changed its ways, or it redirects some blobs only.
                 self.redirecting.borrow_mut().remove(&access.registry);
-                self.proofs.add(&access.holder, *digest, body.size);
+                self.proofs.note_allowed(access, *digest, body.size);
                 self.pass(access, digest, body).await
             }
         }
@@ -282,7 +271,7 @@ impl Pull {
         &self,
         access: &Access,
         digest: &Digest,
-        body: BlobBody,
+        body: Box<BlobBody>,
     ) -> Result<OpenBlob, PullError> {
         metrics::add(Counter::BlobBypasses, 1);
         let content =
@@ -303,7 +292,12 @@ impl Pull {
                     }
                     ContentSource::Collected(bytes)
                 }
-                _ => ContentSource::Passing(*digest, body.body),
+                size => {
+                    return Ok(OpenBlob::Content(Content {
+                        size,
+                        source: ContentSource::Passing(*digest, body),
+                    }));
+                }
             };
         Ok(OpenBlob::Content(Content {
             size: body.size,

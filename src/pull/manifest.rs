@@ -53,7 +53,7 @@ impl Pull {
             .shelf
             .find(&access.registry, &access.repository, digest);
         if let Some(stored) = &stored
-            && self.proofs.find(&access.holder, digest).is_some()
+            && (self.proofs.may_have(access, digest) || self.proofs.is_named(access, digest))
         {
             metrics::add(Counter::ManifestHits, 1);
             return Ok(self.serve(access, stored));
@@ -67,7 +67,7 @@ impl Pull {
                 .upstream
                 .manifest_head(access.source(&login), &version)
                 .await?;
-            self.proofs.add(&access.holder, *digest, head.size);
+            self.proofs.note_allowed(access, *digest, head.size);
             if let Some(stored) = stored {
                 metrics::add(Counter::ManifestHits, 1);
                 return Ok(self.serve(access, &stored));
@@ -134,7 +134,7 @@ impl Pull {
                 .await?;
             if let Some(digest) = head.digest {
                 self.shelf.note_tag(&access.holder, tag, digest);
-                self.proofs.add(&access.holder, digest, head.size);
+                self.proofs.note_allowed(access, digest, head.size);
                 if let Some(stored) = self
                     .shelf
                     .find(&access.registry, &access.repository, &digest)
@@ -171,11 +171,11 @@ impl Pull {
         let stored = Arc::new(verify(access, version, fetched)?);
         self.shelf
             .put(&access.registry, &access.repository, Arc::clone(&stored));
-        self.proofs.add(&access.holder, stored.digest, None);
+        self.proofs.note_allowed(access, stored.digest, None);
         Ok(stored)
     }
 
-    /// Whoever is served a manifest has the proof for all that it names.
+    /// Whoever is served a manifest has half the proof for all that it names.
     fn serve(&self, access: &Access, stored: &Stored) -> ServedManifest {
         for named in stored
             .manifest
@@ -184,7 +184,7 @@ impl Pull {
             .chain(&stored.manifest.blobs)
         {
             self.proofs
-                .add(&access.holder, named.digest, Some(named.size));
+                .note_named(&access.holder, named.digest, named.size);
         }
         ServedManifest {
             media_type: stored.manifest.media_type.clone(),

@@ -20,7 +20,7 @@ use std::{cell::RefCell, collections::HashSet, rc::Rc, sync::Arc};
 
 use crate::{
     blocking::{Errand, Pool, PoolError},
-    cache::{Cache, FillError},
+    cache::{self, Cache, FillError},
     credentials::{FindError, Keyring},
     oci::{Digest, ManifestError, Reference, Registry, Repository, TagOrDigest},
     requests::{Caller, Grant},
@@ -142,7 +142,7 @@ impl Pull {
     /// Keeps what `resolve` found for the grant that came of it, so that its first pull need not ask again.
     pub fn note_resolution(&self, grant: &Grant, digest: Digest) {
         let access = Access::by_grant(grant);
-        self.proofs.add(&access.holder, digest, None);
+        self.proofs.note_allowed(&access, digest, None);
         if let TagOrDigest::Tag(tag) = &grant.image.version {
             self.shelf.note_tag(&access.holder, tag, digest);
         }
@@ -194,6 +194,13 @@ impl Pull {
 }
 
 impl Access {
+    fn key(&self, digest: &Digest) -> cache::Key {
+        cache::Key {
+            registry: self.registry.clone(),
+            digest: *digest,
+        }
+    }
+
     fn source<'a>(&'a self, login: &'a Login) -> Source<'a> {
         Source {
             registry: &self.registry,

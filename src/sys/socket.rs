@@ -95,6 +95,8 @@ pub fn accept_waiting(listener: &impl AsRawFd) -> io::Result<Option<TcpStream>> 
 
 /// Makes closing the socket reset the connection, so that what was sent cannot pass for a whole answer.
 pub fn reset_on_close(socket: &impl AsRawFd) {
+    const SIZE: libc::socklen_t = 8;
+    const { assert!(size_of::<libc::linger>() == 8) };
     let linger = libc::linger {
         l_onoff: 1,
         l_linger: 0,
@@ -106,7 +108,7 @@ pub fn reset_on_close(socket: &impl AsRawFd) {
             libc::SOL_SOCKET,
             libc::SO_LINGER,
             (&raw const linger).cast(),
-            size_of::<libc::linger>() as libc::socklen_t,
+            SIZE,
         )
     };
 }

@@ -32,9 +32,8 @@ impl Pipe {
     pub fn with_capacity(wanted: usize, smallest: usize) -> io::Result<Self> {
         let mut ends = [0; 2];
         // SAFETY: `ends` is the writable array of two that `pipe2` fills.
-        checked(
-            unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) } as isize,
-        )?;
+        let made = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) };
+        checked(made as isize)?;
         let [reader, writer] = ends;
         // SAFETY: `pipe2` has just given us this descriptor, and nobody else knows it.
         let reader = unsafe { OwnedFd::from_raw_fd(reader) };

@@ -28,7 +28,7 @@ pub fn write(line: &Line<'_>) {
         path = %Redacted(line.path),
         status = line.status,
         bytes = line.body_bytes,
-        ms = line.duration.as_millis() as u64,
+        ms = u64::try_from(line.duration.as_millis()).unwrap_or(u64::MAX),
         agent = line.agent.unwrap_or_default(),
         cut = line.is_cut,
     );

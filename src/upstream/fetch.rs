@@ -69,7 +69,7 @@ pub enum FetchedBlob {
         status: u16,
         location: String,
     },
-    Inline(BlobBody),
+    Inline(Box<BlobBody>),
 }
 
 pub struct BlobBody {
@@ -187,10 +187,10 @@ impl Upstream {
                 response.body.discard().await;
                 FetchedBlob::Redirect { status, location }
             }
-            None => FetchedBlob::Inline(BlobBody {
+            None => FetchedBlob::Inline(Box::new(BlobBody {
                 size: content_length(&response.head),
                 body: response.body,
-            }),
+            })),
         })
     }
 

@@ -36,7 +36,7 @@ const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
 const MARGIN: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum TokenError {
+pub(super) enum TokenError {
     #[error("its token service refused {who}{said}")]
     Refused { who: &'static str, said: Said },
     #[error("its token service has a rate limit, which is reached{said}")]
@@ -57,14 +57,14 @@ pub enum TokenError {
 
 /// A bearer token and how long it is used: not to its last second.
 #[derive(Clone, Debug)]
-pub struct BearerToken {
+pub(super) struct BearerToken {
     pub authorization: Secret<String>,
     pub until: Instant,
 }
 
 /// What a token is asked for.
 #[derive(Clone, Debug)]
-pub struct TokenRequest {
+pub(super) struct TokenRequest {
     pub realm: Url,
     pub service: Option<String>,
     pub scope: String,
@@ -73,10 +73,10 @@ pub struct TokenRequest {
 
 /// An HTTP client that obeys the rules of one registry.
 #[derive(Clone)]
-pub struct RealmClient(Agent);
+pub(super) struct RealmClient(Agent);
 
 impl RealmClient {
-    pub fn new(way: &Way) -> Self {
+    pub(super) fn new(way: &Way) -> Self {
         let mut tls = TlsConfig::builder().disable_verification(way.trust.is_unchecked);
         if !way.trust.roots.is_empty() {
             let roots = way
@@ -100,7 +100,7 @@ impl RealmClient {
         Self(Agent::with_parts(config, DefaultConnector::new(), resolver))
     }
 
-    pub fn obtain(&self, request: &TokenRequest) -> Result<BearerToken, TokenError> {
+    pub(super) fn obtain(&self, request: &TokenRequest) -> Result<BearerToken, TokenError> {
         metrics::add(Counter::TokenExchanges, 1);
         let asked = Instant::now();
         let answer = self.by_get(request)?;
@@ -151,7 +151,7 @@ impl RealmClient {
 }
 
 /// `Basic` and the pair, as `Authorization` wants it.
-pub fn basic(credentials: &Credentials) -> Secret<String> {
+pub(super) fn basic(credentials: &Credentials) -> Secret<String> {
     let pair = format!("{}:{}", credentials.username, credentials.password.expose());
     Secret::new(format!("Basic {}", STANDARD.encode(pair)))
 }
