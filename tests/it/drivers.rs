@@ -53,7 +53,7 @@ fn pulls(setup: Setup) -> Tidegate {
             assert_eq!((&pulled.digest, pulled.end), (digest, End::Complete));
         }
     }
-    for digest in &image.layers {
+    for digest in &image.layers[1..] {
         assert_eq!(liar.blob_gets("acme/app", digest), 1, "{digest}");
     }
     let headers = [("Range", "bytes=10000000-10000099")];
