@@ -302,7 +302,7 @@ impl FillWriter {
         fill.flight.end(Ending::Complete);
         let (shared, key) = (Arc::clone(&fill.cache.0), fill.key.clone());
         let digest = key.digest;
-        let committed = fill.cache.0.pool.run(Errand::Disk, move || {
+        let committed = fill.cache.0.pool.run(Errand::Commit, move || {
             let mut draft = draft;
             let committed = shared.commit(&draft.path, file, size, &key);
             draft.is_kept = committed.is_ok();

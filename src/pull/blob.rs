@@ -16,6 +16,9 @@ use crate::{
 /// How often we come back to a blob whose claim was given up by another. Then we stream it for ourselves.
 const MOST_ROUNDS: usize = 16;
 
+/// Registries remembered as redirecting; forgetting one costs a claim.
+const MOST_REDIRECTING: usize = 1024;
+
 /// A blob whose bytes can be had.
 pub enum OpenBlob {
     /// The client is to fetch it there itself. Byte-exact: signatures cover the spelling.
@@ -259,14 +262,18 @@ impl Pull {
 
     fn pass_redirect(&self, access: &Access, status: u16, location: String) -> OpenBlob {
         metrics::add(Counter::BlobRedirects, 1);
-        if !self.redirecting.borrow().contains(&access.registry) {
-            self.redirecting
-                .borrow_mut()
-                .insert(access.registry.clone());
+        let mut redirecting = self.redirecting.borrow_mut();
+        if redirecting.len() >= MOST_REDIRECTING {
+            redirecting.clear();
+        }
+        if !redirecting.contains(&access.registry) {
+            redirecting.insert(access.registry.clone());
         }
         OpenBlob::Redirect { status, location }
     }
 
+    /// Past the cache. A blob so small that nothing of it is released before it is verified is verified here: an
+    /// error can then still be told in words.
     async fn pass(
         &self,
         access: &Access,
@@ -274,35 +281,28 @@ impl Pull {
         body: Box<BlobBody>,
     ) -> Result<OpenBlob, PullError> {
         metrics::add(Counter::BlobBypasses, 1);
-        let content =
-            match body.size {
-                Some(size) if size <= HELD_BACK as u64 => {
-                    let bytes = body.body.collect(HELD_BACK).await.map_err(|error| {
-                        FetchError::Malformed {
-                            registry: access.registry.clone(),
-                            problem: format!("a blob that could not be read: {error}"),
-                        }
-                    })?;
-                    if !digest.matches(&bytes) {
-                        metrics::add(Counter::BlobMismatches, 1);
-                        return Err(PullError::Mismatch {
-                            registry: access.registry.clone(),
-                            digest: *digest,
-                        });
-                    }
-                    ContentSource::Collected(bytes)
-                }
-                size => {
-                    return Ok(OpenBlob::Content(Content {
-                        size,
-                        source: ContentSource::Passing(*digest, body),
-                    }));
-                }
-            };
-        Ok(OpenBlob::Content(Content {
-            size: body.size,
-            source: content,
-        }))
+        let size = body.size;
+        if size.is_none_or(|size| size > HELD_BACK as u64) {
+            let source = ContentSource::Passing(*digest, body);
+            return Ok(OpenBlob::Content(Content { size, source }));
+        }
+        let bytes = body
+            .body
+            .collect(HELD_BACK)
+            .await
+            .map_err(|error| FetchError::Malformed {
+                registry: access.registry.clone(),
+                problem: format!("a blob that could not be read: {error}"),
+            })?;
+        if !digest.matches(&bytes) {
+            metrics::add(Counter::BlobMismatches, 1);
+            return Err(PullError::Mismatch {
+                registry: access.registry.clone(),
+                digest: *digest,
+            });
+        }
+        let source = ContentSource::Collected(bytes);
+        Ok(OpenBlob::Content(Content { size, source }))
     }
 }
 

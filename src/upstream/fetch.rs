@@ -56,7 +56,7 @@ pub struct FetchedManifest {
 }
 
 /// What a HEAD says about a manifest.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ManifestHead {
     pub content_type: Option<String>,
     pub digest: Option<Digest>,
@@ -163,12 +163,14 @@ impl Upstream {
         source: Source<'_>,
         version: &TagOrDigest,
     ) -> Result<ManifestHead, FetchError> {
-        let response = self
-            .send(
-                source,
-                manifest_wish(Method::Head, source.repository, version),
-            )
-            .await?;
+        let wish = manifest_wish(Method::Head, source.repository, version);
+        let response = match self.send(source, wish).await {
+            // A registry that knows no HEAD says nothing; GET tells all.
+            Err(FetchError::Failed {
+                status: 405 | 501, ..
+            }) => return Ok(ManifestHead::default()),
+            sent => sent?,
+        };
         let head = manifest_head(&response.head);
         response.body.discard().await;
         Ok(head)
@@ -450,7 +452,7 @@ impl Upstream {
     fn way_elsewhere<'a>(&'a self, endpoint: &'a Endpoint) -> &'a Way {
         match endpoint.way.addresses {
             crate::net::Addresses::Any => &endpoint.way,
-            crate::net::Addresses::Public => &self.endpoints.elsewhere,
+            crate::net::Addresses::Public => self.endpoints.elsewhere(),
         }
     }
 
