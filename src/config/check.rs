@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::Config;
+use super::{BaseUrl, Config};
 use crate::{
     oci::Registry,
     toml_file::{KeyLines, Problem},
@@ -67,7 +67,7 @@ impl Check<'_> {
     }
 
     fn process(&mut self, config: &Config) {
-        if let Err(error) = config.url.names_a_registry() {
+        if let Some(Err(error)) = config.url.as_ref().map(BaseUrl::names_a_registry) {
             self.report(&["url"], error);
         }
         if config.cores > MOST_CORES {

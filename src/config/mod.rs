@@ -33,8 +33,9 @@ use directories::Purpose;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// What clients call us: its host and port start every ephemeral name. `"http://localhost:5000"`
-    pub url: BaseUrl,
+    /// What clients call us: its host and port start every ephemeral name. Default: `http://localhost:` and the port of
+    /// the first listener.
+    pub url: Option<BaseUrl>,
     /// Where container requests are kept. Default: `$XDG_STATE_HOME/tidegate`, for root `/var/lib/tidegate`.
     pub state_dir: Option<PathBuf>,
     pub driver: Driver,
@@ -167,7 +168,7 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            url: BaseUrl::default(),
+            url: None,
             state_dir: None,
             driver: Driver::default(),
             cores: 0,
