@@ -66,13 +66,41 @@ impl Decoding {
         Self { data, framing, end }
     }
 
-    /// Nothing but sizes and line ends.
-    fn is_plain(&self) -> bool {
-        let framing = self.framing.strip_suffix(b"\r\n\r\n").unwrap_or_default();
-        let text = str::from_utf8(framing).unwrap_or(";");
-        // After each size but the last come the line ends before and after its data.
-        text.split("\r\n\r\n")
-            .all(|size| !size.is_empty() && size.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    /// Reads the framing line by line (RFC 9112 §7.1), and says whether there is more than sizes in it.
+    fn has_extension_or_trailer(&self) -> bool {
+        let framing = str::from_utf8(&self.framing).unwrap_or_else(|error| {
+            let (good, _) = self.framing.split_at(error.valid_up_to());
+            str::from_utf8(good).expect("it is valid up to there")
+        });
+        if framing.len() < self.framing.len() {
+            return true; // Only they may have such bytes.
+        }
+        let mut lines = framing.split("\r\n");
+        let mut has_more = false;
+        loop {
+            let line = lines.next().expect("a size");
+            assert!(!line.contains(['\r', '\n']));
+            let rest = line.trim_start_matches(|digit: char| digit.is_ascii_hexdigit());
+            let digits = &line[..line.len() - rest.len()];
+            assert!((1..=16).contains(&digits.len()));
+            let extension = rest.trim_start_matches([' ', '\t']);
+            assert!(extension.is_empty() || extension.starts_with(';'));
+            has_more |= !rest.is_empty();
+            if digits.bytes().all(|digit| digit == b'0') {
+                break;
+            }
+            assert_eq!(lines.next(), Some(""), "a line ends the data");
+        }
+        loop {
+            let line = lines.next().expect("an empty line ends the trailers");
+            assert!(!line.contains(['\r', '\n']));
+            if line.is_empty() {
+                break;
+            }
+            has_more = true;
+        }
+        assert_eq!((lines.next(), lines.next()), (Some(""), None));
+        has_more
     }
 }
 
@@ -87,7 +115,7 @@ fn printing_and_parsing_gives_the_same(decoding: &Decoding, chunk_size: usize) {
     let again = Decoding::of(&text, text.len());
     assert_eq!(again.end, End::Done);
     assert_eq!(again.data, decoding.data);
-    assert!(again.is_plain());
+    assert!(!again.has_extension_or_trailer());
     assert!(
         matches!(theirs(&text), Theirs::Done { data, size } if data == decoding.data && size == text.len())
     );
@@ -121,9 +149,10 @@ fn compare(input: &[u8], ours: &Decoding) {
         (End::Done, Theirs::Done { data, size }) => {
             assert_eq!(ours.data, data);
             assert_eq!(ours.data.len() + ours.framing.len(), size);
+            assert!(!ours.has_extension_or_trailer());
         }
         // It knows neither extensions nor trailers.
-        (End::Done, Theirs::Failed) => assert!(!ours.is_plain()),
+        (End::Done, Theirs::Failed) => assert!(ours.has_extension_or_trailer()),
         (End::Failed(error), Theirs::Done { .. }) => assert!(
             [
                 // An empty line is no size (RFC 9112 §7.1), but the end of the body to it.
