@@ -95,12 +95,6 @@ pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
     });
     let pool = Pool::start().map_err(StartError::Thread)?;
     let shared = Shared::load(&config, &url, pool)?;
-    for address in &addresses {
-        tracing::info!(registry = %address, "listening");
-    }
-    tracing::info!(admin = %admin, "listening");
-    tracing::info!(%url, "clients are told this address");
-
     let (events, told) = mpsc::channel();
     let mut stops = Vec::new();
     for core in 0..core_count {
@@ -128,6 +122,11 @@ pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
     for _ in 0..core_count {
         let _ = told.recv();
     }
+    for address in &addresses {
+        tracing::info!(registry = %address, "listening");
+    }
+    tracing::info!(admin = %admin, "listening");
+    tracing::info!(%url, "clients are told this address");
     shared.set_ready(true);
 
     signals.wait();

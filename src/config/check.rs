@@ -11,6 +11,7 @@ use std::{
 
 use super::{BaseUrl, Config};
 use crate::{
+    credentials::{Directory, DirectoryError},
     oci::Registry,
     toml_file::{KeyLines, Problem},
     units::ByteSize,
@@ -151,8 +152,18 @@ impl Check<'_> {
     }
 
     fn directory(&mut self, config: &Config) {
-        if let Some(file) = &config.directory.file {
-            self.file(&["directory", "file"], file);
+        let Some(file) = &config.directory.file else {
+            return;
+        };
+        match Directory::load(file) {
+            Ok(_) => {}
+            Err(DirectoryError::File { cause, .. }) => {
+                self.report(
+                    &["directory", "file"],
+                    format_args!("{} cannot be read: {cause}", file.display()),
+                );
+            }
+            Err(DirectoryError::Problems { problems }) => self.problems.extend(problems),
         }
     }
 

@@ -103,7 +103,8 @@ impl Config {
         config.normalize_hashes();
         problems.extend(check::problems(&config, &lines, &problems));
         if !problems.is_empty() {
-            problems.sort_by_key(|problem| problem.line);
+            // The configuration's own first, then the directory's.
+            problems.sort_by_key(|problem| (problem.file != *file, problem.line));
             return Err(problems);
         }
         let warnings = match is_readable_by_others {

@@ -16,6 +16,9 @@ use crate::{
 /// How often we come back to a blob whose claim was given up by another. Then we stream it for ourselves.
 const MOST_ROUNDS: usize = 16;
 
+/// A download that breaks again after this many bytes has not failed, its connections are short.
+const PROGRESS: u64 = 16 << 20;
+
 /// Registries remembered as redirecting; forgetting one costs a claim.
 const MOST_REDIRECTING: usize = 1024;
 
@@ -105,6 +108,14 @@ impl Pull {
                 Opened::Missing(fill) => return self.fetch_into(access, digest, fill).await,
                 // It came to be since we looked: by another, whose proof is not ours.
                 _ if !self.proofs.may_have(access, digest) => {}
+                // A manifest says another size. One of the two is wrong; a file that was cut short, by a power cut
+                // or a copy, would be.
+                Opened::Stored(blob)
+                    if self
+                        .proofs
+                        .size(access, digest)
+                        .is_some_and(|size| size != blob.size)
+                        && !self.cache.verify(&key, blob.clone()).await? => {}
                 Opened::Stored(blob) => {
                     metrics::add(Counter::BlobHits, 1);
                     return Ok(stored(blob));
@@ -235,11 +246,70 @@ impl Pull {
             return self.pass(access, digest, body).await;
         };
         let reader = writer.reader();
-        monoio::spawn(run(writer, body.body));
+        monoio::spawn(Rc::clone(self).run(access.clone(), *digest, writer, body.body));
         match self.follow(access, digest, reader).await? {
             Some(content) => Ok(OpenBlob::Content(content)),
             None => self.fetch_for_one(access, digest).await,
         }
+    }
+
+    /// From the registry to the disk, for whoever follows. It belongs to no client.
+    async fn run(
+        self: Rc<Self>,
+        access: Access,
+        digest: Digest,
+        mut writer: FillWriter,
+        mut body: upstream::Body,
+    ) {
+        let mut broken = 0;
+        let mut broken_at = 0;
+        loop {
+            match body.next().await {
+                Ok(Some(piece)) => {
+                    metrics::add(Counter::BytesFetched, piece.len() as u64);
+                    if let Err(error) = writer.write(piece).await {
+                        return writer.fail(error);
+                    }
+                }
+                Ok(None) => return writer.finish().await,
+                Err(error) => {
+                    if writer.written() - broken_at >= PROGRESS {
+                        broken = 0;
+                    }
+                    broken_at = writer.written();
+                    if broken >= self.upstream.retry_count() {
+                        let text = format!("the registry's connection broke: {error}");
+                        return writer.fail(FillError::Source(text));
+                    }
+                    broken += 1;
+                    tracing::info!(%digest, registry = %access.registry, at = broken_at, %error,
+                        "a download broke and is taken up again");
+                    body = match self
+                        .resume(&access, &digest, broken_at, writer.size())
+                        .await
+                    {
+                        Ok(rest) => rest,
+                        Err(error) => return writer.fail(FillError::Source(error.to_string())),
+                    };
+                }
+            }
+        }
+    }
+
+    async fn resume(
+        &self,
+        access: &Access,
+        digest: &Digest,
+        start: u64,
+        size: u64,
+    ) -> Result<upstream::Body, PullError> {
+        let login = self
+            .login(&access.caller, &access.registry, &access.repository)
+            .await?;
+        Ok(self
+            .upstream
+            .blob_rest(access.source(&login), digest, start, size)
+            .await?)
     }
 
     /// Without a claim, for this client alone.
@@ -311,26 +381,6 @@ fn stored(blob: Blob) -> OpenBlob {
         size: Some(blob.size),
         source: ContentSource::Stored(blob),
     })
-}
-
-/// From the registry to the disk, for whoever follows. It belongs to no client.
-async fn run(mut writer: FillWriter, mut body: upstream::Body) {
-    loop {
-        match body.next().await {
-            Ok(Some(piece)) => {
-                metrics::add(Counter::BytesFetched, piece.len() as u64);
-                if let Err(error) = writer.write(piece).await {
-                    return writer.fail(error);
-                }
-            }
-            Ok(None) => return writer.finish().await,
-            Err(error) => {
-                return writer.fail(FillError::Source(format!(
-                    "the registry's connection broke: {error}"
-                )));
-            }
-        }
-    }
 }
 
 /// Whether another caller, with other credentials, would fare the same.

@@ -105,7 +105,12 @@ impl Endpoint {
         platform: &Platform,
     ) -> Result<Self, EndpointError> {
         let allows_plain_http = options.insecure || is_loopback(registry.host());
-        let scheme = if allows_plain_http { "http" } else { "https" };
+        // Roots to trust are for TLS only.
+        let scheme = if allows_plain_http && options.ca_file.is_none() {
+            "http"
+        } else {
+            "https"
+        };
         let text = match &options.endpoint {
             Some(text) => text.clone(),
             None if registry.is_docker_hub() => "https://registry-1.docker.io".to_owned(),

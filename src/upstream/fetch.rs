@@ -17,7 +17,7 @@ use super::{
     exchange::{Body, Exchange, ExchangeError, Request, Response, Way},
 };
 use crate::{
-    http::{Method, ResponseHead, Scheme, parse_challenges},
+    http::{Method, ResponseHead, Scheme, parse_challenges, parse_content_range},
     net::{ConnectError, ResolveError},
     oci::{Digest, Registry, Repository, TagOrDigest, media_type},
     telemetry::metrics::{self, Counter},
@@ -98,6 +98,8 @@ struct Wish<'a> {
     method: Method,
     path: String,
     accept: Option<&'a str>,
+    /// From this byte on.
+    start: u64,
     follow: Follow,
     /// For messages: `manifest acme/app:v1`.
     what: String,
@@ -196,6 +198,44 @@ impl Upstream {
         })
     }
 
+    /// The blob of `size` bytes from `start` on, to go on where a connection broke.
+    pub async fn blob_rest(
+        &self,
+        source: Source<'_>,
+        digest: &Digest,
+        start: u64,
+        size: u64,
+    ) -> Result<Body, FetchError> {
+        let mut wish = self.blob_wish(Method::Get, source, digest)?;
+        wish.start = start;
+        let response = self.send(source, wish).await?;
+        let range = response
+            .head
+            .headers
+            .get("content-range")
+            .and_then(parse_content_range);
+        match (response.head.status, range) {
+            (206, Some(range))
+                if range.start == start && range.size.is_none_or(|whole| whole == size) =>
+            {
+                Ok(response.body)
+            }
+            // It does not divide: what we have is read again, and left out.
+            (200, _) if content_length(&response.head).is_none_or(|whole| whole == size) => {
+                Ok(response.body.without_first(start))
+            }
+            (status, _) => Err(FetchError::Malformed {
+                registry: source.registry.clone(),
+                problem: format!("another part of {digest} than was asked for ({status})"),
+            }),
+        }
+    }
+
+    /// How often a broken download may be taken up again.
+    pub fn retry_count(&self) -> u32 {
+        self.options.retry_count
+    }
+
     /// The size, if the registry says so; `Redirect` likewise.
     pub async fn blob_head(
         &self,
@@ -245,6 +285,7 @@ impl Upstream {
             method: Method::Get,
             path,
             accept: None,
+            start: 0,
             follow: Follow::WithinRegistry,
             what,
         };
@@ -294,6 +335,7 @@ impl Upstream {
             method,
             path: format!("/v2/{}/blobs/{digest}", source.repository),
             accept: None,
+            start: 0,
             follow,
             what: format!("blob {digest} of {}", source.repository),
         })
@@ -417,7 +459,7 @@ impl Upstream {
                 method: wish.method,
                 url: &url,
                 accept: wish.accept,
-                range: None,
+                range: (wish.start > 0).then(|| format!("bytes={}-", wish.start)),
                 authorization: authorization.filter(|_| is_home).map(Authorization::value),
             };
             let response = self.exchange.send(way, &request).await?;
@@ -489,6 +531,10 @@ impl Upstream {
                 registry,
                 retry_after,
                 said,
+            },
+            500.. => FetchError::Unreachable {
+                registry,
+                cause: format!("it answered {status} for {what}{said}"),
             },
             _ => FetchError::Failed {
                 registry,
@@ -574,6 +620,7 @@ fn manifest_wish(method: Method, repository: &Repository, version: &TagOrDigest)
         method,
         path: format!("/v2/{repository}/manifests/{version}"),
         accept: Some(media_type::ACCEPT_MANIFESTS),
+        start: 0,
         follow: Follow::Always,
         what: format!("manifest {repository}{separator}{version}"),
     }
