@@ -26,8 +26,10 @@ pub enum Errand {
     Tokens,
     /// Who is the caller, whose credentials serve him, and the store of requests.
     Grants,
-    /// Opening, committing and removing files.
+    /// Opening, creating and removing files.
     Disk,
+    /// Waiting until a blob's bytes are on disk, which may take seconds.
+    Commit,
     /// Digests of what is being filled.
     Hash,
 }
@@ -41,7 +43,7 @@ struct Lane {
 }
 
 // Threads and queues are guesses on the generous side: a thread that waits costs a stack, an errand its closure.
-const LANES: [Lane; 5] = [
+const LANES: [Lane; 6] = [
     Lane {
         errand: Errand::Names,
         name: "names",
@@ -63,6 +65,12 @@ const LANES: [Lane; 5] = [
     Lane {
         errand: Errand::Disk,
         name: "disk",
+        threads: 4,
+        queue: 8192,
+    },
+    Lane {
+        errand: Errand::Commit,
+        name: "commit",
         threads: 4,
         queue: 8192,
     },

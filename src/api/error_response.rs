@@ -125,8 +125,9 @@ pub(super) fn of_pull(wish: &Wish, error: &PullError) -> Response {
         },
         PullError::Caller(_) => (403, ErrorCode::Denied, None),
         PullError::Busy(_) => (503, ErrorCode::Unavailable, Some(BUSY_PAUSE)),
-        PullError::Mismatch { .. } | PullError::Fill { .. } => (502, ErrorCode::Unavailable, None),
-        PullError::Manifest { .. } => (502, ErrorCode::ManifestInvalid, None),
+        PullError::Mismatch { .. } | PullError::Fill { .. } | PullError::Manifest { .. } => {
+            (502, ErrorCode::Unavailable, None)
+        }
     };
     let response = registry(status, code, &message);
     match wait {

@@ -8,8 +8,9 @@ use super::{
 use crate::{
     http::{Method, RangeWish, RequestHead, parse_range},
     oci::{Digest, TagOrDigest},
-    pull::{Access, BlobHead, Content, Extent, OpenBlob, PullError, ServedManifest},
-    upstream::{List, next_page},
+    pull::{
+        Access, BlobHead, Content, Extent, List, OpenBlob, PullError, ServedManifest, next_page,
+    },
 };
 
 /// Old clients look at the version, all of them at the 200: a challenge here would make them log in.

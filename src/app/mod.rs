@@ -15,7 +15,7 @@ use std::{
 
 use crate::{
     blocking::{self, Pool, PoolError},
-    config::{Config, NoDirectory},
+    config::{BaseUrl, Config, NoDirectory},
     credentials::DirectoryError,
     net::bind,
     requests::OpenError,
@@ -85,19 +85,16 @@ pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
     if let Choice::Epoll { why: Some(why) } = &choice {
         tracing::warn!("io_uring is not to be had, so epoll is used, with every feature: {why}");
     }
-    let pool = Pool::start().map_err(StartError::Thread)?;
-    let shared = Shared::load(&config, pool)?;
     let mut addresses = Vec::new();
     for &address in &config.listener.addresses {
         addresses.push(listen(address, "--listen or listener.addresses")?);
     }
     let admin = listen(config.listener.admin, "--admin or listener.admin")?;
-    for address in &addresses {
-        tracing::info!(registry = %address, "listening");
-    }
-    tracing::info!(admin = %admin, "listening");
-    tracing::info!(url = %config.url, "clients are told this address");
-
+    let url = config.url.clone().unwrap_or_else(|| {
+        BaseUrl::on_this_machine(addresses.first().map_or(5000, SocketAddr::port))
+    });
+    let pool = Pool::start().map_err(StartError::Thread)?;
+    let shared = Shared::load(&config, &url, pool)?;
     let (events, told) = mpsc::channel();
     let mut stops = Vec::new();
     for core in 0..core_count {
@@ -125,6 +122,11 @@ pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
     for _ in 0..core_count {
         let _ = told.recv();
     }
+    for address in &addresses {
+        tracing::info!(registry = %address, "listening");
+    }
+    tracing::info!(admin = %admin, "listening");
+    tracing::info!(%url, "clients are told this address");
     shared.set_ready(true);
 
     signals.wait();

@@ -13,7 +13,7 @@ use crate::{
     api::{self, Readiness},
     blocking::Pool,
     cache::Cache,
-    config::Config,
+    config::{BaseUrl, Config},
     credentials::{Directory, Keyring, OperatorLogin, load_password},
     pull::{Proofs, Shelf},
     requests::Requests,
@@ -38,7 +38,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn load(config: &Config, pool: Arc<Pool>) -> Result<Arc<Self>, StartError> {
+    pub(super) fn load(
+        config: &Config,
+        url: &BaseUrl,
+        pool: Arc<Pool>,
+    ) -> Result<Arc<Self>, StartError> {
         let state_directory = config.state_directory()?;
         let cache_directory = config.cache_directory()?;
         let registries = config.registries();
@@ -92,7 +96,7 @@ impl Shared {
             requests,
             keyring: Arc::clone(&keyring),
             guesses: api::guesses(),
-            authority: config.url.authority().to_owned(),
+            authority: url.authority().to_owned(),
             accounts: config.accounts.clone(),
             max_body_size: config.listener.max_body_size.bytes(),
         });

@@ -212,6 +212,15 @@ impl FillWriter {
         self.fill.reader()
     }
 
+    /// Bytes written so far.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Into the page cache, and from there to whoever follows.
     pub async fn write(&mut self, piece: &[u8]) -> Result<(), FillError> {
         let received = self.written + piece.len() as u64;
@@ -302,7 +311,7 @@ impl FillWriter {
         fill.flight.end(Ending::Complete);
         let (shared, key) = (Arc::clone(&fill.cache.0), fill.key.clone());
         let digest = key.digest;
-        let committed = fill.cache.0.pool.run(Errand::Disk, move || {
+        let committed = fill.cache.0.pool.run(Errand::Commit, move || {
             let mut draft = draft;
             let committed = shared.commit(&draft.path, file, size, &key);
             draft.is_kept = committed.is_ok();
@@ -346,6 +355,7 @@ impl Shared {
             size,
             last_use: self.uses.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
             file: Some(file),
+            is_verified: true,
         };
         self.entries
             .lock(key)
@@ -355,7 +365,11 @@ impl Shared {
     }
 }
 
-fn hash_span(mut hasher: Box<Hasher>, file: &File, span: Range<u64>) -> io::Result<Box<Hasher>> {
+pub(super) fn hash_span(
+    mut hasher: Box<Hasher>,
+    file: &File,
+    span: Range<u64>,
+) -> io::Result<Box<Hasher>> {
     let mut buffer = vec![0; HASH_BUFFER];
     let mut offset = span.start;
     while offset < span.end {

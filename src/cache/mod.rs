@@ -36,7 +36,7 @@ use serde::Deserialize;
 
 use crate::{
     blocking::{Errand, Pool, PoolError, lock},
-    oci::{Digest, Registry},
+    oci::{Digest, Hasher, Registry},
     sharded::Sharded,
     telemetry::metrics::{self, Counter},
     units::ByteSize,
@@ -101,6 +101,8 @@ struct Stored {
     last_use: u64,
     /// Clones of it are readers: while there are any, the blob is not evicted.
     file: Option<Arc<File>>,
+    /// Its digest was computed by this process, and not long ago by another.
+    is_verified: bool,
 }
 
 /// A complete blob, open for reading.
@@ -146,6 +148,7 @@ impl Cache {
                 size: blob.size,
                 last_use: cache.0.uses.fetch_add(1, Ordering::Relaxed),
                 file: None,
+                is_verified: false,
             };
             cache
                 .0
@@ -227,8 +230,34 @@ impl Cache {
         }
     }
 
-    /// Drops a stored blob, on disk too.
-    pub fn remove(&self, key: &Key) {
+    /// Whether a stored blob is what its name says: computed once for those that were found at the start. What is not
+    /// is dropped. For when something speaks against it; it costs reading the blob.
+    pub async fn verify(&self, key: &Key, blob: Blob) -> Result<bool, PoolError> {
+        if let Some(Entry::Stored(stored)) = self.0.entries.lock(key).get(key)
+            && stored.is_verified
+        {
+            return Ok(true);
+        }
+        let (cache, key) = (self.clone(), key.clone());
+        let verified = self.0.pool.run(Errand::Commit, move || {
+            let hasher = Box::new(Hasher::new(key.digest.algorithm()));
+            let hashed = fill::hash_span(hasher, &blob.file, 0..blob.size);
+            let is_right = hashed.is_ok_and(|hasher| hasher.finish() == key.digest);
+            if is_right {
+                if let Some(Entry::Stored(stored)) = cache.0.entries.lock(&key).get_mut(&key) {
+                    stored.is_verified = true;
+                }
+            } else {
+                tracing::warn!(digest = %key.digest, registry = %key.registry, "a cached blob is damaged; it will be fetched again");
+                cache.remove(&key);
+            }
+            is_right
+        });
+        verified.await
+    }
+
+    /// Drops a stored blob, on disk too. Blocks.
+    fn remove(&self, key: &Key) {
         let mut shard = self.0.entries.lock(key);
         if let Some(Entry::Stored(stored)) = shard.get(key) {
             let size = stored.size;

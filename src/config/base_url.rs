@@ -22,8 +22,12 @@ pub struct BaseUrlError {
 }
 
 impl BaseUrl {
-    pub fn is_https(&self) -> bool {
-        self.is_https
+    /// What clients on this machine call a listener of this port.
+    pub fn on_this_machine(port: u16) -> Self {
+        Self {
+            is_https: false,
+            authority: format!("localhost:{port}"),
+        }
     }
 
     /// What starts an image's name: `localhost:5000`.
@@ -77,15 +81,6 @@ impl FromStr for BaseUrl {
             is_https,
             authority,
         })
-    }
-}
-
-impl Default for BaseUrl {
-    fn default() -> Self {
-        Self {
-            is_https: false,
-            authority: "localhost:5000".to_owned(),
-        }
     }
 }
 

@@ -9,8 +9,9 @@ use std::{
     time::Duration,
 };
 
-use super::Config;
+use super::{BaseUrl, Config};
 use crate::{
+    credentials::{Directory, DirectoryError},
     oci::Registry,
     toml_file::{KeyLines, Problem},
     units::ByteSize,
@@ -67,7 +68,7 @@ impl Check<'_> {
     }
 
     fn process(&mut self, config: &Config) {
-        if let Err(error) = config.url.names_a_registry() {
+        if let Some(Err(error)) = config.url.as_ref().map(BaseUrl::names_a_registry) {
             self.report(&["url"], error);
         }
         if config.cores > MOST_CORES {
@@ -151,8 +152,18 @@ impl Check<'_> {
     }
 
     fn directory(&mut self, config: &Config) {
-        if let Some(file) = &config.directory.file {
-            self.file(&["directory", "file"], file);
+        let Some(file) = &config.directory.file else {
+            return;
+        };
+        match Directory::load(file) {
+            Ok(_) => {}
+            Err(DirectoryError::File { cause, .. }) => {
+                self.report(
+                    &["directory", "file"],
+                    format_args!("{} cannot be read: {cause}", file.display()),
+                );
+            }
+            Err(DirectoryError::Problems { problems }) => self.problems.extend(problems),
         }
     }
 

@@ -33,8 +33,9 @@ use directories::Purpose;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// What clients call us: its host and port start every ephemeral name. `"http://localhost:5000"`
-    pub url: BaseUrl,
+    /// What clients call us: its host and port start every ephemeral name. Default: `http://localhost:` and the port of
+    /// the first listener.
+    pub url: Option<BaseUrl>,
     /// Where container requests are kept. Default: `$XDG_STATE_HOME/tidegate`, for root `/var/lib/tidegate`.
     pub state_dir: Option<PathBuf>,
     pub driver: Driver,
@@ -102,7 +103,8 @@ impl Config {
         config.normalize_hashes();
         problems.extend(check::problems(&config, &lines, &problems));
         if !problems.is_empty() {
-            problems.sort_by_key(|problem| problem.line);
+            // The configuration's own first, then the directory's.
+            problems.sort_by_key(|problem| (problem.file != *file, problem.line));
             return Err(problems);
         }
         let warnings = match is_readable_by_others {
@@ -167,7 +169,7 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            url: BaseUrl::default(),
+            url: None,
             state_dir: None,
             driver: Driver::default(),
             cores: 0,

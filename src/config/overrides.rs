@@ -15,7 +15,8 @@ pub struct Overrides {
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
 
-    /// What clients call this server; its host and port start every ephemeral name [default: http://localhost:5000]
+    /// What clients call this server; its host and port start every ephemeral name [default: http://localhost: and the
+    /// port of the first listener]
     #[arg(long, value_name = "URL", value_parser = client_url)]
     pub url: Option<BaseUrl>,
 
@@ -53,7 +54,7 @@ impl Config {
         }
         self.listener.admin = admin.unwrap_or(self.listener.admin);
         self.driver = driver.unwrap_or(self.driver);
-        if let Some(url) = url {
+        if url.is_some() {
             self.url = url;
         }
         if state_dir.is_some() {

@@ -20,15 +20,14 @@ use super::{
     hash_access_token, load_password,
     password::exposure,
 };
-use crate::{oci::Digest, secret::Secret, units::MIB};
+use crate::{oci::Digest, secret::Secret, toml_file::Problem, units::MIB};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
     #[error("the directory file {} cannot be read: {cause}", path.display())]
     File { path: PathBuf, cause: io::Error },
-    /// One line for each: `FILE:LINE: key: message`.
-    #[error("{}", problems.join("\n"))]
-    Problems { problems: Vec<String> },
+    #[error("{}", problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Problems { problems: Vec<Problem> },
 }
 
 pub(super) fn load(path: &Path) -> Result<(Directory, Vec<String>), DirectoryError> {
@@ -48,10 +47,9 @@ pub(super) fn load(path: &Path) -> Result<(Directory, Vec<String>), DirectoryErr
         Ok((directory, loader.warnings))
     } else {
         // As a reader goes through the file, not as the rules were checked.
-        loader.problems.sort_by_key(|(line, _)| *line);
-        let problems = loader.problems.into_iter().map(|(_, problem)| problem);
+        loader.problems.sort_by_key(|problem| problem.line);
         Err(DirectoryError::Problems {
-            problems: problems.collect(),
+            problems: loader.problems,
         })
     }
 }
@@ -78,7 +76,7 @@ type Table<'t> = Spanned<&'t DeTable<'t>>;
 struct Loader<'a> {
     path: &'a Path,
     text: &'a str,
-    problems: Vec<(usize, String)>,
+    problems: Vec<Problem>,
     warnings: Vec<String>,
     has_inline_password: bool,
 }
@@ -380,14 +378,15 @@ impl<'a> Loader<'a> {
         self.report(value.span(), key, &format!("this has to be {expected}"));
     }
 
-    /// The one place that knows what a problem looks like.
     fn report(&mut self, span: Span, key: &str, message: &str) {
         let before = self.text.get(..span.start).unwrap_or(self.text);
         let line = before.matches('\n').count() + 1;
-        let path = self.path.display();
-        let separator = if key.is_empty() { "" } else { ": " };
-        let problem = format!("{path}:{line}: {key}{separator}{message}");
-        self.problems.push((line, problem));
+        self.problems.push(Problem {
+            file: self.path.to_owned(),
+            line,
+            key: key.to_owned(),
+            message: message.to_owned(),
+        });
     }
 }
 

@@ -369,7 +369,7 @@ id = 8
         "47: workspace.name: this is missing",
         "50: workspaces: there is no such key; did you mean `workspace`?",
     ];
-    for (problem, expected) in problems.iter().zip(expected) {
+    for (problem, expected) in problems.iter().map(ToString::to_string).zip(expected) {
         let (_, rest) = problem
             .split_once("/directory.toml:")
             .unwrap_or_else(|| panic!("{problem}: names no file"));

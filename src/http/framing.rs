@@ -13,30 +13,27 @@ pub enum BodyLength {
 }
 
 /// What the fields say, before the rules that differ between requests and responses.
-struct Declared {
-    length: Option<u64>,
-    is_chunked: bool,
+enum Declared {
+    Nothing,
+    Length(u64),
+    Chunked,
 }
 
 impl BodyLength {
     pub(super) fn of_request(headers: &Headers, version: Version) -> Result<Self, HeadError> {
         // Equal repeated lengths are legal to accept (RFC 9112 §6.3), but no client of ours sends them
         // and a proxy before us may have read only one of them.
-        if headers.all("content-length").nth(1).is_some() {
-            return Err(bad("repeated Content-Length"));
-        }
-        if headers
-            .get("content-length")
-            .is_some_and(|value| value.contains(','))
-        {
+        let mut lengths = headers.all("content-length");
+        if lengths.next().is_some_and(|value| value.contains(',')) {
             return Err(bad("Content-Length is a list"));
         }
-        let declared = Declared::parse(headers, version)?;
-        Ok(match declared {
-            Declared {
-                is_chunked: true, ..
-            } => Self::Chunked,
-            Declared { length, .. } => Self::exactly(length.unwrap_or(0)),
+        if lengths.next().is_some() {
+            return Err(bad("repeated Content-Length"));
+        }
+        Ok(match Declared::parse(headers, version)? {
+            Declared::Nothing => Self::Empty,
+            Declared::Length(length) => Self::exactly(length),
+            Declared::Chunked => Self::Chunked,
         })
     }
 
@@ -47,23 +44,16 @@ impl BodyLength {
         status: u16,
         request_method: Method,
     ) -> Result<(Self, Option<u64>), HeadError> {
-        let declared = Declared::parse(headers, version)?;
+        let (body, content_length) = match Declared::parse(headers, version)? {
+            Declared::Nothing => (Self::UntilClose, None),
+            Declared::Length(length) => (Self::exactly(length), Some(length)),
+            Declared::Chunked => (Self::Chunked, None),
+        };
         let has_no_body = matches!(
             (request_method, status),
             (Method::Head, _) | (_, 100..=199 | 204 | 304) | (Method::Connect, 200..=299)
         );
-        let body = match declared {
-            _ if has_no_body => Self::Empty,
-            Declared {
-                is_chunked: true, ..
-            } => Self::Chunked,
-            Declared {
-                length: Some(length),
-                ..
-            } => Self::exactly(length),
-            Declared { length: None, .. } => Self::UntilClose,
-        };
-        Ok((body, declared.length))
+        Ok((if has_no_body { Self::Empty } else { body }, content_length))
     }
 
     fn exactly(length: u64) -> Self {
@@ -78,28 +68,19 @@ impl Declared {
     fn parse(headers: &Headers, version: Version) -> Result<Self, HeadError> {
         let length = content_length(headers)?;
         let mut codings = headers.all("transfer-encoding");
-        let Some(coding) = codings.next() else {
-            return Ok(Self {
-                length,
-                is_chunked: false,
-            });
-        };
-        if codings.next().is_some() {
-            return Err(bad("repeated Transfer-Encoding"));
+        match (codings.next(), codings.next(), length) {
+            (None, _, None) => Ok(Self::Nothing),
+            (None, _, Some(length)) => Ok(Self::Length(length)),
+            (_, Some(_), _) => Err(bad("repeated Transfer-Encoding")),
+            (Some(_), _, Some(_)) => Err(bad("both Content-Length and Transfer-Encoding")),
+            (Some(_), ..) if version == Version::Http10 => {
+                Err(bad("Transfer-Encoding in HTTP/1.0"))
+            }
+            (Some(coding), ..) if trim_blanks(coding).eq_ignore_ascii_case("chunked") => {
+                Ok(Self::Chunked)
+            }
+            (Some(_), ..) => Err(bad("a Transfer-Encoding other than chunked")),
         }
-        if length.is_some() {
-            return Err(bad("both Content-Length and Transfer-Encoding"));
-        }
-        if version == Version::Http10 {
-            return Err(bad("Transfer-Encoding in HTTP/1.0"));
-        }
-        if !trim_blanks(coding).eq_ignore_ascii_case("chunked") {
-            return Err(bad("a Transfer-Encoding other than chunked"));
-        }
-        Ok(Self {
-            length: None,
-            is_chunked: true,
-        })
     }
 }
 

@@ -21,6 +21,7 @@ pub enum TargetForm {
 pub struct Target {
     text: Arc<str>,
     form: TargetForm,
+    whole: Span,
     authority: Span,
     path: Span,
     query: Option<Span>,
@@ -59,6 +60,7 @@ impl Target {
         Ok(Self {
             text: Arc::clone(text),
             form,
+            whole: Span::of(target.as_bytes(), text),
             authority: Span::of(authority.as_bytes(), text),
             path: Span::of(path.as_bytes(), text),
             query: query.map(|query| Span::of(query.as_bytes(), text)),
@@ -67,6 +69,11 @@ impl Target {
 
     pub fn form(&self) -> TargetForm {
         self.form
+    }
+
+    /// As it came.
+    pub fn as_str(&self) -> &str {
+        self.whole.within(&self.text)
     }
 
     /// Host and perhaps port, if the target has them.

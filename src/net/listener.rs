@@ -45,7 +45,7 @@ impl Listener {
                 () = &mut stop => None,
             };
             match accepted {
-                Some(Ok((socket, peer))) => take(socket, peer),
+                Some(Ok((socket, peer))) => take_prepared(socket, peer, &mut take),
                 Some(Err(error)) => {
                     tracing::warn!(%error, "a connection could not be accepted; raise the limit of open files if this goes on");
                     monoio::time::sleep(PAUSE).await;
@@ -53,7 +53,7 @@ impl Listener {
                 None => {
                     canceller.cancel();
                     if let Ok((socket, peer)) = accepting.await {
-                        take(socket, peer);
+                        take_prepared(socket, peer, &mut take);
                     }
                     break;
                 }
@@ -61,8 +61,22 @@ impl Listener {
         }
         while let Ok(Some(waiting)) = sys::accept_waiting(&self.0) {
             if let (Ok(peer), Ok(socket)) = (waiting.peer_addr(), TcpStream::from_std(waiting)) {
-                take(socket, peer);
+                take_prepared(socket, peer, &mut take);
             }
         }
+    }
+}
+
+/// Descriptors that block, or that a child would inherit, are of no use to anybody.
+fn take_prepared(
+    socket: TcpStream,
+    peer: SocketAddr,
+    take: &mut impl FnMut(TcpStream, SocketAddr),
+) {
+    if sys::prepare_accepted(&socket)
+        .and_then(|()| socket.set_nodelay(true))
+        .is_ok()
+    {
+        take(socket, peer);
     }
 }

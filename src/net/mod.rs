@@ -13,3 +13,5 @@ pub use resolve::{Addresses, ResolveError, is_public, look_up};
 pub use stream::Stream;
 pub use tls::{Trust, TrustError};
 pub use transfer::Transfer;
+
+pub use crate::sys::{More, reset_on_close};

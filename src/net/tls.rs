@@ -155,8 +155,9 @@ impl ServerCertVerifier for Unchecked {
 pub(super) struct TlsStream {
     tcp: TcpStream,
     session: ClientConnection,
-    /// Lent to each read of the socket.
+    /// Ciphertext that the session has not taken yet, from `taken` on: it takes no more while plaintext waits in it.
     received: Vec<u8>,
+    taken: usize,
 }
 
 impl TlsStream {
@@ -172,10 +173,11 @@ impl TlsStream {
             tcp,
             session,
             received: Vec::new(),
+            taken: 0,
         };
         stream.flush().await?;
         while stream.session.is_handshaking() {
-            if stream.receive().await? == 0 {
+            if stream.advance().await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
@@ -195,7 +197,7 @@ impl TlsStream {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
-            self.receive().await?;
+            self.advance().await?;
         }
     }
 
@@ -216,25 +218,29 @@ impl TlsStream {
         Ok(())
     }
 
-    /// One read of the socket. At its end the session decides whether that was a proper close.
-    async fn receive(&mut self) -> io::Result<usize> {
+    /// Gives the session more ciphertext, from the socket if there is none left. At the socket's end (0) the session
+    /// decides whether that was a proper close.
+    async fn advance(&mut self) -> io::Result<usize> {
+        if self.taken == self.received.len() {
+            self.receive().await?;
+        }
+        let mut rest = self.received.get(self.taken..).unwrap_or_default();
+        let count = self.session.read_tls(&mut rest)?;
+        self.taken += count;
+        self.session
+            .process_new_packets()
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        self.flush().await?;
+        Ok(count)
+    }
+
+    async fn receive(&mut self) -> io::Result<()> {
         let mut buffer = std::mem::take(&mut self.received);
+        self.taken = 0;
         buffer.clear();
         buffer.reserve(READ_SIZE);
         let (result, buffer) = self.tcp.read(buffer).await;
-        let count = result?;
-        let mut rest = buffer.get(..count).unwrap_or_default();
-        loop {
-            let taken = self.session.read_tls(&mut rest)?;
-            self.session
-                .process_new_packets()
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-            if taken == 0 || rest.is_empty() {
-                break;
-            }
-        }
         self.received = buffer;
-        self.flush().await?;
-        Ok(count)
+        result.map(|_| ())
     }
 }

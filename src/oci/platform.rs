@@ -21,8 +21,9 @@ impl FromStr for Platform {
     type Err = PlatformError;
 
     fn from_str(text: &str) -> Result<Self, PlatformError> {
+        // Error messages repeat what was wrong, not a megabyte of it.
         let malformed = || PlatformError {
-            text: text.to_owned(),
+            text: text.chars().take(100).collect(),
         };
         let parts: Vec<&str> = text.split('/').collect();
         let (os, architecture, variant) = match parts.as_slice() {

@@ -79,7 +79,11 @@ impl FromStr for Registry {
             .or_else(|| bare.strip_suffix("/v2"))
             .unwrap_or(bare);
         let host = bare.to_ascii_lowercase();
-        let host = host.strip_suffix(":443").unwrap_or(&host);
+        // A host without a dot keeps its port: an image name would not show that it is a host.
+        let host = host
+            .strip_suffix(":443")
+            .filter(|host| host.contains(['.', ':']))
+            .unwrap_or(&host);
         if !is_authority(host) {
             return Err(malformed());
         }
@@ -348,6 +352,8 @@ mod tests {
                 &digest,
             ),
             ("[::1]:5000/a", "[::1]:5000", "a", "latest"),
+            ("[::1]:443/a", "[::1]", "a", "latest"),
+            ("localhost:443/a", "localhost:443", "a", "latest"),
         ] {
             let parsed: Reference = text
                 .parse()

@@ -16,6 +16,12 @@ use crate::{
 /// How often we come back to a blob whose claim was given up by another. Then we stream it for ourselves.
 const MOST_ROUNDS: usize = 16;
 
+/// A download that breaks again after this many bytes has not failed, its connections are short.
+const PROGRESS: u64 = 16 << 20;
+
+/// Registries remembered as redirecting; forgetting one costs a claim.
+const MOST_REDIRECTING: usize = 1024;
+
 /// A blob whose bytes can be had.
 pub enum OpenBlob {
     /// The client is to fetch it there itself. Byte-exact: signatures cover the spelling.
@@ -102,6 +108,14 @@ impl Pull {
                 Opened::Missing(fill) => return self.fetch_into(access, digest, fill).await,
                 // It came to be since we looked: by another, whose proof is not ours.
                 _ if !self.proofs.may_have(access, digest) => {}
+                // A manifest says another size. One of the two is wrong; a file that was cut short, by a power cut
+                // or a copy, would be.
+                Opened::Stored(blob)
+                    if self
+                        .proofs
+                        .size(access, digest)
+                        .is_some_and(|size| size != blob.size)
+                        && !self.cache.verify(&key, blob.clone()).await? => {}
                 Opened::Stored(blob) => {
                     metrics::add(Counter::BlobHits, 1);
                     return Ok(stored(blob));
@@ -232,11 +246,70 @@ impl Pull {
             return self.pass(access, digest, body).await;
         };
         let reader = writer.reader();
-        monoio::spawn(run(writer, body.body));
+        monoio::spawn(Rc::clone(self).run(access.clone(), *digest, writer, body.body));
         match self.follow(access, digest, reader).await? {
             Some(content) => Ok(OpenBlob::Content(content)),
             None => self.fetch_for_one(access, digest).await,
         }
+    }
+
+    /// From the registry to the disk, for whoever follows. It belongs to no client.
+    async fn run(
+        self: Rc<Self>,
+        access: Access,
+        digest: Digest,
+        mut writer: FillWriter,
+        mut body: upstream::Body,
+    ) {
+        let mut broken = 0;
+        let mut broken_at = 0;
+        loop {
+            match body.next().await {
+                Ok(Some(piece)) => {
+                    metrics::add(Counter::BytesFetched, piece.len() as u64);
+                    if let Err(error) = writer.write(piece).await {
+                        return writer.fail(error);
+                    }
+                }
+                Ok(None) => return writer.finish().await,
+                Err(error) => {
+                    if writer.written() - broken_at >= PROGRESS {
+                        broken = 0;
+                    }
+                    broken_at = writer.written();
+                    if broken >= self.upstream.retry_count() {
+                        let text = format!("the registry's connection broke: {error}");
+                        return writer.fail(FillError::Source(text));
+                    }
+                    broken += 1;
+                    tracing::info!(%digest, registry = %access.registry, at = broken_at, %error,
+                        "a download broke and is taken up again");
+                    body = match self
+                        .resume(&access, &digest, broken_at, writer.size())
+                        .await
+                    {
+                        Ok(rest) => rest,
+                        Err(error) => return writer.fail(FillError::Source(error.to_string())),
+                    };
+                }
+            }
+        }
+    }
+
+    async fn resume(
+        &self,
+        access: &Access,
+        digest: &Digest,
+        start: u64,
+        size: u64,
+    ) -> Result<upstream::Body, PullError> {
+        let login = self
+            .login(&access.caller, &access.registry, &access.repository)
+            .await?;
+        Ok(self
+            .upstream
+            .blob_rest(access.source(&login), digest, start, size)
+            .await?)
     }
 
     /// Without a claim, for this client alone.
@@ -259,14 +332,18 @@ impl Pull {
 
     fn pass_redirect(&self, access: &Access, status: u16, location: String) -> OpenBlob {
         metrics::add(Counter::BlobRedirects, 1);
-        if !self.redirecting.borrow().contains(&access.registry) {
-            self.redirecting
-                .borrow_mut()
-                .insert(access.registry.clone());
+        let mut redirecting = self.redirecting.borrow_mut();
+        if redirecting.len() >= MOST_REDIRECTING {
+            redirecting.clear();
+        }
+        if !redirecting.contains(&access.registry) {
+            redirecting.insert(access.registry.clone());
         }
         OpenBlob::Redirect { status, location }
     }
 
+    /// Past the cache. A blob so small that nothing of it is released before it is verified is verified here: an
+    /// error can then still be told in words.
     async fn pass(
         &self,
         access: &Access,
@@ -274,35 +351,28 @@ impl Pull {
         body: Box<BlobBody>,
     ) -> Result<OpenBlob, PullError> {
         metrics::add(Counter::BlobBypasses, 1);
-        let content =
-            match body.size {
-                Some(size) if size <= HELD_BACK as u64 => {
-                    let bytes = body.body.collect(HELD_BACK).await.map_err(|error| {
-                        FetchError::Malformed {
-                            registry: access.registry.clone(),
-                            problem: format!("a blob that could not be read: {error}"),
-                        }
-                    })?;
-                    if !digest.matches(&bytes) {
-                        metrics::add(Counter::BlobMismatches, 1);
-                        return Err(PullError::Mismatch {
-                            registry: access.registry.clone(),
-                            digest: *digest,
-                        });
-                    }
-                    ContentSource::Collected(bytes)
-                }
-                size => {
-                    return Ok(OpenBlob::Content(Content {
-                        size,
-                        source: ContentSource::Passing(*digest, body),
-                    }));
-                }
-            };
-        Ok(OpenBlob::Content(Content {
-            size: body.size,
-            source: content,
-        }))
+        let size = body.size;
+        if size.is_none_or(|size| size > HELD_BACK as u64) {
+            let source = ContentSource::Passing(*digest, body);
+            return Ok(OpenBlob::Content(Content { size, source }));
+        }
+        let bytes = body
+            .body
+            .collect(HELD_BACK)
+            .await
+            .map_err(|error| FetchError::Malformed {
+                registry: access.registry.clone(),
+                problem: format!("a blob that could not be read: {error}"),
+            })?;
+        if !digest.matches(&bytes) {
+            metrics::add(Counter::BlobMismatches, 1);
+            return Err(PullError::Mismatch {
+                registry: access.registry.clone(),
+                digest: *digest,
+            });
+        }
+        let source = ContentSource::Collected(bytes);
+        Ok(OpenBlob::Content(Content { size, source }))
     }
 }
 
@@ -311,26 +381,6 @@ fn stored(blob: Blob) -> OpenBlob {
         size: Some(blob.size),
         source: ContentSource::Stored(blob),
     })
-}
-
-/// From the registry to the disk, for whoever follows. It belongs to no client.
-async fn run(mut writer: FillWriter, mut body: upstream::Body) {
-    loop {
-        match body.next().await {
-            Ok(Some(piece)) => {
-                metrics::add(Counter::BytesFetched, piece.len() as u64);
-                if let Err(error) = writer.write(piece).await {
-                    return writer.fail(error);
-                }
-            }
-            Ok(None) => return writer.finish().await,
-            Err(error) => {
-                return writer.fail(FillError::Source(format!(
-                    "the registry's connection broke: {error}"
-                )));
-            }
-        }
-    }
 }
 
 /// Whether another caller, with other credentials, would fare the same.

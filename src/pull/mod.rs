@@ -16,6 +16,9 @@ pub use manifest::{Extent, ServedManifest};
 pub use proof::{Holder, Proofs};
 pub use shelf::Shelf;
 
+// What a story's errors and lists are made of, for those who know no upstream.
+pub use crate::upstream::{FetchError, List, next_page};
+
 use std::{cell::RefCell, collections::HashSet, rc::Rc, sync::Arc};
 
 use crate::{
@@ -24,7 +27,7 @@ use crate::{
     credentials::{FindError, Keyring},
     oci::{Digest, ManifestError, Reference, Registry, Repository, TagOrDigest},
     requests::{Caller, Grant},
-    upstream::{FetchError, List, Login, Source, Upstream},
+    upstream::{Login, Source, Upstream},
 };
 
 /// Who pulls, and from where.

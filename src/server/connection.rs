@@ -28,7 +28,7 @@ use crate::{
         BodyLength, HeadError, MAX_HEAD_SIZE, RequestHead, Version, head_end, looks_like_tls,
         parse_request,
     },
-    sys::{self, More},
+    net::More,
     telemetry::{
         access_log::{self, Line},
         metrics::{self, Counter},
@@ -43,9 +43,14 @@ const MOST_SKIPPED: u64 = 64 << 10;
 const LINGER: Duration = Duration::from_secs(2);
 const MOST_LINGERED: usize = 1 << 20;
 
-pub(super) fn refuse(socket: &TcpStream) {
-    let answer = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-    let _ = sys::send(socket, answer, More::Ends);
+pub(super) async fn refuse(edge: &Edge, socket: &TcpStream) {
+    let answer = b"HTTP/1.1 503 Service Unavailable
+Retry-After: 1
+Content-Length: 0
+Connection: close
+
+";
+    let _ = edge.transfer.send(socket, answer, More::Ends, LINGER).await;
 }
 
 pub(super) async fn run<S: Service>(
@@ -258,12 +263,6 @@ async fn read_head(
                 Err(error) => Err(NoHead::Malformed(error)),
             };
         }
-        // A head whose lines end in bare line feeds would never end.
-        if has_bare_line_feed(buffer, searched)
-            && let Err(error) = parse_request(buffer)
-        {
-            return Err(NoHead::Malformed(error));
-        }
         searched = buffer.len().saturating_sub(3);
         if !buffer.is_empty() && deadline.is_none() {
             deadline = Some(Instant::now() + *edge.options.head_timeout);
@@ -291,13 +290,6 @@ async fn read_head(
             Err(_) => return Err(NoHead::Over),
         }
     }
-}
-
-fn has_bare_line_feed(buffer: &[u8], from: usize) -> bool {
-    let fresh = buffer.get(from.saturating_sub(1)..).unwrap_or_default();
-    fresh
-        .windows(2)
-        .any(|pair| matches!(pair, [before, b'\n'] if *before != b'\r'))
 }
 
 async fn receive(

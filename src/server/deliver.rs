@@ -8,7 +8,7 @@ use super::{Edge, date};
 use crate::{
     api::{BodyError, Length, Piece, Response},
     http::Version,
-    sys::{self, More},
+    net::{More, reset_on_close},
     telemetry::metrics::{self, Counter},
 };
 
@@ -140,7 +140,7 @@ pub(super) async fn deliver(
             metrics::add(Counter::ResponsesCut, 1);
             if framing == Framing::UntilClose {
                 // A proper close would make half a body look whole.
-                sys::reset_on_close(socket);
+                reset_on_close(socket);
             }
             Err(Cut { body_bytes, cause })
         }

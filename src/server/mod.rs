@@ -25,7 +25,6 @@ use serde::Deserialize;
 use crate::{
     api::Service,
     net::{Listener, Transfer},
-    sys,
     telemetry::metrics::{self, Counter},
     units::{ByteSize, HumanDuration},
 };
@@ -116,10 +115,7 @@ impl Edge {
                 let place = Place::take(&edge.load);
                 if edge.load.connections() > edge.options.max_connections {
                     metrics::add(Counter::ConnectionsRefused, 1);
-                    connection::refuse(&socket);
-                    return;
-                }
-                if sys::prepare_accepted(&socket).is_err() || socket.set_nodelay(true).is_err() {
+                    connection::refuse(&edge, &socket).await;
                     return;
                 }
                 without_panic(connection::run(&edge, &*service, socket, peer)).await;

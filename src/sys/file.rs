@@ -27,6 +27,9 @@ pub fn read_if_cached(file: &File, buffer: &mut [u8], offset: u64) -> io::Result
 /// Claims `size` bytes of disk for `file`. Growing a file piece by piece costs twice as much; a file
 /// system that cannot do it is no error.
 pub fn preallocate(file: &File, size: u64) -> io::Result<()> {
+    if size == 0 {
+        return Ok(());
+    }
     let size = offset_of(size)?;
     // SAFETY: plain values only; the descriptor is borrowed from `file`.
     let answer = unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, size) };

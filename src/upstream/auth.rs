@@ -418,10 +418,12 @@ fn token_error(
             retry_after,
             said,
         },
-        TokenError::Unreachable { .. } => FetchError::Unreachable {
-            registry,
-            cause: error.to_string(),
-        },
+        TokenError::Unreachable { .. } | TokenError::Failed { status: 500.., .. } => {
+            FetchError::Unreachable {
+                registry,
+                cause: error.to_string(),
+            }
+        }
         TokenError::Forbidden { rule } => FetchError::Forbidden {
             rule: format!(
                 "{rule}; if that is meant, set allow_private = true under [registry.\"{registry}\"]"

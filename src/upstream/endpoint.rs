@@ -99,13 +99,18 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    pub fn new(
+    fn new(
         registry: Registry,
         options: &RegistryOptions,
-        platform: &Trust,
+        platform: &Platform,
     ) -> Result<Self, EndpointError> {
         let allows_plain_http = options.insecure || is_loopback(registry.host());
-        let scheme = if allows_plain_http { "http" } else { "https" };
+        // Roots to trust are for TLS only.
+        let scheme = if allows_plain_http && options.ca_file.is_none() {
+            "http"
+        } else {
+            "https"
+        };
         let text = match &options.endpoint {
             Some(text) => text.clone(),
             None if registry.is_docker_hub() => "https://registry-1.docker.io".to_owned(),
@@ -121,20 +126,27 @@ impl Endpoint {
         base.target
             .truncate(base.target.trim_end_matches('/').len());
         let trust = match &options.ca_file {
-            Some(path) => Trust::from_file(path)?,
-            None if options.insecure => Trust::unchecked(),
-            None => platform.clone(),
+            Some(path) => Some(Trust::from_file(path)?),
+            None if options.insecure => Some(Trust::unchecked()),
+            None => None,
         };
-        let way = Way {
-            addresses: if options.allow_private {
-                Addresses::Any
-            } else {
-                Addresses::Public
-            },
-            trust,
+        let (way, realms) = match (trust, options.allow_private) {
+            (None, false) => (platform.way.clone(), platform.realms.clone()),
+            (trust, allow_private) => {
+                let way = Way {
+                    addresses: if allow_private {
+                        Addresses::Any
+                    } else {
+                        Addresses::Public
+                    },
+                    trust: trust.unwrap_or_else(|| platform.way.trust.clone()),
+                };
+                let realms = RealmClient::new(&way);
+                (way, realms)
+            }
         };
         Ok(Self {
-            realms: RealmClient::new(&way),
+            realms,
             anonymous_pull: options
                 .anonymous_pull
                 .unwrap_or_else(|| OPEN_BY_DEFAULT.contains(&registry.as_str())),
@@ -218,12 +230,30 @@ fn is_loopback(host: &str) -> bool {
             .is_ok_and(|address| address.is_loopback())
 }
 
+/// How a registry is reached about which nothing is configured. Its clients are made once: they hold the
+/// platform's roots.
+struct Platform {
+    way: Way,
+    realms: RealmClient,
+}
+
+impl Platform {
+    fn new(trust: Trust) -> Self {
+        let way = Way {
+            addresses: Addresses::Public,
+            trust,
+        };
+        Self {
+            realms: RealmClient::new(&way),
+            way,
+        }
+    }
+}
+
 /// The endpoints of the configuration, and how to reach any other registry.
 pub struct Endpoints {
     configured: HashMap<Registry, Arc<Endpoint>>,
-    platform: Trust,
-    /// For redirects to hosts that are no registries.
-    pub elsewhere: Way,
+    platform: Platform,
 }
 
 impl Endpoints {
@@ -231,7 +261,7 @@ impl Endpoints {
     pub fn load(
         registries: &[(Registry, RegistryOptions)],
     ) -> Result<Self, Vec<(Registry, EndpointError)>> {
-        let platform = Trust::platform();
+        let platform = Platform::new(Trust::platform());
         let mut configured = HashMap::new();
         let mut problems = Vec::new();
         for (registry, options) in registries {
@@ -242,18 +272,14 @@ impl Endpoints {
                 Err(error) => problems.push((registry.clone(), error)),
             }
         }
-        if !problems.is_empty() {
-            return Err(problems);
+        if problems.is_empty() {
+            Ok(Self {
+                configured,
+                platform,
+            })
+        } else {
+            Err(problems)
         }
-        let elsewhere = Way {
-            addresses: Addresses::Public,
-            trust: platform.clone(),
-        };
-        Ok(Self {
-            configured,
-            platform,
-            elsewhere,
-        })
     }
 
     pub fn find(&self, registry: &Registry) -> Result<Arc<Endpoint>, EndpointError> {
@@ -271,6 +297,11 @@ impl Endpoints {
     pub fn configured(&self) -> impl Iterator<Item = &Registry> {
         self.configured.keys()
     }
+
+    /// For redirects to hosts that are no registries.
+    pub fn elsewhere(&self) -> &Way {
+        &self.platform.way
+    }
 }
 
 #[cfg(test)]
@@ -281,7 +312,7 @@ mod tests {
         Endpoint::new(
             registry.parse().expect(registry),
             options,
-            &Trust::unchecked(),
+            &Platform::new(Trust::unchecked()),
         )
     }
 

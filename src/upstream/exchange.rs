@@ -195,6 +195,7 @@ impl Exchange {
                 keep_alive,
                 fresh: buffer,
                 piece: Vec::new(),
+                unwanted: 0,
                 patience: *self.options.body_timeout,
             };
             return Ok(Response { head, body });
@@ -291,6 +292,8 @@ pub struct Body {
     fresh: Vec<u8>,
     /// Lent to the caller until the next call.
     piece: Vec<u8>,
+    /// Bytes at the start that nobody wants.
+    unwanted: u64,
     patience: Duration,
 }
 
@@ -300,7 +303,15 @@ impl Body {
         self.piece.clear();
         loop {
             if self.take_fresh()? {
-                return Ok(Some(&self.piece));
+                let count = usize::try_from(self.unwanted)
+                    .unwrap_or(usize::MAX)
+                    .min(self.piece.len());
+                self.unwanted -= count as u64;
+                self.piece.drain(..count);
+                if !self.piece.is_empty() {
+                    return Ok(Some(&self.piece));
+                }
+                continue;
             }
             if self.is_over() {
                 self.release();
@@ -315,6 +326,12 @@ impl Body {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
+    }
+
+    /// Leaves the first `count` bytes out.
+    pub fn without_first(mut self, count: u64) -> Self {
+        self.unwanted = count;
+        self
     }
 
     /// The whole body, which must not be larger than `limit`.

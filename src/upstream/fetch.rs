@@ -17,7 +17,7 @@ use super::{
     exchange::{Body, Exchange, ExchangeError, Request, Response, Way},
 };
 use crate::{
-    http::{Method, ResponseHead, Scheme, parse_challenges},
+    http::{Method, ResponseHead, Scheme, parse_challenges, parse_content_range},
     net::{ConnectError, ResolveError},
     oci::{Digest, Registry, Repository, TagOrDigest, media_type},
     telemetry::metrics::{self, Counter},
@@ -56,7 +56,7 @@ pub struct FetchedManifest {
 }
 
 /// What a HEAD says about a manifest.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ManifestHead {
     pub content_type: Option<String>,
     pub digest: Option<Digest>,
@@ -98,6 +98,8 @@ struct Wish<'a> {
     method: Method,
     path: String,
     accept: Option<&'a str>,
+    /// From this byte on.
+    start: u64,
     follow: Follow,
     /// For messages: `manifest acme/app:v1`.
     what: String,
@@ -163,12 +165,14 @@ impl Upstream {
         source: Source<'_>,
         version: &TagOrDigest,
     ) -> Result<ManifestHead, FetchError> {
-        let response = self
-            .send(
-                source,
-                manifest_wish(Method::Head, source.repository, version),
-            )
-            .await?;
+        let wish = manifest_wish(Method::Head, source.repository, version);
+        let response = match self.send(source, wish).await {
+            // A registry that knows no HEAD says nothing; GET tells all.
+            Err(FetchError::Failed {
+                status: 405 | 501, ..
+            }) => return Ok(ManifestHead::default()),
+            sent => sent?,
+        };
         let head = manifest_head(&response.head);
         response.body.discard().await;
         Ok(head)
@@ -192,6 +196,44 @@ impl Upstream {
                 body: response.body,
             })),
         })
+    }
+
+    /// The blob of `size` bytes from `start` on, to go on where a connection broke.
+    pub async fn blob_rest(
+        &self,
+        source: Source<'_>,
+        digest: &Digest,
+        start: u64,
+        size: u64,
+    ) -> Result<Body, FetchError> {
+        let mut wish = self.blob_wish(Method::Get, source, digest)?;
+        wish.start = start;
+        let response = self.send(source, wish).await?;
+        let range = response
+            .head
+            .headers
+            .get("content-range")
+            .and_then(parse_content_range);
+        match (response.head.status, range) {
+            (206, Some(range))
+                if range.start == start && range.size.is_none_or(|whole| whole == size) =>
+            {
+                Ok(response.body)
+            }
+            // It does not divide: what we have is read again, and left out.
+            (200, _) if content_length(&response.head).is_none_or(|whole| whole == size) => {
+                Ok(response.body.without_first(start))
+            }
+            (status, _) => Err(FetchError::Malformed {
+                registry: source.registry.clone(),
+                problem: format!("another part of {digest} than was asked for ({status})"),
+            }),
+        }
+    }
+
+    /// How often a broken download may be taken up again.
+    pub fn retry_count(&self) -> u32 {
+        self.options.retry_count
     }
 
     /// The size, if the registry says so; `Redirect` likewise.
@@ -243,6 +285,7 @@ impl Upstream {
             method: Method::Get,
             path,
             accept: None,
+            start: 0,
             follow: Follow::WithinRegistry,
             what,
         };
@@ -292,6 +335,7 @@ impl Upstream {
             method,
             path: format!("/v2/{}/blobs/{digest}", source.repository),
             accept: None,
+            start: 0,
             follow,
             what: format!("blob {digest} of {}", source.repository),
         })
@@ -415,7 +459,7 @@ impl Upstream {
                 method: wish.method,
                 url: &url,
                 accept: wish.accept,
-                range: None,
+                range: (wish.start > 0).then(|| format!("bytes={}-", wish.start)),
                 authorization: authorization.filter(|_| is_home).map(Authorization::value),
             };
             let response = self.exchange.send(way, &request).await?;
@@ -450,7 +494,7 @@ impl Upstream {
     fn way_elsewhere<'a>(&'a self, endpoint: &'a Endpoint) -> &'a Way {
         match endpoint.way.addresses {
             crate::net::Addresses::Any => &endpoint.way,
-            crate::net::Addresses::Public => &self.endpoints.elsewhere,
+            crate::net::Addresses::Public => self.endpoints.elsewhere(),
         }
     }
 
@@ -487,6 +531,10 @@ impl Upstream {
                 registry,
                 retry_after,
                 said,
+            },
+            500.. => FetchError::Unreachable {
+                registry,
+                cause: format!("it answered {status} for {what}{said}"),
             },
             _ => FetchError::Failed {
                 registry,
@@ -572,6 +620,7 @@ fn manifest_wish(method: Method, repository: &Repository, version: &TagOrDigest)
         method,
         path: format!("/v2/{repository}/manifests/{version}"),
         accept: Some(media_type::ACCEPT_MANIFESTS),
+        start: 0,
         follow: Follow::Always,
         what: format!("manifest {repository}{separator}{version}"),
     }

@@ -1,0 +1,68 @@
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tidegate::{
+    api::route::{AdminRoute, ApiVersion, Name, Route, Wish},
+    http::Method,
+};
+
+const METHODS: [Method; 10] = [
+    Method::Get,
+    Method::Head,
+    Method::Post,
+    Method::Put,
+    Method::Patch,
+    Method::Delete,
+    Method::Options,
+    Method::Connect,
+    Method::Trace,
+    Method::Other,
+];
+
+fuzz_target!(|path: &str| {
+    let _ = AdminRoute::parse(Method::Get, path);
+    for method in METHODS {
+        let Ok(route) = Route::parse(method, path) else {
+            continue;
+        };
+        let printed = print(&route);
+        match Route::parse(method, &printed) {
+            Ok(again) => assert_eq!(again, route, "{printed}"),
+            Err(error) => panic!("{printed}: {error}"),
+        }
+        // Nothing that could climb out of its place, whoever joins it to another path.
+        assert!(!printed.contains("//") && !printed.contains('%'));
+        assert!(!printed.split('/').any(|part| matches!(part, "." | "..")));
+    }
+});
+
+fn print(route: &Route) -> String {
+    match route {
+        Route::Version => "/v2/".to_owned(),
+        Route::Pull { name, wish } => {
+            let name = match name {
+                Name::Ephemeral { token, repository } => format!("wt/{token}/{repository}"),
+                Name::Direct {
+                    registry,
+                    repository,
+                } => format!("{registry}/{repository}"),
+            };
+            match wish {
+                Wish::Manifest(version) => format!("/v2/{name}/manifests/{version}"),
+                Wish::Blob(digest) => format!("/v2/{name}/blobs/{digest}"),
+                Wish::TagList => format!("/v2/{name}/tags/list"),
+                Wish::Referrers(digest) => format!("/v2/{name}/referrers/{digest}"),
+            }
+        }
+        Route::SubmitContainer(ApiVersion::V1Alpha1) => "/container-token".to_owned(),
+        Route::SubmitContainer(ApiVersion::V1Alpha2) => "/v1alpha2/container".to_owned(),
+        Route::DescribeToken(token) | Route::RevokeToken(token) => {
+            format!("/container-token/{token}")
+        }
+        Route::Record(token) => format!("/v1alpha2/container/{token}"),
+        Route::Status(token) => format!("/v1alpha2/container/{token}/status"),
+        Route::ServiceInfo => "/service-info".to_owned(),
+        Route::Health => "/health".to_owned(),
+        Route::Landing => "/".to_owned(),
+    }
+}
