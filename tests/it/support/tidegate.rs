@@ -124,9 +124,13 @@ impl Setup {
         };
         let (registry, admin) = (bound("registry"), bound("admin"));
         let (Some(registry), Some(admin)) = (registry, admin) else {
-            process.wait();
+            let status = process.wait();
+            process.log.wait_for_end();
             let log = process.log.text();
-            assert!(log.contains("in use"), "tidegate did not start:\n{log}");
+            assert!(
+                log.contains("in use"),
+                "tidegate did not start, {status}:\n{log}"
+            );
             return None;
         };
         // The address is known before anybody listens there.
