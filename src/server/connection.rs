@@ -43,14 +43,18 @@ const MOST_SKIPPED: u64 = 64 << 10;
 const LINGER: Duration = Duration::from_secs(2);
 const MOST_LINGERED: usize = 1 << 20;
 
-pub(super) async fn refuse(edge: &Edge, socket: &TcpStream) {
+pub(super) async fn refuse(edge: &Edge, socket: TcpStream) {
     let answer = b"HTTP/1.1 503 Service Unavailable
 Retry-After: 1
 Content-Length: 0
 Connection: close
 
 ";
-    let _ = edge.transfer.send(socket, answer, More::Ends, LINGER).await;
+    let _ = edge
+        .transfer
+        .send(&socket, answer, More::Ends, LINGER)
+        .await;
+    linger(socket).await;
 }
 
 pub(super) async fn run<S: Service>(
