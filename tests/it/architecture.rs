@@ -1,0 +1,366 @@
+//! The modules import downwards only, in the layers that `src/lib.rs` lists, and the kinds of code stay where they belong.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Who may import whom. `config`, `app` and `cli` compose the rest and may import all that is listed before them.
+const LAYERS: [(&str, &[&str]); 25] = [
+    ("units", &[]),
+    ("secret", &[]),
+    ("sys", &[]),
+    ("toml_file", &[]),
+    // A password is part of `Credentials`.
+    ("oci", &["secret"]),
+    ("http", &["units"]),
+    ("telemetry", &["units"]),
+    ("blocking", &["telemetry"]),
+    ("augment", &["oci"]),
+    ("limits", &["units", "telemetry"]),
+    ("net", &["sys", "units", "secret", "telemetry", "blocking"]),
+    ("cache", &["oci", "sys", "units", "telemetry", "blocking"]),
+    (
+        "upstream",
+        &[
+            "http",
+            "net",
+            "oci",
+            "units",
+            "secret",
+            "telemetry",
+            "blocking",
+        ],
+    ),
+    ("aws", &["units", "secret", "telemetry"]),
+    ("platform", &["units", "secret", "telemetry"]),
+    (
+        "requests",
+        &["augment", "oci", "units", "secret", "telemetry"],
+    ),
+    (
+        "credentials",
+        &[
+            "toml_file",
+            "platform",
+            "aws",
+            "requests",
+            "oci",
+            "units",
+            "secret",
+            "telemetry",
+        ],
+    ),
+    (
+        "pull",
+        &[
+            "credentials",
+            "requests",
+            "upstream",
+            "cache",
+            "aws",
+            "augment",
+            "blocking",
+            "oci",
+            "units",
+            "telemetry",
+        ],
+    ),
+    (
+        "mirror",
+        &[
+            "credentials",
+            "requests",
+            "upstream",
+            "augment",
+            "http",
+            "oci",
+            "units",
+            "secret",
+            "telemetry",
+        ],
+    ),
+    (
+        "api",
+        &[
+            "pull",
+            "mirror",
+            "credentials",
+            "requests",
+            "platform",
+            "limits",
+            "blocking",
+            "http",
+            "oci",
+            "units",
+            "telemetry",
+        ],
+    ),
+    (
+        "server",
+        &["api", "http", "net", "limits", "units", "telemetry"],
+    ),
+    ("config", &COMPOSED),
+    ("app", &EVERYTHING),
+    ("cli", &EVERYTHING),
+    ("main", &EVERYTHING),
+];
+
+const COMPOSED: [&str; 21] = [
+    "toml_file",
+    "oci",
+    "units",
+    "secret",
+    "sys",
+    "http",
+    "telemetry",
+    "blocking",
+    "augment",
+    "limits",
+    "net",
+    "cache",
+    "upstream",
+    "aws",
+    "platform",
+    "requests",
+    "credentials",
+    "pull",
+    "mirror",
+    "api",
+    "server",
+];
+
+const EVERYTHING: [&str; 23] = [
+    "toml_file",
+    "oci",
+    "units",
+    "secret",
+    "sys",
+    "http",
+    "telemetry",
+    "blocking",
+    "augment",
+    "limits",
+    "net",
+    "cache",
+    "upstream",
+    "aws",
+    "platform",
+    "requests",
+    "credentials",
+    "pull",
+    "mirror",
+    "api",
+    "server",
+    "config",
+    "app",
+];
+
+struct Source {
+    path: PathBuf,
+    /// `cache` for `src/cache/fill.rs` and for `src/cache.rs`.
+    module: String,
+    /// Without tests and without comments.
+    code: String,
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut sources = Vec::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a readable folder") {
+            let path = entry.expect("a readable folder").path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            if path.extension().is_none_or(|extension| extension != "rs") {
+                continue;
+            }
+            let text = fs::read_to_string(&path).expect("a readable file");
+            let text = text
+                .split("#[cfg(test)]\nmod tests")
+                .next()
+                .unwrap_or_default();
+            let code = text
+                .lines()
+                .map(|line| line.split("//").next().unwrap_or_default())
+                .collect::<Vec<_>>()
+                .join("\n");
+            let below = path.strip_prefix(&root).expect("a path below src");
+            let first = below.iter().next().expect("a name").to_string_lossy();
+            let module = first.trim_end_matches(".rs").to_owned();
+            let path = below.to_owned();
+            sources.push(Source { path, module, code });
+        }
+    }
+    assert!(sources.len() > 10, "the sources were not found");
+    sources
+}
+
+/// The modules named after `crate::`, alone or in braces.
+fn imports(code: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        let is_macro_path = code[..at].ends_with(|character: char| {
+            character == '$' || character == '_' || character.is_alphanumeric()
+        });
+        if is_macro_path {
+            continue;
+        }
+        let rest = &code[at + "crate::".len()..];
+        if let Some(group) = rest.strip_prefix('{') {
+            let mut depth = 0;
+            let mut name = String::new();
+            for character in group.chars() {
+                match character {
+                    '}' if depth == 0 => break,
+                    '{' => depth += 1,
+                    '}' => depth -= 1,
+                    ',' if depth == 0 => found.push(std::mem::take(&mut name)),
+                    _ if depth == 0 => name.push(character),
+                    _ => {}
+                }
+            }
+            found.push(name);
+        } else {
+            found.push(rest.to_owned());
+        }
+    }
+    found
+        .iter()
+        .map(|path| identifier(path))
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+fn identifier(text: &str) -> String {
+    text.trim()
+        .chars()
+        .take_while(|character| character.is_alphanumeric() || *character == '_')
+        .collect()
+}
+
+#[test]
+fn imports_are_found_in_all_their_forms() {
+    let code = "use crate::oci::Digest; use crate::{units::{A, B}, secret, net::x}; fn f(a: crate::sys::File) {}";
+    assert_eq!(imports(code), ["oci", "units", "secret", "net", "sys"]);
+}
+
+#[test]
+fn modules_import_downwards_only() {
+    let allowed: BTreeMap<_, _> = LAYERS.into_iter().collect();
+    let mut wrong = Vec::new();
+    for source in sources() {
+        if source.module == "lib" {
+            continue;
+        }
+        let Some(allowed) = allowed.get(source.module.as_str()) else {
+            wrong.push(format!("{} is in no layer", source.path.display()));
+            continue;
+        };
+        for import in imports(&source.code) {
+            if import != source.module && !allowed.contains(&import.as_str()) {
+                wrong.push(format!("{} imports {import}", source.path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// `lib.rs` is the map: a comment with a number begins each layer.
+#[test]
+fn the_map_lists_every_module_in_its_layer() {
+    let map = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs");
+    let text = fs::read_to_string(map).expect("a readable file");
+    let mut layer = None;
+    let mut layers = BTreeMap::new();
+    for line in text.lines() {
+        let number = line
+            .strip_prefix("// ")
+            .and_then(|line| line.split(' ').next()?.parse::<u32>().ok());
+        layer = number.or(layer);
+        if let Some(module) = line
+            .strip_prefix("pub mod ")
+            .or_else(|| line.strip_prefix("mod "))
+        {
+            layers.insert(identifier(module), layer.expect("a layer before it"));
+        }
+    }
+    for source in sources() {
+        let Some(own) = layers.get(&source.module) else {
+            assert!(
+                matches!(source.module.as_str(), "lib" | "main"),
+                "{} is not in src/lib.rs",
+                source.path.display()
+            );
+            continue;
+        };
+        for import in imports(&source.code) {
+            let layer = layers.get(&import);
+            assert!(
+                layer.is_some_and(|layer| layer <= own),
+                "{} imports {import}, of a layer above its own",
+                source.path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_stays_in_its_module() {
+    for source in sources() {
+        let words = source
+            .code
+            .split(|character: char| !character.is_alphanumeric() && character != '_');
+        let count = words.filter(|word| *word == "unsafe").count();
+        assert!(
+            source.module == "sys" || count == 0,
+            "{} has unsafe code",
+            source.path.display()
+        );
+    }
+}
+
+/// Two worlds: async on the cores, blocking on the pool.
+#[test]
+fn neither_world_uses_the_libraries_of_the_other() {
+    let blocking = [
+        "requests",
+        "credentials",
+        "limits",
+        "platform",
+        "aws",
+        "mirror",
+    ];
+    let on_cores = ["server", "api", "pull", "upstream", "cache", "net"];
+    let pure = ["oci", "units", "secret", "http", "augment"];
+    for source in sources() {
+        let module = source.module.as_str();
+        let names = |library: &str| {
+            source
+                .code
+                .split(|character: char| !character.is_alphanumeric() && character != '_')
+                .any(|word| word == library)
+        };
+        let path = source.path.display();
+        if blocking.contains(&module) || pure.contains(&module) {
+            assert!(!names("monoio"), "{path} names monoio");
+        }
+        let is_the_exception = source.path == Path::new("upstream/token.rs");
+        if (on_cores.contains(&module) && !is_the_exception) || pure.contains(&module) {
+            assert!(!names("ureq"), "{path} names ureq");
+        }
+        if module != "requests" {
+            assert!(!names("redb"), "{path} names redb");
+        }
+        if !matches!(module, "config" | "app" | "cli" | "main" | "lib") {
+            assert!(
+                !imports(&source.code).contains(&"config".to_owned()),
+                "{path} imports config"
+            );
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! What users see, tested against real servers and runtimes: one file for each behaviour.
+//!
+//! Tests that need a program which is not installed are left out with a line that says so; `tests/run` installs
+//! all of them and fails where one is missing.
+
+#![expect(
+    unreachable_pub,
+    reason = "one binary: nothing here is reached from outside"
+)]
+#![expect(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test that panics has failed, as it should"
+)]
+
+mod architecture;
+mod blob_pull;
+mod byte_cap;
+mod concurrent_pulls;
+mod config_errors;
+mod crash;
+mod credentials_stay;
+mod dial_rules;
+mod drivers;
+mod http_edge;
+mod lying_upstream;
+mod manifests;
+mod operations;
+mod pass_through;
+mod presence_is_not_permission;
+mod private_pull;
+mod redirects;
+mod shutdown;
+mod submit;
+mod support;
+mod support_works;
+mod upstream_tokens;

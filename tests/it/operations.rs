@@ -1,0 +1,114 @@
+//! What an operator sees: counters and log lines.
+
+use crate::support::{
+    content::Content,
+    http,
+    liar::Liar,
+    tidegate::{Setup, Tidegate},
+};
+
+fn counter(tidegate: &Tidegate, name: &str) -> u64 {
+    let metrics = http::get(tidegate.admin, "/metrics");
+    let text = metrics.text();
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+        .unwrap_or_else(|| panic!("no {name} in\n{text}"))
+}
+
+#[test]
+fn fills_and_hits_are_counted() {
+    let liar = Liar::open();
+    let content = Content::Generated {
+        seed: 1,
+        size: 100_000,
+    };
+    let image = liar.image("acme/app", "v1", &[content]);
+    let tidegate = Setup::new().liar(&liar).start();
+    let grant = tidegate.grant(&liar.reference("acme/app", "v1"));
+    for _ in 0..3 {
+        let pulled = tidegate.pull(&grant.blob(&image.layers[0]));
+        assert_eq!(pulled.digest, image.layers[0]);
+        tidegate.wait_until_stored(&image.layers[0]);
+    }
+    assert_eq!(
+        tidegate.get("/v2/wt/abcdefghijkl/a/b/tags/list").status(),
+        404
+    );
+    for (name, count) in [
+        ("tidegate_container_requests_total", 1),
+        ("tidegate_blob_fills_total", 1),
+        ("tidegate_blob_hits_total", 2),
+        ("tidegate_fetched_bytes_total", 100_000),
+        ("tidegate_unknown_tokens_total", 1),
+        ("tidegate_blob_mismatches_total", 0),
+        ("tidegate_panics_total", 0),
+    ] {
+        assert_eq!(counter(&tidegate, name), count, "{name}");
+    }
+    assert!(counter(&tidegate, "tidegate_sent_bytes_total") >= 300_000);
+    let metrics = http::get(tidegate.admin, "/metrics");
+    let content_type = metrics.header("content-type").unwrap_or_default();
+    assert!(
+        content_type.starts_with("text/plain; version=0.0.4"),
+        "{content_type}"
+    );
+}
+
+/// The lines that say `acme/app`, one for each request that named it, once the last of them is written.
+#[test]
+fn each_request_is_one_line_unless_the_operator_wants_none() {
+    let liar = Liar::open();
+    let image = liar.image("acme/app", "v1", &[Content::of("layer")]);
+    for (setting, expected) in [("access = \"on\"", 3), ("access = \"off\"", 0)] {
+        let mut tidegate = Setup::new()
+            .liar(&liar)
+            .section(&format!("[log]\n{setting}"))
+            .start();
+        let grant = tidegate.grant(&liar.reference("acme/app", "v1"));
+        tidegate.get(&grant.manifest("v1"));
+        tidegate.get(&grant.blob(&image.layers[0]));
+        tidegate.head(&grant.blob(&image.layers[0]));
+        tidegate.signal("TERM");
+        tidegate.wait();
+        tidegate.log().wait_for_end();
+        let is_pull =
+            |line: &str| line.contains("acme/app/manifests/") || line.contains("acme/app/blobs/");
+        let count = tidegate.log().count(is_pull);
+        assert_eq!(count, expected, "{setting}:\n{}", tidegate.log().text());
+    }
+}
+
+#[test]
+fn a_log_for_machines_is_json_throughout() {
+    let liar = Liar::open();
+    liar.image("acme/app", "v1", &[]);
+    let mut tidegate = Setup::new()
+        .liar(&liar)
+        .section("[log]\nformat = \"json\"")
+        .start();
+    tidegate.grant(&liar.reference("acme/app", "v1"));
+    tidegate.signal("TERM");
+    tidegate.wait();
+    tidegate.log().wait_for_end();
+    let lines = tidegate.log().lines();
+    assert!(lines.len() >= 3, "{lines:?}");
+    for line in lines {
+        let parsed = serde_json::from_str::<serde_json::Value>(&line);
+        assert!(parsed.is_ok(), "{line}");
+    }
+}
+
+#[test]
+fn the_admin_listener_serves_no_images() {
+    let liar = Liar::open();
+    liar.image("acme/app", "v1", &[]);
+    let tidegate = Setup::new().liar(&liar).start();
+    let grant = tidegate.grant(&liar.reference("acme/app", "v1"));
+    for path in [
+        "/v2/".to_owned(),
+        grant.manifest("v1"),
+        "/service-info".to_owned(),
+    ] {
+        assert_eq!(http::get(tidegate.admin, &path).status(), 404, "{path}");
+    }
+}

@@ -1,0 +1,165 @@
+//! The registry that Debian ships (distribution 2.8): a real upstream, with its log.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use tempfile::TempDir;
+
+use super::{
+    http::{self, Connection},
+    image::Image,
+    programs::{Process, command, free_port, run, wait_until},
+    token_server::{ISSUER, SERVICE, TokenServer},
+};
+
+pub const USER: &str = "ada";
+pub const PASSWORD: &str = "correct horse";
+/// bcrypt of `PASSWORD` at the lowest cost: the registry computes it for every request.
+const HTPASSWD: &str = "ada:$2b$04$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e\n";
+
+pub enum Login<'a> {
+    Open,
+    Htpasswd,
+    Token(&'a TokenServer),
+}
+
+pub struct DockerRegistry {
+    pub address: SocketAddr,
+    process: Process,
+    home: TempDir,
+    certificate: Option<PathBuf>,
+}
+
+impl DockerRegistry {
+    pub fn start(login: &Login<'_>) -> Self {
+        Self::start_with(login, false)
+    }
+
+    /// With a certificate of its own; `ca_file` is what to trust.
+    pub fn start_tls(login: &Login<'_>) -> Self {
+        Self::start_with(login, true)
+    }
+
+    fn start_with(login: &Login<'_>, with_tls: bool) -> Self {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let file = |name: &str, content: &str| {
+            let path = home.path().join(name);
+            fs::write(&path, content).expect("a writable folder");
+            path
+        };
+        let auth = match login {
+            Login::Open => String::new(),
+            Login::Htpasswd => format!(
+                "auth:\n  htpasswd:\n    realm: tests\n    path: {}\n",
+                file("htpasswd", HTPASSWD).display()
+            ),
+            Login::Token(server) => format!(
+                "auth:\n  token:\n    realm: {}\n    service: {SERVICE}\n    issuer: {ISSUER}\n    rootcertbundle: {}\n",
+                server.realm(),
+                file("token.pem", &server.certificate_pem).display()
+            ),
+        };
+        let mut certificate = None;
+        let mut tls = String::new();
+        if with_tls {
+            let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()])
+                .expect("a certificate");
+            let path = file("tls.pem", &made.cert.pem());
+            let key = file("tls.key", &made.signing_key.serialize_pem());
+            tls = format!(
+                "  tls:\n    certificate: {}\n    key: {}\n",
+                path.display(),
+                key.display()
+            );
+            certificate = Some(path);
+        }
+        loop {
+            let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+            let config = file(
+                "config.yml",
+                &format!(
+                    "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n  secret: tests\n{tls}{auth}",
+                    home.path().join("storage").display()
+                ),
+            );
+            let mut process = Process::spawn(
+                "docker-registry",
+                command("docker-registry").arg("serve").arg(config),
+            );
+            wait_until("docker-registry", || {
+                process.has_ended() || TcpStream::connect(address).is_ok()
+            });
+            if process.has_ended() && process.log.text().contains("address already in use") {
+                continue;
+            }
+            assert!(!process.has_ended(), "{}", process.log.text());
+            return Self {
+                address,
+                process,
+                home,
+                certificate,
+            };
+        }
+    }
+
+    pub fn name(&self) -> String {
+        self.address.to_string()
+    }
+
+    pub fn ca_file(&self) -> &PathBuf {
+        self.certificate.as_ref().expect("a registry with TLS")
+    }
+
+    /// Copies an image in, bytes untouched.
+    pub fn push(&self, image: &Image, repository: &str, tag: &str) {
+        run(Command::new("skopeo")
+            .args(["--insecure-policy", "--tmpdir"])
+            .arg(self.home.path())
+            .args(["copy", "--all", "--preserve-digests"])
+            .args(["--dest-tls-verify=false", "--dest-creds"])
+            .arg(format!("{USER}:{PASSWORD}"))
+            .arg(format!("oci:{}:image", image.folder.display()))
+            .arg(format!("docker://{}/{repository}:{tag}", self.address)));
+    }
+
+    /// Successful GETs of this blob.
+    pub fn blob_gets(&self, repository: &str, digest: &str) -> usize {
+        self.wait_for_its_log();
+        let wanted = format!("\"GET /v2/{repository}/blobs/{digest} HTTP/1.1\" 20");
+        self.process.log.count(|line| line.contains(&wanted))
+    }
+
+    /// A request is logged after its answer is sent: a later one tells when the log has come so far.
+    fn wait_for_its_log(&self) {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let marker = format!("/marker-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        if self.certificate.is_some() {
+            // What is neither TLS nor HTTP is logged, with the address it came from and nothing else.
+            let before = self.process.log.count(is_handshake_error);
+            let mut connection = Connection::open(self.address);
+            connection.send(&marker);
+            connection.finish_sending();
+            connection.rest();
+            wait_until("the registry's log", || {
+                self.process.log.count(is_handshake_error) > before
+            });
+        } else {
+            http::get(self.address, &marker);
+            let line = self.process.log.wait_for(|line| line.contains(&marker));
+            assert!(line.is_some(), "{}", self.log());
+        }
+    }
+
+    pub fn log(&self) -> String {
+        self.process.log.text()
+    }
+}
+
+fn is_handshake_error(line: &str) -> bool {
+    line.contains("TLS handshake error")
+}

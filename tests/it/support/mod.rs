@@ -1,0 +1,15 @@
+//! Real servers and the liar that the tests put around the product. Everything listens on 127.0.0.1, in temporary
+//! folders, and ends with the test that started it.
+
+pub mod accounts;
+pub mod content;
+pub mod docker_registry;
+pub mod http;
+pub mod image;
+pub mod liar;
+pub mod programs;
+pub mod runtimes;
+pub mod server;
+pub mod storage;
+pub mod tidegate;
+pub mod token_server;

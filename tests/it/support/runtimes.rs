@@ -1,0 +1,138 @@
+//! The programs that pull: skopeo, podman, containerd. Each in folders of its own.
+
+use std::{fs, path::Path, process::Command};
+
+use tempfile::TempDir;
+
+use super::{
+    image::file_digest,
+    programs::{Process, command, output, run},
+};
+
+/// Copies with skopeo into a folder and returns the digest of everything that arrived there, manifest first.
+pub fn skopeo_copy(target: &str) -> Vec<String> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    run(&mut skopeo(target, folder.path()));
+    let mut digests = vec![file_digest(&folder.path().join("manifest.json"))];
+    for entry in fs::read_dir(folder.path()).expect("a readable folder") {
+        let path = entry.expect("a readable folder").path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        if name.is_some_and(|name| name.len() == 64) {
+            digests.push(file_digest(&path));
+        }
+    }
+    digests
+}
+
+/// What skopeo says when it cannot.
+pub fn skopeo_refusal(target: &str) -> String {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = output(&mut skopeo(target, folder.path()));
+    assert!(!output.status.success(), "{target} was not refused");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn skopeo(target: &str, folder: &Path) -> Command {
+    let mut skopeo = command("skopeo");
+    skopeo
+        .args(["--insecure-policy", "--tmpdir"])
+        .arg(folder)
+        .args(["copy", "--src-no-creds", "--src-tls-verify=false"])
+        .arg(format!("docker://{target}"))
+        .arg(format!("dir:{}", folder.display()));
+    skopeo
+}
+
+/// Pulls with podman, unpacked, and returns the digest it knows the image by.
+pub fn podman_pull(target: &str) -> String {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let podman = || {
+        let mut podman = command("podman");
+        podman
+            .arg("--root")
+            .arg(home.path().join("root"))
+            .arg("--runroot")
+            .arg(home.path().join("runroot"))
+            .args(["--storage-driver=vfs", "--cgroup-manager=cgroupfs"])
+            .args(["--events-backend=file"])
+            .env("TMPDIR", home.path());
+        podman
+    };
+    run(podman().args(["pull", "--tls-verify=false", target]));
+    let inspect = ["image", "inspect", "--format={{.Digest}}", target];
+    let digest = run(podman().args(inspect)).stdout;
+    String::from_utf8_lossy(&digest).trim().to_owned()
+}
+
+/// A containerd with nothing but its content and its client.
+pub struct Containerd {
+    home: TempDir,
+    _process: Process,
+}
+
+impl Containerd {
+    pub fn start() -> Self {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let folder = home.path().display();
+        let config = format!(
+            "version = 2\nroot = \"{folder}/root\"\nstate = \"{folder}/state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\naddress = \"{folder}/socket\"\n[ttrpc]\naddress = \"{folder}/socket.ttrpc\"\n"
+        );
+        let file = home.path().join("config.toml");
+        fs::write(&file, config).expect("a writable folder");
+        let process = Process::spawn(
+            "containerd",
+            command("containerd").arg("--config").arg(file),
+        );
+        process
+            .log
+            .wait_for(|line| line.contains("successfully booted"))
+            .unwrap_or_else(|| panic!("containerd: {}", process.log.text()));
+        Self {
+            home,
+            _process: process,
+        }
+    }
+
+    fn ctr(&self) -> Command {
+        let mut ctr = command("ctr");
+        ctr.arg("--address").arg(self.home.path().join("socket"));
+        ctr
+    }
+
+    /// Pulls and unpacks by copying, which works on every file system.
+    pub fn pull(&self, target: &str) {
+        run(self.ctr().args([
+            "images",
+            "pull",
+            "--snapshotter=native",
+            "--plain-http",
+            target,
+        ]));
+    }
+
+    /// Pulls with tidegate as the mirror of a registry: the name is the registry's, the way goes over `mirror`.
+    pub fn pull_through_mirror(&self, registry: &str, mirror: &str, image: &str) {
+        let folder = self.home.path().join("hosts").join(registry);
+        fs::create_dir_all(&folder).expect("a writable folder");
+        let hosts = format!(
+            "server = \"http://127.0.0.1:1\"\n[host.\"{mirror}\"]\ncapabilities = [\"pull\", \"resolve\"]\noverride_path = true\n"
+        );
+        fs::write(folder.join("hosts.toml"), hosts).expect("a writable folder");
+        run(self
+            .ctr()
+            .args(["content", "fetch", "--hosts-dir"])
+            .arg(self.home.path().join("hosts"))
+            .arg(image));
+    }
+
+    /// sha256 of the content it has stored under this digest.
+    pub fn stored(&self, digest: &str) -> String {
+        let blobs = self
+            .home
+            .path()
+            .join("root/io.containerd.content.v1.content/blobs");
+        file_digest(&blobs.join(digest.replace(':', "/")))
+    }
+}
