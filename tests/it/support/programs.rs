@@ -223,6 +223,10 @@ impl Drop for Process {
 }
 
 /// For what sends no event: asks again and again, within bounds.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test's thread, which serves nobody"
+)]
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !is_so() {
