@@ -7,11 +7,12 @@ use std::{
 };
 
 /// Who may import whom. `config`, `app` and `cli` compose the rest and may import all that is listed before them.
-const LAYERS: [(&str, &[&str]); 25] = [
+const LAYERS: [(&str, &[&str]); 26] = [
     ("units", &[]),
     ("secret", &[]),
     ("sys", &[]),
     ("toml_file", &[]),
+    ("sharded", &["blocking"]),
     // A password is part of `Credentials`.
     ("oci", &["secret"]),
     ("http", &["units"]),
@@ -20,7 +21,10 @@ const LAYERS: [(&str, &[&str]); 25] = [
     ("augment", &["oci"]),
     ("limits", &["units", "telemetry"]),
     ("net", &["sys", "units", "secret", "telemetry", "blocking"]),
-    ("cache", &["oci", "sys", "units", "telemetry", "blocking"]),
+    (
+        "cache",
+        &["sharded", "oci", "sys", "units", "telemetry", "blocking"],
+    ),
     (
         "upstream",
         &[
@@ -55,6 +59,7 @@ const LAYERS: [(&str, &[&str]); 25] = [
     (
         "pull",
         &[
+            "sharded",
             "credentials",
             "requests",
             "upstream",

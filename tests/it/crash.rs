@@ -187,14 +187,11 @@ fn a_blob_that_was_cut_short_on_disk_is_not_served_as_the_whole() {
     let grant = tidegate.grant(&liar.reference("acme/app", "v1"));
     assert_arrives(&tidegate, &grant, &image.layers[0]);
     tidegate.kill();
-    let digest = image.layers[0].trim_start_matches("sha256:");
-    let path = tidegate
-        .cache_folder()
-        .join(format!("blobs/sha256/{}/{digest}", &digest[..2]));
+    let path = tidegate.stored(&image.layers[0]).expect("the blob's file");
     let file = std::fs::OpenOptions::new()
         .write(true)
         .open(path)
-        .expect("the blob's file");
+        .expect("a writable file");
     file.set_len(SIZE / 2).expect("a writable file");
     tidegate.restart();
     // From the manifest it can know how long the blob is.

@@ -233,10 +233,17 @@ impl Tidegate {
 
     /// A client has the last byte of a blob before the blob has its name.
     pub fn wait_until_stored(&self, digest: &str) {
+        wait_until(&format!("{digest} in the cache"), || {
+            self.stored(digest).is_some()
+        });
+    }
+
+    pub fn stored(&self, digest: &str) -> Option<PathBuf> {
         let hex = digest.trim_start_matches("sha256:");
-        let path = format!("blobs/sha256/{}/{hex}", &hex[..2]);
-        let path = self.cache_folder().join(path);
-        wait_until(&format!("{digest} in the cache"), || path.is_file());
+        files_below(&self.cache_folder().join("blobs"))
+            .into_iter()
+            .map(|(path, _)| path)
+            .find(|path| path.ends_with(hex))
     }
 
     pub fn home(&self) -> &Path {
