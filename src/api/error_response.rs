@@ -10,8 +10,12 @@ use super::{
     route::{RouteError, Wish, is_registry_path},
 };
 use crate::{
-    blocking::PoolError, credentials::FindError, http::HeadError, oci::ErrorCode, pull::PullError,
-    requests::StoreError, upstream::FetchError,
+    blocking::PoolError,
+    credentials::FindError,
+    http::HeadError,
+    oci::ErrorCode,
+    pull::{FetchError, PullError},
+    requests::StoreError,
 };
 
 /// When a full queue is worth another try.

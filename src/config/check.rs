@@ -157,12 +157,7 @@ impl Check<'_> {
         };
         match Directory::load(file) {
             Ok(_) => {}
-            Err(DirectoryError::File { cause, .. }) => {
-                self.report(
-                    &["directory", "file"],
-                    format_args!("{} cannot be read: {cause}", file.display()),
-                );
-            }
+            Err(DirectoryError::File { .. }) => self.file(&["directory", "file"], file),
             Err(DirectoryError::Problems { problems }) => self.problems.extend(problems),
         }
     }

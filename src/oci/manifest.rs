@@ -92,16 +92,22 @@ impl Manifest {
                 label: label.to_owned(),
             });
         }
+        let names_something = shape.manifests.is_some()
+            || shape.layers.is_some()
+            || shape.config.is_some()
+            || shape.blobs.is_some();
+        // serde takes a list for a struct too.
+        let is_object = body.trim_ascii_start().first() == Some(&b'{');
+        if !names_something || !is_object {
+            return Err(ManifestError::Malformed {
+                cause: "it names neither manifests nor layers".to_owned(),
+            });
+        }
         let media_type = match (shape.media_type, label) {
             (Some(inside), _) => inside,
             (None, Some(label)) => label.to_owned(),
             (None, None) if shape.manifests.is_some() => media_type::OCI_INDEX.to_owned(),
-            (None, None) if shape.layers.is_some() => media_type::OCI_MANIFEST.to_owned(),
-            (None, None) => {
-                return Err(ManifestError::Malformed {
-                    cause: "it names neither manifests nor layers".to_owned(),
-                });
-            }
+            (None, None) => media_type::OCI_MANIFEST.to_owned(),
         };
         let descriptors = |entries: Option<Vec<Entry>>| {
             entries
@@ -177,6 +183,12 @@ mod tests {
             (None, "not json"),
             (None, "[]"),
             (None, "{}"),
+            (Some(media_type::OCI_MANIFEST), "[]"),
+            (Some(media_type::OCI_MANIFEST), "{}"),
+            (
+                Some(media_type::OCI_MANIFEST),
+                r#"[null,null,{"digest":"sha256:00"}]"#,
+            ),
             (Some("text/html"), "<html>"),
             (None, r#"{"schemaVersion":1,"fsLayers":[]}"#),
             (Some(media_type::DOCKER_SCHEMA1_SIGNED), "{}"),

@@ -43,14 +43,14 @@ const MOST_SKIPPED: u64 = 64 << 10;
 const LINGER: Duration = Duration::from_secs(2);
 const MOST_LINGERED: usize = 1 << 20;
 
-pub(super) async fn refuse(edge: &Edge, socket: &TcpStream) {
-    let answer = b"HTTP/1.1 503 Service Unavailable
-Retry-After: 1
-Content-Length: 0
-Connection: close
-
-";
-    let _ = edge.transfer.send(socket, answer, More::Ends, LINGER).await;
+/// There are as many connections as there may be.
+pub(super) async fn refuse<S: Service>(edge: &Edge, service: &S, socket: TcpStream) {
+    let response = service
+        .answer_bad_body(503, "too many connections are open")
+        .field("Retry-After", 1)
+        .closing();
+    let _ = deliver(edge, &socket, Version::Http11, Afterwards::Close, response).await;
+    linger(socket).await;
 }
 
 pub(super) async fn run<S: Service>(

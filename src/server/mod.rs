@@ -115,7 +115,7 @@ impl Edge {
                 let place = Place::take(&edge.load);
                 if edge.load.connections() > edge.options.max_connections {
                     metrics::add(Counter::ConnectionsRefused, 1);
-                    connection::refuse(&edge, &socket).await;
+                    connection::refuse(&edge, &*service, socket).await;
                     return;
                 }
                 without_panic(connection::run(&edge, &*service, socket, peer)).await;

@@ -5,6 +5,7 @@ mod endpoint;
 mod error;
 mod exchange;
 mod fetch;
+mod send;
 mod token;
 
 pub use auth::{Authorizer, Login};

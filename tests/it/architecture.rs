@@ -100,6 +100,7 @@ const LAYERS: [(&str, &[&str]); 26] = [
             "oci",
             "units",
             "telemetry",
+            "secret",
         ],
     ),
     (

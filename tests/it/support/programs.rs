@@ -225,7 +225,7 @@ impl Drop for Process {
 /// For what sends no event: asks again and again, within bounds.
 #[expect(
     clippy::disallowed_methods,
-    reason = "a test's thread is not a core, and here is no event to wait for"
+    reason = "a test's thread, which serves nobody"
 )]
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;

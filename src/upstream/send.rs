@@ -1,0 +1,296 @@
+//! One request to a registry, with all that it may need to get through: credentials, one renewal of them, redirects, and
+//! patience with a registry that is busy. Credentials go to the registry's own origin only.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    auth::Authorization,
+    endpoint::Endpoint,
+    error::{FetchError, Said},
+    exchange::{ExchangeError, Request, Response, Way},
+    fetch::{Source, Upstream},
+};
+use crate::{
+    http::{Method, ResponseHead, Scheme, parse_challenges},
+    net::{Addresses, ConnectError, ResolveError},
+    oci::Registry,
+    telemetry::metrics::{self, Counter},
+};
+
+const MOST_REDIRECTS: usize = 10;
+const LARGEST_ERROR: usize = 64 << 10;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// A registry that asks for more patience than this is not waited for; its client is told.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What to do with a redirect.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Follow {
+    Always,
+    /// Except to other places than the registry itself.
+    WithinRegistry,
+}
+
+pub(super) struct Wish<'a> {
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) accept: Option<&'a str>,
+    /// From this byte on.
+    pub(super) start: u64,
+    pub(super) follow: Follow,
+    /// For messages: `manifest acme/app:v1`.
+    pub(super) what: String,
+}
+
+impl Upstream {
+    pub(super) async fn send(
+        &self,
+        source: Source<'_>,
+        wish: Wish<'_>,
+    ) -> Result<Response, FetchError> {
+        let endpoint = self.endpoint(source.registry)?;
+        let started = Instant::now();
+        let mut authorization = self
+            .authorizer
+            .authorization(&endpoint, source.repository, source.login)
+            .await?;
+        let mut is_renewed = false;
+        let mut attempt = 0;
+        loop {
+            let sent = self
+                .send_once(&endpoint, &wish, authorization.as_ref())
+                .await;
+            let patience = (attempt < self.options.retry_count
+                && started.elapsed() < *self.options.response_timeout)
+                .then(|| FIRST_PAUSE * 2_u32.saturating_pow(attempt));
+            let response = match (sent, patience) {
+                (Err(Problem::Exchange(error)), Some(pause)) if is_passing(&error) => {
+                    attempt += 1;
+                    self.pause(pause, &endpoint.registry).await;
+                    continue;
+                }
+                (Err(problem), _) => return Err(problem.into_error(&endpoint)),
+                (Ok(response), _) => response,
+            };
+            let status = response.head.status;
+            match (status, patience) {
+                (200..300, _) => return Ok(response),
+                _ if is_redirect(status) => return Ok(response),
+                // 403 too: some registries say so to a token or password that has ended. Only if there was one.
+                (401, _) | (403, _)
+                    if !is_renewed && (status == 401 || authorization.is_some()) =>
+                {
+                    is_renewed = true;
+                    let challenges =
+                        parse_challenges(response.head.headers.all("www-authenticate"));
+                    let said = self.said(response).await;
+                    let renewed = self
+                        .authorizer
+                        .after_refusal(
+                            &endpoint,
+                            source.repository,
+                            source.login,
+                            &challenges,
+                            authorization.as_ref(),
+                        )
+                        .await?;
+                    match renewed {
+                        Some(renewed) => authorization = Some(renewed),
+                        None => return Err(refused(source, wish.what, said)),
+                    }
+                }
+                (429 | 500 | 502 | 503 | 504, Some(pause)) => {
+                    let asked = retry_after(&response.head);
+                    if asked.is_some_and(|asked| asked > LONGEST_PAUSE) {
+                        return Err(self.refusal(source, wish.what, response).await);
+                    }
+                    response.body.discard().await;
+                    attempt += 1;
+                    self.pause(
+                        asked.map_or(pause, |asked| asked.max(pause)),
+                        &endpoint.registry,
+                    )
+                    .await;
+                }
+                _ => return Err(self.refusal(source, wish.what, response).await),
+            }
+        }
+    }
+
+    /// One request, and the redirects that are ours to follow.
+    async fn send_once(
+        &self,
+        endpoint: &Endpoint,
+        wish: &Wish<'_>,
+        authorization: Option<&Authorization>,
+    ) -> Result<Response, Problem> {
+        let first = endpoint.url(&wish.path);
+        let mut url = first.clone();
+        for _ in 0..=MOST_REDIRECTS {
+            // Storage hosts reject a signed URL that comes with credentials, and must not see ours.
+            let is_home = url.origin == first.origin;
+            let way = if is_home {
+                &endpoint.way
+            } else {
+                self.way_elsewhere(endpoint)
+            };
+            let request = Request {
+                method: wish.method,
+                url: &url,
+                accept: wish.accept,
+                range: (wish.start > 0).then(|| format!("bytes={}-", wish.start)),
+                authorization: authorization.filter(|_| is_home).map(Authorization::value),
+            };
+            let response = self.exchange.send(way, &request).await?;
+            if !is_redirect(response.head.status) {
+                return Ok(response);
+            }
+            let Some(location) = response.head.headers.get("location") else {
+                return Err(Problem::Redirect("a redirect to nowhere"));
+            };
+            let Ok(next) = url.join(location) else {
+                return if wish.follow == Follow::WithinRegistry {
+                    Ok(response)
+                } else {
+                    Err(Problem::Redirect("a redirect that is not a URL"))
+                };
+            };
+            let stays = next.origin == first.origin
+                && next.target.starts_with(&endpoint.url("/v2/").target);
+            if wish.follow == Follow::WithinRegistry && !stays {
+                return Ok(response);
+            }
+            if url.origin.scheme == Scheme::Https && next.origin.scheme == Scheme::Http {
+                return Err(Problem::Redirect("a redirect from HTTPS to plain HTTP"));
+            }
+            response.body.discard().await;
+            url = next;
+        }
+        Err(Problem::Redirect("one redirect after the other"))
+    }
+
+    /// A registry that may be private may have private storage.
+    fn way_elsewhere<'a>(&'a self, endpoint: &'a Endpoint) -> &'a Way {
+        match endpoint.way.addresses {
+            Addresses::Any => &endpoint.way,
+            Addresses::Public => self.endpoints.elsewhere(),
+        }
+    }
+
+    async fn pause(&self, pause: Duration, registry: &Registry) {
+        metrics::add(Counter::UpstreamRetries, 1);
+        tracing::debug!(%registry, ?pause, "asking again");
+        // Up to a quarter more, so that clients that failed together do not come back together.
+        let jitter = Instant::now().elapsed().subsec_nanos() % 64;
+        monoio::time::sleep(pause + pause * jitter / 256).await;
+    }
+
+    async fn said(&self, response: Response) -> Said {
+        let content_type = response.head.headers.get("content-type").map(str::to_owned);
+        let body = response
+            .body
+            .collect(LARGEST_ERROR)
+            .await
+            .unwrap_or_default();
+        Said::parse(content_type.as_deref(), &body)
+    }
+
+    async fn refusal(&self, source: Source<'_>, what: String, response: Response) -> FetchError {
+        let registry = source.registry.clone();
+        let (status, retry_after) = (response.head.status, retry_after(&response.head));
+        let said = self.said(response).await;
+        match status {
+            401 | 403 => refused(source, what, said),
+            404 => FetchError::Unknown {
+                registry,
+                what,
+                said,
+            },
+            429 => FetchError::RateLimited {
+                registry,
+                retry_after,
+                said,
+            },
+            500.. => FetchError::Unreachable {
+                registry,
+                cause: format!("it answered {status} for {what}{said}"),
+            },
+            _ => FetchError::Failed {
+                registry,
+                what,
+                status,
+                said,
+            },
+        }
+    }
+}
+
+enum Problem {
+    Exchange(ExchangeError),
+    Redirect(&'static str),
+}
+
+impl From<ExchangeError> for Problem {
+    fn from(error: ExchangeError) -> Self {
+        Self::Exchange(error)
+    }
+}
+
+impl Problem {
+    fn into_error(self, endpoint: &Endpoint) -> FetchError {
+        let registry = endpoint.registry.clone();
+        match self {
+            Self::Redirect(problem) => FetchError::Malformed {
+                registry,
+                problem: problem.to_owned(),
+            },
+            Self::Exchange(ExchangeError::Connect(ConnectError::Name(
+                error @ ResolveError::Private { .. },
+            ))) => FetchError::Forbidden {
+                rule: format!(
+                    "{error}; the operator may set allow_private = true under [registry.\"{registry}\"]"
+                ),
+                registry,
+            },
+            Self::Exchange(ExchangeError::Connect(ConnectError::Busy(error))) => {
+                FetchError::Busy(error)
+            }
+            Self::Exchange(ExchangeError::Malformed(problem)) => {
+                FetchError::Malformed { registry, problem }
+            }
+            Self::Exchange(error) => FetchError::Unreachable {
+                registry,
+                cause: error.to_string(),
+            },
+        }
+    }
+}
+
+/// Whether the same request may fare better in a moment.
+fn is_passing(error: &ExchangeError) -> bool {
+    match error {
+        ExchangeError::Broken(_) => true,
+        ExchangeError::Connect(ConnectError::Refused { .. }) => true,
+        ExchangeError::Connect(_) | ExchangeError::Silent(_) | ExchangeError::Malformed(_) => false,
+    }
+}
+
+fn refused(source: Source<'_>, what: String, said: Said) -> FetchError {
+    FetchError::Refused {
+        registry: source.registry.clone(),
+        what,
+        who: source.login.who(),
+        said,
+    }
+}
+
+fn retry_after(head: &ResponseHead) -> Option<Duration> {
+    head.headers
+        .get("retry-after")
+        .and_then(|text| text.trim().parse().ok())
+        .map(Duration::from_secs)
+}
+
+pub(super) fn is_redirect(status: u16) -> bool {
+    matches!(status, 301 | 302 | 303 | 307 | 308)
+}
