@@ -8,6 +8,7 @@
 use std::{
     future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Poll, Waker},
     thread,
@@ -47,13 +48,13 @@ const LANES: [Lane; 6] = [
     Lane {
         errand: Errand::Names,
         name: "names",
-        threads: 4,
+        threads: 16,
         queue: 1024,
     },
     Lane {
         errand: Errand::Tokens,
         name: "tokens",
-        threads: 8,
+        threads: 32,
         queue: 1024,
     },
     Lane {
@@ -148,6 +149,22 @@ impl Pool {
             }
             TrySendError::Disconnected(_) => PoolError::Panicked(errand),
         })
+    }
+}
+
+/// A bug costs the task in which it is, not the core with all the others.
+pub async fn without_panic(task: &'static str, future: impl Future<Output = ()>) {
+    let mut future = pin!(future);
+    let ended =
+        poll_fn(
+            |context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+                Ok(poll) => poll.map(|()| true),
+                Err(_) => Poll::Ready(false),
+            },
+        );
+    if !ended.await {
+        metrics::add(Counter::Panics, 1);
+        tracing::error!("{task} was lost to a bug of tidegate; the panic's message is above");
     }
 }
 

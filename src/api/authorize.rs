@@ -64,10 +64,7 @@ impl Api {
         if let Some(grant) = self.shared.requests.recent(token, now) {
             return Ok(grant);
         }
-        // Somebody who has guessed too often learns nothing more, not even from a right guess.
-        if let Err(wait) = self.shared.guesses.peek(client_key(client), Instant::now()) {
-            return Err(error_response::too_many_guesses(shape, wait));
-        }
+        self.may_guess(shape, client)?;
         let (requests, wanted) = (Arc::clone(&self.shared.requests), *token);
         let found = self
             .shared
@@ -83,5 +80,11 @@ impl Api {
             Ok(Err(error)) => Err(error_response::of_store(shape, &error)),
             Err(error) => Err(error_response::of_pool(shape, error)),
         }
+    }
+
+    /// Somebody who has guessed too often learns nothing more, not even from a right guess.
+    pub(super) fn may_guess(&self, shape: Shape, client: IpAddr) -> Result<(), Response> {
+        let budget = self.shared.guesses.peek(client_key(client), Instant::now());
+        budget.map_err(|wait| error_response::too_many_guesses(shape, wait))
     }
 }

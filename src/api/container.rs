@@ -161,6 +161,7 @@ impl Api {
     }
 
     async fn find_record(&self, token: Token, client: IpAddr) -> Result<Record, Response> {
+        self.may_guess(Shape::Api, client)?;
         let requests = Arc::clone(&self.shared.requests);
         match self
             .shared
@@ -259,6 +260,9 @@ impl Api {
     }
 
     pub(super) async fn revoke(&self, token: Token, request: &Request) -> Response {
+        if let Err(refusal) = self.may_guess(Shape::Api, request.client) {
+            return refusal;
+        }
         if !is_account(&request.head.headers, &self.shared.accounts) {
             let refusal =
                 Response::new(401).field("WWW-Authenticate", "Basic realm=\"tidegate accounts\"");

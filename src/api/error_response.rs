@@ -107,7 +107,11 @@ pub(super) fn of_route(shape: Shape, error: &RouteError) -> Response {
 /// A pull that failed, to a runtime. Never 401: the client's own token was good, and a 401 would make it look
 /// for another.
 pub(super) fn of_pull(wish: &Wish, error: &PullError) -> Response {
-    let message = error.to_string();
+    let message = match error {
+        // Who that was is nobody's business who only holds the name.
+        PullError::Caller(_) => "whoever asked for this name may no longer pull".to_owned(),
+        error => error.to_string(),
+    };
     let (status, code, wait) = match error {
         PullError::Fetch(error) => match error {
             FetchError::Unknown { .. } => (404, unknown_code(wish), None),

@@ -134,13 +134,16 @@ impl Api {
     /// name in there says nothing new.
     fn with_namespace(&self, route: Route, head: &RequestHead) -> Result<Route, RouteError> {
         match (&route, self.namespace(head)) {
+            // With `override_path` the path names the registry too.
             (
                 Route::Pull {
-                    name: route::Name::Direct { .. },
+                    name: route::Name::Direct { registry, .. },
                     ..
                 },
                 Some(namespace),
-            ) => Route::parse(head.method, &namespaced(head.path(), &namespace)),
+            ) if namespace.parse().ok().as_ref() != Some(registry) => {
+                Route::parse(head.method, &namespaced(head.path(), &namespace))
+            }
             _ => Ok(route),
         }
     }

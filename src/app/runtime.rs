@@ -13,14 +13,14 @@ pub(super) type Core = FusionRuntime<TimeDriver<IoUringDriver>, TimeDriver<Legac
 
 #[derive(Clone, Debug)]
 pub(super) enum Choice {
-    IoUring,
+    IoUring { is_demanded: bool },
     Epoll { why: Option<String> },
 }
 
 impl Choice {
     pub(super) const fn name(&self) -> &'static str {
         match self {
-            Self::IoUring => "io_uring",
+            Self::IoUring { .. } => "io_uring",
             Self::Epoll { .. } => "epoll",
         }
     }
@@ -32,7 +32,9 @@ pub(super) fn choose(driver: Driver) -> Result<Choice, String> {
         return Ok(Choice::Epoll { why: None });
     }
     match (try_ring(), driver) {
-        (Ok(()), _) => Ok(Choice::IoUring),
+        (Ok(()), _) => Ok(Choice::IoUring {
+            is_demanded: driver == Driver::IoUring,
+        }),
         (Err(why), Driver::IoUring) => Err(format!("driver io_uring was asked for: {why}")),
         (Err(why), _) => Ok(Choice::Epoll { why: Some(why) }),
     }
@@ -58,12 +60,21 @@ fn try_ring() -> Result<(), String> {
 /// Call it on the thread that will run it.
 pub(super) fn build(choice: &Choice) -> io::Result<Core> {
     match choice {
-        Choice::IoUring => build_ring(),
-        Choice::Epoll { .. } => RuntimeBuilder::<LegacyDriver>::new()
-            .enable_timer()
-            .build()
-            .map(FusionRuntime::Legacy),
+        Choice::IoUring { is_demanded: true } => build_ring(),
+        // One ring could be had, but perhaps not one for each core.
+        Choice::IoUring { is_demanded: false } => build_ring().or_else(|error| {
+            tracing::warn!(%error, "this core has no io_uring, so it runs on epoll; raise the limit of locked memory (ulimit -l)");
+            build_epoll()
+        }),
+        Choice::Epoll { .. } => build_epoll(),
     }
+}
+
+fn build_epoll() -> io::Result<Core> {
+    RuntimeBuilder::<LegacyDriver>::new()
+        .enable_timer()
+        .build()
+        .map(FusionRuntime::Legacy)
 }
 
 /// The flags save an interrupt per completion, without which the ring is slower than epoll; older kernels refuse

@@ -46,7 +46,7 @@ impl Shared {
         let state_directory = config.state_directory()?;
         let cache_directory = config.cache_directory()?;
         let registries = config.registries();
-        let endpoints = Endpoints::load(&registries).map_err(|problems| {
+        let endpoints = Endpoints::load(&registries, config.anonymous).map_err(|problems| {
             let texts: Vec<String> = problems
                 .iter()
                 .map(|(registry, error)| format!("registry.\"{registry}\".{error}"))

@@ -104,7 +104,9 @@ async fn work(plan: Plan) {
         let listener = listen(address);
         let admin = Rc::new(Admin::new(Arc::clone(&shared) as Arc<_>));
         // It answers to the end, so that an operator sees what is still running.
-        monoio::spawn(Rc::clone(&edge).serve(listener, admin, std::future::pending()));
+        // A flood of clients must not make us look dead to whoever watches.
+        let edge = Edge::new(shared.listener.clone(), Arc::default());
+        monoio::spawn(edge.serve(listener, admin, std::future::pending()));
     }
     let _ = events.send(Event::Listening);
     stopped.receive().await;

@@ -104,9 +104,25 @@ impl Disk {
         remove_file(&self.path(key));
     }
 
-    pub(super) fn create_fill(&self, size: u64) -> io::Result<(PathBuf, File)> {
+    /// Takes a blob's name away, and says where its file is until it is removed.
+    pub(super) fn retire(&self, key: &Key) -> Option<PathBuf> {
+        let path = self.next_path();
+        match fs::rename(self.path(key), &path) {
+            Ok(()) => Some(path),
+            Err(_) => {
+                self.remove(key);
+                None
+            }
+        }
+    }
+
+    fn next_path(&self) -> PathBuf {
         let number = self.next_fill.fetch_add(1, Ordering::Relaxed);
-        let path = self.fills.join(number.to_string());
+        self.fills.join(number.to_string())
+    }
+
+    pub(super) fn create_fill(&self, size: u64) -> io::Result<(PathBuf, File)> {
+        let path = self.next_path();
         let file = OpenOptions::new()
             .read(true)
             .write(true)

@@ -212,6 +212,11 @@ impl FillWriter {
         self.fill.reader()
     }
 
+    /// Whether anybody follows.
+    pub fn is_followed(&self) -> bool {
+        self.fill.flight.is_followed()
+    }
+
     /// Bytes written so far.
     pub fn written(&self) -> u64 {
         self.written
@@ -354,6 +359,7 @@ impl Shared {
         let stored = Stored {
             size,
             last_use: self.uses.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+            opened: Arc::downgrade(&file),
             file: Some(file),
             is_verified: true,
         };

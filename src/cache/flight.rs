@@ -13,7 +13,7 @@ use std::{
     future::poll_fn,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering, fence},
     },
     task::{Poll, Waker},
 };
@@ -75,6 +75,11 @@ impl Flight {
         })
     }
 
+    /// Besides the table and the fill only readers hold a flight.
+    pub(super) fn is_followed(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) > 2
+    }
+
     pub(super) fn begin(&self, target: Target) {
         if self.target.set(target).is_err() {
             unreachable!("a fill begins once");
@@ -103,6 +108,8 @@ impl Flight {
     }
 
     fn wake(&self) {
+        // What was published must be seen by a reader whose waiting is not seen here.
+        fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return;
         }
@@ -156,6 +163,7 @@ impl Place<'_> {
         self.flight
             .waiting
             .store(waiters.wakers.len(), Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         self.ticket = Some(ticket);
     }
 

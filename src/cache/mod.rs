@@ -25,9 +25,10 @@ pub use flight::{Ending, Reader, Release};
 use std::{
     collections::VecDeque,
     fs::File,
+    io,
     path::PathBuf,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -99,8 +100,11 @@ enum Entry {
 struct Stored {
     size: u64,
     last_use: u64,
-    /// Clones of it are readers: while there are any, the blob is not evicted.
+    /// Kept open while it is among those opened last.
     file: Option<Arc<File>>,
+    /// Finds it while readers have it open, also when it is no longer kept. A blob that is read is not evicted: its
+    /// bytes would stay on disk uncounted.
+    opened: Weak<File>,
     /// Its digest was computed by this process, and not long ago by another.
     is_verified: bool,
 }
@@ -110,6 +114,15 @@ struct Stored {
 pub struct Blob {
     pub file: Arc<File>,
     pub size: u64,
+}
+
+/// Why a stored blob cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Busy(#[from] PoolError),
+    #[error("the file cannot be opened: {0}")]
+    Disk(#[from] io::Error),
 }
 
 /// What the cache has of a blob.
@@ -148,6 +161,7 @@ impl Cache {
                 size: blob.size,
                 last_use: cache.0.uses.fetch_add(1, Ordering::Relaxed),
                 file: None,
+                opened: Weak::new(),
                 is_verified: false,
             };
             cache
@@ -182,7 +196,7 @@ impl Cache {
         }
     }
 
-    pub async fn open(&self, key: &Key) -> Result<Opened, PoolError> {
+    pub async fn open(&self, key: &Key) -> Result<Opened, OpenError> {
         // A file that has vanished leaves its entry once; the second look finds it missing.
         loop {
             let size = match self.look_up(key) {
@@ -194,7 +208,7 @@ impl Cache {
                 .0
                 .pool
                 .run(Errand::Disk, move || shared.open_file(&key, size))
-                .await?;
+                .await??;
             if let Some(file) = file {
                 return Ok(Opened::Stored(Blob { file, size }));
             }
@@ -207,11 +221,8 @@ impl Cache {
             Some(Entry::Stored(stored)) => {
                 stored.last_use = self.0.uses.fetch_add(1, Ordering::Relaxed);
                 let size = stored.size;
-                match &stored.file {
-                    Some(file) => LookUp::Opened(Opened::Stored(Blob {
-                        file: Arc::clone(file),
-                        size,
-                    })),
+                match stored.opened.upgrade() {
+                    Some(file) => LookUp::Opened(Opened::Stored(Blob { file, size })),
                     None => LookUp::Closed { size },
                 }
             }
@@ -258,13 +269,19 @@ impl Cache {
 
     /// Drops a stored blob, on disk too. Blocks.
     fn remove(&self, key: &Key) {
-        let mut shard = self.0.entries.lock(key);
-        if let Some(Entry::Stored(stored)) = shard.get(key) {
+        let (size, retired) = {
+            let mut shard = self.0.entries.lock(key);
+            let Some(Entry::Stored(stored)) = shard.get(key) else {
+                return;
+            };
             let size = stored.size;
             shard.remove(key);
-            self.0.disk.remove(key);
-            self.0.room.give_back(room::on_disk(size));
+            (size, self.0.disk.retire(key))
+        };
+        if let Some(path) = retired {
+            Disk::discard_fill(&path);
         }
+        self.0.room.give_back(room::on_disk(size));
     }
 }
 
@@ -274,29 +291,41 @@ enum LookUp {
 }
 
 impl Shared {
-    /// `None`: the file is gone or is not what it was, and the entry with it.
-    fn open_file(&self, key: &Key, size: u64) -> Option<Arc<File>> {
+    /// `None`: the entry is gone, because its file is, or is not what it was.
+    fn open_file(&self, key: &Key, size: u64) -> io::Result<Option<Arc<File>>> {
         let opened = self.disk.open(key, size);
         let mut shard = self.entries.lock(key);
         let Some(Entry::Stored(stored)) = shard.get_mut(key) else {
-            // Evicted meanwhile. The file that we hold is complete all the same.
-            return opened.ok().map(Arc::new);
+            return Ok(None);
         };
+        // Another has been faster: one open file for all readers, so that they can be counted.
+        if let Some(file) = stored.opened.upgrade() {
+            return Ok(Some(file));
+        }
         match opened {
             Ok(file) => {
                 let file = Arc::new(file);
+                stored.opened = Arc::downgrade(&file);
                 stored.file = Some(Arc::clone(&file));
                 drop(shard);
                 self.remember_open(key.clone());
-                Some(file)
+                Ok(Some(file))
             }
-            Err(error) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::InvalidData
+                ) =>
+            {
                 tracing::warn!(digest = %key.digest, %error, "a cached blob is gone; it will be fetched again");
                 shard.remove(key);
+                drop(shard);
                 self.disk.remove(key);
                 self.room.give_back(room::on_disk(size));
-                None
+                Ok(None)
             }
+            // Out of descriptors, for one: the blob is as good as before.
+            Err(error) => Err(error),
         }
     }
 
@@ -325,12 +354,20 @@ impl Shared {
             return;
         };
         let mut candidates = Vec::new();
+        let mut evictable = 0;
         for shard in self.entries.iter() {
             for (key, entry) in shard.iter() {
-                if let Entry::Stored(stored) = entry {
+                if let Entry::Stored(stored) = entry
+                    && !stored.is_read()
+                {
+                    evictable += room::on_disk(stored.size);
                     candidates.push((stored.last_use, key.clone()));
                 }
             }
+        }
+        // What would not be enough is left alone.
+        if evictable < self.room.missing(wanted) {
+            return;
         }
         candidates.sort_unstable();
         let mut freed = 0;
@@ -343,24 +380,32 @@ impl Shared {
     }
 
     fn evict_one(&self, key: &Key, last_use: u64) -> u64 {
-        let mut shard = self.entries.lock(key);
-        let Some(Entry::Stored(stored)) = shard.get(key) else {
-            return 0;
+        let (size, retired) = {
+            let mut shard = self.entries.lock(key);
+            let Some(Entry::Stored(stored)) = shard.get(key) else {
+                return 0;
+            };
+            if stored.is_read() || stored.last_use != last_use {
+                return 0;
+            }
+            let size = room::on_disk(stored.size);
+            shard.remove(key);
+            // Renamed under the lock, so that a new fill of the same blob cannot commit in between and lose its file;
+            // removing a large one takes long, and cores ask for this lock.
+            (size, self.disk.retire(key))
         };
-        let is_read = stored
-            .file
-            .as_ref()
-            .is_some_and(|file| Arc::strong_count(file) > 1);
-        if is_read || stored.last_use != last_use {
-            return 0;
+        if let Some(path) = retired {
+            Disk::discard_fill(&path);
         }
-        let size = room::on_disk(stored.size);
-        shard.remove(key);
-        // Under the lock, so that a new fill of the same blob cannot commit in between and lose its file.
-        self.disk.remove(key);
         self.room.give_back(size);
         metrics::add(Counter::BlobsEvicted, 1);
         size
+    }
+}
+
+impl Stored {
+    fn is_read(&self) -> bool {
+        self.opened.strong_count() > usize::from(self.file.is_some())
     }
 }
 

@@ -32,9 +32,10 @@ impl Room {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Whether `size` could ever fit.
+    /// Whether one blob may take `size` bytes. A registry can announce any size, and whoever asks for its blob would
+    /// sweep all others out.
     pub(super) fn could_hold(&self, size: u64) -> bool {
-        size <= self.max
+        size <= self.max / 2
     }
 
     /// Takes `size` bytes if they are free. One atomic step, so two fills cannot take the same bytes; nothing
@@ -60,11 +61,17 @@ impl Room {
         );
     }
 
-    /// How many bytes must go before `wanted` more fit.
+    /// How many bytes are missing before `wanted` more fit.
+    pub(super) fn missing(&self, wanted: u64) -> u64 {
+        self.used().saturating_add(wanted).saturating_sub(self.max)
+    }
+
+    /// How many bytes are to go then: a little more.
     pub(super) fn excess(&self, wanted: u64) -> Option<u64> {
-        let needed = self.used().saturating_add(wanted);
-        let excess = needed.checked_sub(self.max).filter(|excess| *excess > 0)?;
-        Some(excess.saturating_add(self.max / SLACK_DIVISOR))
+        match self.missing(wanted) {
+            0 => None,
+            missing => Some(missing.saturating_add(self.max / SLACK_DIVISOR)),
+        }
     }
 }
 
@@ -83,6 +90,6 @@ mod tests {
         assert!(room.excess(1).is_some_and(|excess| excess >= 1));
         room.give_back(BLOCK);
         assert!(room.try_take(on_disk(1)));
-        assert!(!room.could_hold(11 * BLOCK));
+        assert!(room.could_hold(5 * BLOCK) && !room.could_hold(6 * BLOCK));
     }
 }

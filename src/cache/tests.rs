@@ -223,19 +223,28 @@ fn the_cap_holds_and_the_least_recently_used_goes_first() {
 fn a_blob_that_is_being_read_is_not_evicted() {
     let folder = tempfile::tempdir().expect("a folder");
     run(async {
-        let cache = cache(folder.path(), 4 * MIB);
-        let digest = store(&cache, &content(3 * MIB, 1)).await;
-        let Opened::Stored(held) = cache.open(&key(&digest)).await.expect("answered") else {
-            panic!("stored")
-        };
-        let refused = claim(&cache, &Digest::of(b"other"))
-            .await
-            .begin(3 * MIB)
-            .await;
+        let cache = cache(folder.path(), 8 * MIB);
+        let mut held = Vec::new();
+        for seed in 0..2 {
+            let digest = store(&cache, &content(3 * MIB, seed)).await;
+            let Opened::Stored(blob) = cache.open(&key(&digest)).await.expect("answered") else {
+                panic!("stored")
+            };
+            held.push(blob);
+        }
+        let other = store(&cache, &content(MIB, 9)).await;
+        let wanted = Digest::of(b"wanted");
+        let refused = claim(&cache, &wanted).await.begin(3 * MIB).await;
         assert_eq!(refused.err(), Some(Release::NoRoom));
+        let kept = cache.presence(&key(&other));
+        assert_eq!(
+            kept,
+            Presence::Stored { size: MIB },
+            "removing it would not have been enough"
+        );
         drop(held);
         drop(
-            claim(&cache, &Digest::of(b"other"))
+            claim(&cache, &wanted)
                 .await
                 .begin(3 * MIB)
                 .await

@@ -185,7 +185,7 @@ impl Check<'_> {
             .iter()
             .filter_map(|&(name, options)| Some((name, (name.parse().ok()?, options.clone()))))
             .unzip();
-        let Err(errors) = Endpoints::load(&endpoints) else {
+        let Err(errors) = Endpoints::load(&endpoints, true) else {
             return;
         };
         for (registry, error) in errors {

@@ -79,7 +79,9 @@ impl Dialer {
             cause,
         };
         let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for &address in self.addresses(host, port, allowed).await?.iter() {
+        let looked_up = timeout(self.connect_timeout, self.addresses(host, port, allowed)).await;
+        let addresses = looked_up.map_err(|_| refused(io::ErrorKind::TimedOut.into()))??;
+        for &address in addresses.iter() {
             let options = TcpConnectOpts::default();
             let attempt = TcpStream::connect_addr_with_config(address, &options);
             match timeout(self.connect_timeout, attempt).await {

@@ -1,6 +1,6 @@
 //! A connection to a registry, with or without TLS.
 
-use std::{io, os::fd::AsRawFd as _, time::Duration};
+use std::{io, time::Duration};
 
 use monoio::{
     buf::{IoBufMut as _, SliceMut},
@@ -77,13 +77,12 @@ impl Stream {
         }
     }
 
-    /// Whether an idle connection can take another request. Anything that arrived meanwhile spoils it.
-    pub fn is_quiet(&self) -> bool {
-        let tcp = match &self.0 {
-            Kind::Plain(tcp) => tcp,
-            Kind::Tls(tls) => tls.tcp(),
-        };
-        debug_assert!(tcp.as_raw_fd() >= 0);
-        sys::liveness(tcp) == sys::Liveness::Quiet
+    /// Whether an idle connection can take another request. Anything that arrived meanwhile spoils it: it would be
+    /// read as the answer.
+    pub fn is_quiet(&mut self) -> bool {
+        match &mut self.0 {
+            Kind::Plain(tcp) => sys::liveness(tcp) == sys::Liveness::Quiet,
+            Kind::Tls(tls) => tls.is_drained() && sys::liveness(tls.tcp()) == sys::Liveness::Quiet,
+        }
     }
 }

@@ -189,7 +189,15 @@ impl TlsStream {
         &self.tcp
     }
 
-    /// Reads into `buffer` from `start` on.
+    /// Whether nothing was received that nobody has read.
+    pub(super) fn is_drained(&mut self) -> bool {
+        let state = self.session.process_new_packets();
+        self.taken == self.received.len()
+            && state
+                .is_ok_and(|state| state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed())
+    }
+
+    /// The next bytes of the session.
     pub(super) async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.session.reader().read(buffer) {

@@ -5,6 +5,9 @@ use serde::Deserialize;
 
 use super::{Descriptor, Digest, media_type};
 
+/// Images have up to 127 layers and indexes a dozen platforms; what goes far beyond that is meant to cost us.
+const MOST_NAMED: usize = 1024;
+
 /// A manifest or an index, read loosely: unknown fields are nobody's business here.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Manifest {
@@ -114,6 +117,7 @@ impl Manifest {
                 .unwrap_or_default()
                 .into_iter()
                 .filter_map(Entry::descriptor)
+                .take(MOST_NAMED)
         };
         Ok(Self {
             media_type,

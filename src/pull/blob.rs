@@ -1,13 +1,20 @@
 //! A blob: may this holder have it, who has it, and if nobody has, fetch it once for all who ask.
 
-use std::{ops::Range, rc::Rc};
+use std::{
+    ops::Range,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use super::{
     Access, Pull, PullError,
     body::{Body, HELD_BACK, Passing},
 };
 use crate::{
-    cache::{Blob, Ending, Fill, FillError, FillWriter, Opened, Presence, Reader, Release},
+    blocking::without_panic,
+    cache::{
+        Blob, Ending, Fill, FillError, FillWriter, OpenError, Opened, Presence, Reader, Release,
+    },
     oci::Digest,
     telemetry::metrics::{self, Counter},
     upstream::{self, BlobBody, FetchError, FetchedBlob, Login},
@@ -104,7 +111,15 @@ impl Pull {
             {
                 break;
             }
-            match self.cache.open(&key).await? {
+            let opened = match self.cache.open(&key).await {
+                Ok(opened) => opened,
+                Err(OpenError::Busy(error)) => return Err(error.into()),
+                Err(OpenError::Disk(error)) => {
+                    tracing::warn!(%digest, %error, "a cached blob cannot be opened; it is streamed uncached");
+                    break;
+                }
+            };
+            match opened {
                 Opened::Missing(fill) => return self.fetch_into(access, digest, fill).await,
                 // It came to be since we looked: by another, whose proof is not ours.
                 _ if !self.proofs.may_have(access, digest) => {}
@@ -246,7 +261,8 @@ impl Pull {
             return self.pass(access, digest, body).await;
         };
         let reader = writer.reader();
-        monoio::spawn(Rc::clone(self).run(access.clone(), *digest, writer, body.body));
+        let run = Rc::clone(self).run(access.clone(), *digest, writer, body.body);
+        monoio::spawn(without_panic("a fill", run));
         match self.follow(access, digest, reader).await? {
             Some(content) => Ok(OpenBlob::Content(content)),
             None => self.fetch_for_one(access, digest).await,
@@ -261,6 +277,7 @@ impl Pull {
         mut writer: FillWriter,
         mut body: upstream::Body,
     ) {
+        let started = Instant::now();
         let mut broken = 0;
         let mut broken_at = 0;
         loop {
@@ -269,6 +286,10 @@ impl Pull {
                     metrics::add(Counter::BytesFetched, piece.len() as u64);
                     if let Err(error) = writer.write(piece).await {
                         return writer.fail(error);
+                    }
+                    if !is_worth_it(&writer, started.elapsed()) {
+                        let text = "it was too slow, or nobody waited for it any more".to_owned();
+                        return writer.fail(FillError::Source(text));
                     }
                 }
                 Ok(None) => return writer.finish().await,
@@ -325,6 +346,15 @@ impl Pull {
                 // The registry has changed its ways, or it redirects some blobs only.
                 self.redirecting.borrow_mut().remove(&access.registry);
                 self.proofs.note_allowed(access, *digest, body.size);
+                // That was the yes that the cached blob lacked.
+                let key = access.key(digest);
+                if let Presence::Stored { size } = self.cache.presence(&key)
+                    && body.size.is_none_or(|stated| stated == size)
+                    && let Ok(Opened::Stored(blob)) = self.cache.open(&key).await
+                {
+                    metrics::add(Counter::BlobHits, 1);
+                    return Ok(stored(blob));
+                }
                 self.pass(access, digest, body).await
             }
         }
@@ -383,13 +413,26 @@ fn stored(blob: Blob) -> OpenBlob {
     })
 }
 
+/// A fill belongs to no client, but it is for clients. One that is small or well on its way is finished for the next;
+/// one that nobody waits for, or that crawls, would hold its bytes of the cache for nothing.
+fn is_worth_it(writer: &FillWriter, elapsed: Duration) -> bool {
+    const SMALL: u64 = 8 << 20;
+    const SLOWEST_PER_SECOND: u64 = 16 << 10;
+    const TIME_TO_GET_GOING: Duration = Duration::from_secs(60);
+    let (written, size) = (writer.written(), writer.size());
+    if size <= SMALL || written == size {
+        return true;
+    }
+    let is_slow = elapsed > TIME_TO_GET_GOING && written / elapsed.as_secs() < SLOWEST_PER_SECOND;
+    !is_slow && (writer.is_followed() || written >= size / 4)
+}
+
 /// Whether another caller, with other credentials, would fare the same.
 fn concerns_everybody(error: &FetchError) -> bool {
     match error {
-        FetchError::Unreachable { .. }
-        | FetchError::Malformed { .. }
-        | FetchError::Failed { .. } => true,
-        FetchError::Unknown { .. }
+        FetchError::Unreachable { .. } | FetchError::Malformed { .. } => true,
+        FetchError::Failed { .. }
+        | FetchError::Unknown { .. }
         | FetchError::Refused { .. }
         | FetchError::RateLimited { .. }
         | FetchError::Forbidden { .. }

@@ -158,6 +158,10 @@ impl Passing {
 
     async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
         loop {
+            // What lies before the tail needs no more of it.
+            if self.position >= self.wanted.end {
+                return Ok(None);
+            }
             let Some(hasher) = &mut self.hasher else {
                 return Ok(None);
             };

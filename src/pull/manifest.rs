@@ -1,6 +1,6 @@
 //! Manifests: byte-exact, verified, and asked of the registry no more often than needed.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -10,6 +10,10 @@ use crate::{
     telemetry::metrics::{self, Counter},
     upstream::{FetchError, FetchedManifest, Login, ManifestHead},
 };
+
+/// How long after the registry's last yes a tag is served without asking it, while it is down. A revocation there is
+/// not noticed meanwhile.
+const LONGEST_STALE: Duration = Duration::from_secs(3600);
 
 /// How much of a manifest is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,17 +67,20 @@ impl Pull {
             .await?;
         let version = TagOrDigest::Digest(*digest);
         if stored.is_some() || extent == Extent::Head {
-            let head = self
+            // Without a word from the registry nothing is known of this holder's rights.
+            if let Some(head) = self
                 .upstream
                 .manifest_head(access.source(&login), &version)
-                .await?;
-            self.proofs.note_allowed(access, *digest, head.size);
-            if let Some(stored) = stored {
-                metrics::add(Counter::ManifestHits, 1);
-                return Ok(self.serve(access, &stored));
-            }
-            if let Some(served) = served_head(&head, *digest) {
-                return Ok(served);
+                .await?
+            {
+                self.proofs.note_allowed(access, *digest, head.size);
+                if let Some(stored) = stored {
+                    metrics::add(Counter::ManifestHits, 1);
+                    return Ok(self.serve(access, &stored));
+                }
+                if let Some(served) = served_head(&head, *digest) {
+                    return Ok(served);
+                }
             }
         }
         let stored = self.fetch_manifest(access, &login, &version).await?;
@@ -93,18 +100,19 @@ impl Pull {
             self.shelf
                 .find(&access.registry, &access.repository, &known.digest)
         });
-        if let (Some(known), Some(stored)) = (known, &stored)
+        if let Some(known) = known
             && known.is_fresh
         {
-            metrics::add(Counter::ManifestHits, 1);
-            return Ok(self.serve(access, stored));
+            return self.manifest_by_digest(access, &known.digest, extent).await;
         }
         let version = TagOrDigest::Tag(tag.clone());
         let asked = self
             .ask_for_tag(access, tag, &version, extent, known.is_some())
             .await;
         match (asked, stored) {
-            (Err(PullError::Fetch(error)), Some(stored)) if is_outage(&error) => {
+            (Err(PullError::Fetch(error)), Some(stored))
+                if is_outage(&error) && known.is_some_and(|known| known.age < LONGEST_STALE) =>
+            {
                 tracing::warn!(registry = %access.registry, repository = %access.repository, %tag, %error,
                     "the registry is down; a tag is served as it was");
                 metrics::add(Counter::StaleManifests, 1);
@@ -132,7 +140,9 @@ impl Pull {
                 .upstream
                 .manifest_head(access.source(&login), version)
                 .await?;
-            if let Some(digest) = head.digest {
+            if let Some(head) = head
+                && let Some(digest) = head.digest
+            {
                 self.shelf.note_tag(&access.holder, tag, digest);
                 self.proofs.note_allowed(access, digest, head.size);
                 if let Some(stored) = self
@@ -244,11 +254,11 @@ fn served_head(head: &ManifestHead, digest: Digest) -> Option<ServedManifest> {
 
 fn is_outage(error: &FetchError) -> bool {
     match error {
-        FetchError::Unreachable { .. }
+        FetchError::Unreachable { .. } => true,
+        FetchError::Failed { .. }
         | FetchError::Malformed { .. }
-        | FetchError::RateLimited { .. } => true,
-        FetchError::Failed { status, .. } => *status >= 500,
-        FetchError::Unknown { .. }
+        | FetchError::RateLimited { .. }
+        | FetchError::Unknown { .. }
         | FetchError::Refused { .. }
         | FetchError::Forbidden { .. }
         | FetchError::Busy(_) => false,

@@ -130,19 +130,16 @@ impl Pull {
             repository: &image.repository,
             login: &login,
         };
-        if let Some(digest) = self
-            .upstream
-            .manifest_head(source, &image.version)
-            .await?
-            .digest
-        {
+        let head = self.upstream.manifest_head(source, &image.version).await?;
+        if let Some(digest) = head.and_then(|head| head.digest) {
             return Ok(digest);
         }
         let fetched = self.upstream.manifest(source, &image.version).await?;
         Ok(fetched.digest.unwrap_or_else(|| Digest::of(&fetched.body)))
     }
 
-    /// Keeps what `resolve` found for the grant that came of it, so that its first pull need not ask again.
+    /// Keeps what `resolve` found for the grant that came of it, so that its first pull need not ask what the tag
+    /// means.
     pub fn note_resolution(&self, grant: &Grant, digest: Digest) {
         let access = Access::by_grant(grant);
         self.proofs.note_allowed(&access, digest, None);
@@ -189,6 +186,7 @@ impl Pull {
             })
             .await?;
         let found = found.map_err(|error| PullError::Caller(Arc::new(error)))?;
+        tracing::debug!(login = found.description, "chosen");
         Ok(Login {
             credentials: found.credentials,
             identity: found.identity.into(),

@@ -35,6 +35,7 @@ pub struct Stored {
 pub struct Resolution {
     pub digest: Digest,
     pub is_fresh: bool,
+    pub age: Duration,
 }
 
 type Key = (Registry, Repository, Digest);
@@ -98,9 +99,11 @@ impl Shelf {
 
     pub fn find_tag(&self, holder: &Holder, tag: &Tag) -> Option<Resolution> {
         let (digest, since) = *lock(&self.tags).get(&(holder.clone(), tag.clone()))?;
+        let age = since.elapsed();
         Some(Resolution {
             digest,
-            is_fresh: since.elapsed() < TAG_AGE,
+            is_fresh: age < TAG_AGE,
+            age,
         })
     }
 }

@@ -37,6 +37,8 @@ use crate::{
 
 /// Most heads fit; the buffer grows for those that do not.
 const HEAD_BUFFER: usize = 4 << 10;
+/// Enough of a request's first line to see which API it is for.
+const FIRST_LINE: usize = 32;
 /// An unwanted body up to this size is read past; after a larger one the connection ends.
 const MOST_SKIPPED: u64 = 64 << 10;
 /// How long a closing connection is drained, so that the client sees the answer before the reset.
@@ -139,6 +141,9 @@ async fn exchange<S: Service>(
                 })
                 .await
         }
+        Err(BodyError::Gone(error)) if error.kind() == io::ErrorKind::TimedOut => service
+            .answer_bad_body(408, "the request's body took too long")
+            .closing(),
         Err(BodyError::Gone(_)) => return Next::Cut,
         Err(error @ BodyError::TooLarge { .. }) => {
             service.answer_bad_body(413, &error.to_string()).closing()
@@ -228,7 +233,7 @@ async fn receive_body<S: Service>(
             .await?;
     }
     let body = request_body::read(socket, buffer, head.body, limit, &edge.load).await?;
-    Ok(Received::Body(body.into()))
+    Ok(Received::Body(body))
 }
 
 /// Why there is no next request.
@@ -254,16 +259,20 @@ async fn read_head(
         // Parsing begins at the start each time, so it waits for the end of the head; but what cannot
         // become a head is refused at its first line.
         if head_end(buffer, searched).is_some() || buffer.len() > MAX_HEAD_SIZE {
-            return match parse_request(buffer) {
+            match parse_request(buffer) {
                 Ok(Some((head, size))) => {
                     buffer.drain(..size);
-                    Ok(head)
+                    return Ok(head);
                 }
-                Ok(None) => Err(NoHead::Malformed(HeadError::TooLarge)),
-                Err(error) => Err(NoHead::Malformed(error)),
-            };
+                Ok(None) if buffer.len() > MAX_HEAD_SIZE => {
+                    return Err(NoHead::Malformed(HeadError::TooLarge));
+                }
+                // Empty lines before the request: its end is still to come.
+                Ok(None) => {}
+                Err(error) => return Err(NoHead::Malformed(error)),
+            }
         }
-        searched = buffer.len().saturating_sub(3);
+        searched = buffer.len();
         if !buffer.is_empty() && deadline.is_none() {
             deadline = Some(Instant::now() + *edge.options.head_timeout);
         }
@@ -282,10 +291,7 @@ async fn read_head(
             }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::TimedOut && !buffer.is_empty() => {
-                return Err(match parse_request(buffer) {
-                    Err(error) => NoHead::Malformed(error),
-                    Ok(_) => NoHead::Slow,
-                });
+                return Err(NoHead::Slow);
             }
             Err(_) => return Err(NoHead::Over),
         }
@@ -303,8 +309,11 @@ async fn receive(
         fresh.reserve(start.max(HEAD_BUFFER));
     }
     let capacity = fresh.capacity();
-    // A copy of what is there is kept out of the ring: on a time-out it would be lost, and is wanted for the answer.
-    let kept = if start > 0 { fresh.clone() } else { Vec::new() };
+    // After a time-out the buffer is the ring's. What the answer's shape depends on is kept out of it.
+    let kept = fresh
+        .get(..start.min(FIRST_LINE))
+        .unwrap_or_default()
+        .to_vec();
     let reading = socket.read(fresh.slice_mut(start..capacity));
     match timeout(patience, reading).await {
         Ok((result, slice)) => {

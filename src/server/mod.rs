@@ -8,14 +8,11 @@ mod request_body;
 use std::{
     cell::Cell,
     net::SocketAddr,
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
     rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::Poll,
     time::Duration,
 };
 
@@ -24,6 +21,7 @@ use serde::Deserialize;
 
 use crate::{
     api::Service,
+    blocking::without_panic,
     net::{Listener, Transfer},
     telemetry::metrics::{self, Counter},
     units::{ByteSize, HumanDuration},
@@ -65,6 +63,11 @@ impl Default for Options {
         }
     }
 }
+
+/// Connections too many that are told so at a time.
+const MOST_REFUSED: usize = 256;
+/// What was in the listener's queue at the end has its request in flight, most likely.
+const LAST_ARRIVALS: Duration = Duration::from_millis(100);
 
 /// What all cores count together.
 #[derive(Default)]
@@ -113,17 +116,27 @@ impl Edge {
             metrics::add(Counter::ConnectionsAccepted, 1);
             monoio::spawn(async move {
                 let place = Place::take(&edge.load);
-                if edge.load.connections() > edge.options.max_connections {
+                let most = edge.options.max_connections;
+                if edge.load.connections() > most {
                     metrics::add(Counter::ConnectionsRefused, 1);
-                    connection::refuse(&edge, &*service, socket).await;
+                    // So many at once that even telling them would cost too much.
+                    if edge.load.connections() <= most.saturating_add(MOST_REFUSED) {
+                        without_panic("a connection", connection::refuse(&edge, &*service, socket))
+                            .await;
+                    }
                     return;
                 }
-                without_panic(connection::run(&edge, &*service, socket, peer)).await;
+                without_panic(
+                    "a connection",
+                    connection::run(&edge, &*service, socket, peer),
+                )
+                .await;
                 drop(place);
             });
         };
         listener.run(stop, take).await;
         self.is_stopping.set(true);
+        monoio::time::sleep(LAST_ARRIVALS).await;
         while self.busy.get() > 0 {
             monoio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -143,20 +156,5 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A bug costs its connection, not the core with all the others.
-async fn without_panic(connection: impl Future<Output = ()>) {
-    let mut connection = pin!(connection);
-    let ended = std::future::poll_fn(|context| {
-        match catch_unwind(AssertUnwindSafe(|| connection.as_mut().poll(context))) {
-            Ok(poll) => poll.map(|()| true),
-            Err(_) => Poll::Ready(false),
-        }
-    });
-    if !ended.await {
-        metrics::add(Counter::Panics, 1);
-        tracing::error!("a connection was lost to a bug of tidegate; the panic's message is above");
     }
 }

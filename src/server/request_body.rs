@@ -1,6 +1,12 @@
 //! Reading the body of a request, for those who want it, and past it, for those who do not.
 
-use std::{io, sync::atomic::Ordering, time::Duration};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
 
 use monoio::{io::AsyncReadRent as _, net::TcpStream, time::timeout};
 
@@ -26,12 +32,12 @@ pub(super) enum BodyError {
 }
 
 /// Counts what one body takes of the memory for all.
-struct Share<'a> {
-    load: &'a Load,
+struct Share {
+    load: Arc<Load>,
     count: usize,
 }
 
-impl Share<'_> {
+impl Share {
     fn take(&mut self, count: usize) -> Result<(), BodyError> {
         self.count += count;
         let before = self.load.body_bytes.fetch_add(count, Ordering::Relaxed);
@@ -43,11 +49,23 @@ impl Share<'_> {
     }
 }
 
-impl Drop for Share<'_> {
+impl Drop for Share {
     fn drop(&mut self) {
         self.load
             .body_bytes
             .fetch_sub(self.count, Ordering::Relaxed);
+    }
+}
+
+/// A body that is counted for as long as it is in memory.
+struct Counted {
+    bytes: Vec<u8>,
+    _share: Share,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -57,9 +75,12 @@ pub(super) async fn read(
     buffer: &mut Vec<u8>,
     length: BodyLength,
     limit: u64,
-    load: &Load,
-) -> Result<Vec<u8>, BodyError> {
-    let mut share = Share { load, count: 0 };
+    load: &Arc<Load>,
+) -> Result<Bytes, BodyError> {
+    let mut share = Share {
+        load: Arc::clone(load),
+        count: 0,
+    };
     let mut body = Vec::new();
     let mut decoder = match length {
         BodyLength::Chunked => Some(ChunkDecoder::new()),
@@ -89,7 +110,10 @@ pub(super) async fn read(
             .as_ref()
             .map_or(body.len() as u64 == expected, ChunkDecoder::is_done);
         if is_over {
-            return Ok(body);
+            return Ok(Bytes::from_owner(Counted {
+                bytes: body,
+                _share: share,
+            }));
         }
         receive(socket, buffer).await?;
     }

@@ -28,7 +28,7 @@ pub struct RegistryOptions {
     /// caches what it finds there.
     pub redirect: Redirects,
     /// Pull without a token under `/v2/<registry>/…`, as the anonymous caller. On by default for docker.io,
-    /// quay.io, ghcr.io, public.ecr.aws and registry.k8s.io.
+    /// quay.io, ghcr.io, public.ecr.aws and registry.k8s.io, unless `anonymous = false`.
     pub anonymous_pull: Option<bool>,
     /// Hosts besides the registry's own that may be sent its credentials as a token realm: `["auth.example.com"]`.
     pub realm_hosts: Vec<String>,
@@ -147,9 +147,9 @@ impl Endpoint {
         };
         Ok(Self {
             realms,
-            anonymous_pull: options
-                .anonymous_pull
-                .unwrap_or_else(|| OPEN_BY_DEFAULT.contains(&registry.as_str())),
+            anonymous_pull: options.anonymous_pull.unwrap_or_else(|| {
+                platform.is_open && OPEN_BY_DEFAULT.contains(&registry.as_str())
+            }),
             registry,
             base,
             way,
@@ -235,10 +235,12 @@ fn is_loopback(host: &str) -> bool {
 struct Platform {
     way: Way,
     realms: RealmClient,
+    /// Anonymous callers are welcome.
+    is_open: bool,
 }
 
 impl Platform {
-    fn new(trust: Trust) -> Self {
+    fn new(trust: Trust, is_open: bool) -> Self {
         let way = Way {
             addresses: Addresses::Public,
             trust,
@@ -246,6 +248,7 @@ impl Platform {
         Self {
             realms: RealmClient::new(&way),
             way,
+            is_open,
         }
     }
 }
@@ -260,8 +263,9 @@ impl Endpoints {
     /// All problems at once, each with the registry's name.
     pub fn load(
         registries: &[(Registry, RegistryOptions)],
+        is_open: bool,
     ) -> Result<Self, Vec<(Registry, EndpointError)>> {
-        let platform = Platform::new(Trust::platform());
+        let platform = Platform::new(Trust::platform(), is_open);
         let mut configured = HashMap::new();
         let mut problems = Vec::new();
         for (registry, options) in registries {
@@ -312,7 +316,7 @@ mod tests {
         Endpoint::new(
             registry.parse().expect(registry),
             options,
-            &Platform::new(Trust::unchecked()),
+            &Platform::new(Trust::unchecked(), true),
         )
     }
 

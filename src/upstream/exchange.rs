@@ -206,7 +206,7 @@ impl Exchange {
         let mut idle = self.idle.borrow_mut();
         let kept = idle.get_mut(place)?;
         let mut found = None;
-        while let Some(candidate) = kept.pop() {
+        while let Some(mut candidate) = kept.pop() {
             if candidate.since.elapsed() < *self.options.idle_timeout && candidate.stream.is_quiet()
             {
                 found = Some(candidate.stream);

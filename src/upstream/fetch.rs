@@ -43,7 +43,7 @@ pub struct FetchedManifest {
 }
 
 /// What a HEAD says about a manifest.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ManifestHead {
     pub content_type: Option<String>,
     pub digest: Option<Digest>,
@@ -128,22 +128,23 @@ impl Upstream {
         })
     }
 
+    /// `None`: the registry knows no HEAD, so nothing was said.
     pub async fn manifest_head(
         &self,
         source: Source<'_>,
         version: &TagOrDigest,
-    ) -> Result<ManifestHead, FetchError> {
+    ) -> Result<Option<ManifestHead>, FetchError> {
         let wish = manifest_wish(Method::Head, source.repository, version);
         let response = match self.send(source, wish).await {
             // A registry that knows no HEAD says nothing; GET tells all.
             Err(FetchError::Failed {
                 status: 405 | 501, ..
-            }) => return Ok(ManifestHead::default()),
+            }) => return Ok(None),
             sent => sent?,
         };
         let head = manifest_head(&response.head);
         response.body.discard().await;
-        Ok(head)
+        Ok(Some(head))
     }
 
     pub async fn blob(
@@ -204,15 +205,23 @@ impl Upstream {
         self.options.retry_count
     }
 
-    /// The size, if the registry says so; `Redirect` likewise.
+    /// The size, if the registry says so; `Redirect` where the client is to go elsewhere. Where redirects are followed
+    /// it is asked as for the blob itself: a storage's signed URL is good for one method only.
     pub async fn blob_head(
         &self,
         source: Source<'_>,
         digest: &Digest,
     ) -> Result<BlobHead, FetchError> {
-        let response = self
-            .send(source, self.blob_wish(Method::Head, source, digest)?)
-            .await?;
+        let wish = self.blob_wish(Method::Head, source, digest)?;
+        if wish.follow == Follow::Always {
+            return Ok(match self.blob(source, digest).await? {
+                FetchedBlob::Inline(body) => BlobHead::Found { size: body.size },
+                FetchedBlob::Redirect { status, location } => {
+                    BlobHead::Redirect { status, location }
+                }
+            });
+        }
+        let response = self.send(source, wish).await?;
         let redirect = self.redirect(source, &response.head)?;
         let size = content_length(&response.head);
         response.body.discard().await;

@@ -63,22 +63,22 @@ impl Upstream {
             let patience = (attempt < self.options.retry_count
                 && started.elapsed() < *self.options.response_timeout)
                 .then(|| FIRST_PAUSE * 2_u32.saturating_pow(attempt));
-            let response = match (sent, patience) {
+            let (response, is_home) = match (sent, patience) {
                 (Err(Problem::Exchange(error)), Some(pause)) if is_passing(&error) => {
                     attempt += 1;
                     self.pause(pause, &endpoint.registry).await;
                     continue;
                 }
                 (Err(problem), _) => return Err(problem.into_error(&endpoint)),
-                (Ok(response), _) => response,
+                (Ok(sent), _) => sent,
             };
             let status = response.head.status;
             match (status, patience) {
                 (200..300, _) => return Ok(response),
                 _ if is_redirect(status) => return Ok(response),
                 // 403 too: some registries say so to a token or password that has ended. Only if there was one.
-                (401, _) | (403, _)
-                    if !is_renewed && (status == 401 || authorization.is_some()) =>
+                (401 | 403, _)
+                    if is_home && !is_renewed && (status == 401 || authorization.is_some()) =>
                 {
                     is_renewed = true;
                     let challenges =
@@ -117,13 +117,13 @@ impl Upstream {
         }
     }
 
-    /// One request, and the redirects that are ours to follow.
+    /// One request, and the redirects that are ours to follow; whether the answer is the registry's own.
     async fn send_once(
         &self,
         endpoint: &Endpoint,
         wish: &Wish<'_>,
         authorization: Option<&Authorization>,
-    ) -> Result<Response, Problem> {
+    ) -> Result<(Response, bool), Problem> {
         let first = endpoint.url(&wish.path);
         let mut url = first.clone();
         for _ in 0..=MOST_REDIRECTS {
@@ -143,14 +143,14 @@ impl Upstream {
             };
             let response = self.exchange.send(way, &request).await?;
             if !is_redirect(response.head.status) {
-                return Ok(response);
+                return Ok((response, is_home));
             }
             let Some(location) = response.head.headers.get("location") else {
                 return Err(Problem::Redirect("a redirect to nowhere"));
             };
             let Ok(next) = url.join(location) else {
                 return if wish.follow == Follow::WithinRegistry {
-                    Ok(response)
+                    Ok((response, is_home))
                 } else {
                     Err(Problem::Redirect("a redirect that is not a URL"))
                 };
@@ -158,7 +158,7 @@ impl Upstream {
             let stays = next.origin == first.origin
                 && next.target.starts_with(&endpoint.url("/v2/").target);
             if wish.follow == Follow::WithinRegistry && !stays {
-                return Ok(response);
+                return Ok((response, is_home));
             }
             if url.origin.scheme == Scheme::Https && next.origin.scheme == Scheme::Http {
                 return Err(Problem::Redirect("a redirect from HTTPS to plain HTTP"));
