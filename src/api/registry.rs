@@ -1,16 +1,21 @@
 //! `/v2`: manifests, blobs, tags and referrers, with the fields that runtimes look for.
 
+use std::sync::Arc;
+
 use super::{
     Api, Body, Length, Response,
     error_response::{self, Shape},
     route::{Name, Wish},
 };
 use crate::{
+    blocking::Errand,
     http::{Method, RangeWish, RequestHead, parse_range},
-    oci::{Digest, TagOrDigest},
+    oci::{Digest, ErrorCode, TagOrDigest, media_type},
     pull::{
-        Access, BlobHead, Content, Extent, List, OpenBlob, PullError, ServedManifest, next_page,
+        Access, BlobHead, Content, Extent, Holder, List, OpenBlob, PullError, ServedManifest,
+        next_page,
     },
+    requests::Token,
 };
 
 /// Old clients look at the version, all of them at the 200: a challenge here would make them log in.
@@ -70,8 +75,14 @@ impl Api {
         if is_known(head, &digest) {
             return Ok(not_modified(&digest));
         }
-        let response =
-            content_fields(Response::new(200), &digest).field("Content-Type", media_type);
+        if !media_type::is_accepted(&media_type, head.headers.all("accept")) {
+            let message = format!("the manifest is {media_type}, which is not among the types of your Accept");
+            return Ok(error_response::registry(404, ErrorCode::ManifestUnknown, &message));
+        }
+        if let (Holder::Token(token), Some(_)) = (&access.holder, &bytes) {
+            self.note_first_pull(*token, digest);
+        }
+        let response = content_fields(Response::new(200), &digest).field("Content-Type", media_type);
         // distribution-spec, warnings: for people, shown by clients.
         let response = if is_stale {
             response.field(
@@ -88,6 +99,19 @@ impl Api {
             Some(bytes) => response.body(Some(size), Body::bytes(bytes)),
             None => response.length(Length::Known(size)),
         })
+    }
+
+    /// For whoever looks the request up later. Nobody waits for it, and only the first one counts.
+    fn note_first_pull(&self, token: Token, digest: Digest) {
+        let requests = Arc::clone(&self.shared.requests);
+        let noted = self.shared.pool.send(Errand::Grants, move || {
+            if let Err(error) = requests.note_source_digest(&token, digest) {
+                tracing::warn!(%error, "the digest of a first pull could not be recorded");
+            }
+        });
+        if let Err(error) = noted {
+            tracing::debug!(%error, "the digest of a first pull was not recorded");
+        }
     }
 
     async fn blob_head(
@@ -148,11 +172,7 @@ impl Api {
             .referrers(access, digest, list_query(head).as_deref())
             .await?;
         let path = format!("/v2/{}/referrers/{digest}", own_name(name));
-        Ok(list_response(
-            list,
-            &path,
-            crate::oci::media_type::OCI_INDEX,
-        ))
+        Ok(list_response(list, &path, media_type::OCI_INDEX))
     }
 }
 

@@ -40,14 +40,15 @@ pub(super) fn run(plan: Plan) {
     struct Fatal;
     impl Drop for Fatal {
         fn drop(&mut self) {
-            tracing::error!("a core ended, so tidegate does; the panic's message is above");
+            // Past the log, whose thread would not get to it.
+            eprintln!("tidegate: a core ended, so the process does; the reason is above");
             process::exit(70);
         }
     }
     let _fatal = Fatal;
     match runtime::build(&plan.choice) {
         Ok(mut core) => core.block_on(work(plan)),
-        Err(error) => tracing::error!(%error, "a core has no runtime"),
+        Err(error) => eprintln!("tidegate: a core has no runtime: {error}"),
     }
 }
 
@@ -123,7 +124,8 @@ fn listen(address: SocketAddr) -> Listener {
     match Listener::on(address) {
         Ok(listener) => listener,
         Err(error) => {
-            tracing::error!(%address, %error, "cannot listen");
+            // Past the log, whose thread would not get to it.
+            eprintln!("tidegate: cannot listen on {address}: {error}");
             process::exit(1);
         }
     }

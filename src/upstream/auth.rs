@@ -16,7 +16,7 @@ use super::{
     token::{BearerToken, TokenError, TokenRequest, basic},
 };
 use crate::{
-    blocking::{self, Errand, Pool, Sender, lock},
+    blocking::{self, Errand, Pool, PoolError, Receiver, Sender, lock},
     http::{Challenge, Origin},
     oci::{Credentials, Repository},
     secret::Secret,
@@ -24,6 +24,10 @@ use crate::{
 
 /// A bad password must not hammer the realm: Docker Hub locks the account for a quarter of an hour.
 const REFUSAL_AGE: Duration = Duration::from_secs(30);
+/// Exchanges under way with one realm: one that does not answer must not take all threads.
+const MOST_AT_ONE_REALM: usize = 12;
+const REALM_PAUSE: Duration = Duration::from_millis(25);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const MOST_TOKENS: usize = 16_384;
 const MOST_CHALLENGES: usize = 16_384;
 
@@ -84,6 +88,7 @@ enum Learnt {
 struct Key {
     origin: Origin,
     realm: String,
+    realm_host: String,
     service: Option<String>,
     scope: String,
     identity: Arc<str>,
@@ -259,6 +264,7 @@ impl Authorizer {
         let key = Key {
             origin: endpoint.url("/").origin,
             realm: realm.clone(),
+            realm_host: request.realm.origin.host.clone(),
             service: service.clone(),
             scope: request.scope.clone(),
             identity: Arc::clone(&login.identity),
@@ -281,46 +287,81 @@ impl Authorizer {
         request: TokenRequest,
         sent: Option<&Authorization>,
     ) -> Result<(Answer, bool), FetchError> {
-        let (sender, receiver) = blocking::oneshot();
-        {
-            let now = Instant::now();
-            let mut tokens = lock(&self.tokens);
-            match tokens.get_mut(&key) {
-                Some(State::Held(token)) if now < token.until && !is_same(token, sent) => {
-                    return Ok((Ok(token.clone()), sent.is_some()));
+        let deadline = Instant::now() + LONGEST_WAIT;
+        let receiver = loop {
+            match self.ask(endpoint, &key, &request, sent)? {
+                Asked::Known(answer, is_fresh) => return Ok((answer, is_fresh)),
+                Asked::UnderWay(receiver) => break receiver,
+                Asked::RealmIsBusy if Instant::now() < deadline => {
+                    monoio::time::sleep(REALM_PAUSE).await
                 }
-                Some(State::Refused { error, until }) if now < *until => {
-                    return Ok((Err(error.clone()), true));
-                }
-                Some(State::Asking(waiting)) => waiting.push(sender),
-                _ => {
-                    make_room(&mut tokens, now);
-                    tokens.insert(key.clone(), State::Asking(vec![sender]));
-                    let (realms, shared) = (endpoint.realms.clone(), Arc::clone(&self.tokens));
-                    let work = {
-                        let key = key.clone();
-                        move || {
-                            // Settles also if the exchange panics: those who wait are then told that nothing came.
-                            let settling = Settling {
-                                tokens: shared,
-                                key: Some(key),
-                            };
-                            let answer = realms.obtain(&request);
-                            settling.settle(answer);
-                        }
-                    };
-                    if let Err(error) = self.pool.send(Errand::Tokens, work) {
-                        tokens.remove(&key);
-                        return Err(error.into());
-                    }
-                }
+                Asked::RealmIsBusy => return Err(PoolError::Full(Errand::Tokens).into()),
             }
-        }
+        };
         match receiver.receive().await {
             Some(answer) => Ok((answer, true)),
-            None => Err(blocking::PoolError::Panicked(Errand::Tokens).into()),
+            None => Err(PoolError::Panicked(Errand::Tokens).into()),
         }
     }
+
+    /// Looks the token up, joins those who wait for it, or sends for it.
+    fn ask(
+        &self,
+        endpoint: &Endpoint,
+        key: &Key,
+        request: &TokenRequest,
+        sent: Option<&Authorization>,
+    ) -> Result<Asked, FetchError> {
+        let now = Instant::now();
+        let mut tokens = lock(&self.tokens);
+        match tokens.get_mut(key) {
+            Some(State::Held(token)) if now < token.until && !is_same(token, sent) => {
+                return Ok(Asked::Known(Ok(token.clone()), sent.is_some()));
+            }
+            Some(State::Refused { error, until }) if now < *until => {
+                return Ok(Asked::Known(Err(error.clone()), true));
+            }
+            Some(State::Asking(waiting)) => {
+                let (sender, receiver) = blocking::oneshot();
+                waiting.push(sender);
+                return Ok(Asked::UnderWay(receiver));
+            }
+            _ => {}
+        }
+        let at_this_realm = tokens
+            .iter()
+            .filter(|(other, state)| {
+                matches!(state, State::Asking(_)) && other.realm_host == key.realm_host
+            })
+            .count();
+        if at_this_realm >= MOST_AT_ONE_REALM {
+            return Ok(Asked::RealmIsBusy);
+        }
+        make_room(&mut tokens, now);
+        let (sender, receiver) = blocking::oneshot();
+        tokens.insert(key.clone(), State::Asking(vec![sender]));
+        let (realms, request) = (endpoint.realms.clone(), request.clone());
+        // Settles also if the exchange panics: those who wait are then told that nothing came.
+        let settling = Settling {
+            tokens: Arc::clone(&self.tokens),
+            key: Some(key.clone()),
+        };
+        // A refused errand drops it, and it takes the lock.
+        drop(tokens);
+        self.pool.send(Errand::Tokens, move || {
+            let answer = realms.obtain(&request);
+            settling.settle(answer);
+        })?;
+        Ok(Asked::UnderWay(receiver))
+    }
+}
+
+enum Asked {
+    /// The answer, and whether it is newer than what was sent.
+    Known(Answer, bool),
+    UnderWay(Receiver<Answer>),
+    /// As many exchanges as may be are under way there.
+    RealmIsBusy,
 }
 
 struct Settling {

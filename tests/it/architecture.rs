@@ -105,7 +105,15 @@ const LAYERS: [(&str, &[&str]); 26] = [
     ),
     (
         "server",
-        &["api", "http", "net", "limits", "units", "telemetry"],
+        &[
+            "blocking",
+            "api",
+            "http",
+            "net",
+            "limits",
+            "units",
+            "telemetry",
+        ],
     ),
     ("config", &COMPOSED),
     ("app", &EVERYTHING),
