@@ -76,13 +76,20 @@ impl Api {
             return Ok(not_modified(&digest));
         }
         if !media_type::is_accepted(&media_type, head.headers.all("accept")) {
-            let message = format!("the manifest is {media_type}, which is not among the types of your Accept");
-            return Ok(error_response::registry(404, ErrorCode::ManifestUnknown, &message));
+            let message = format!(
+                "the manifest is {media_type}, which is not among the types of your Accept"
+            );
+            return Ok(error_response::registry(
+                404,
+                ErrorCode::ManifestUnknown,
+                &message,
+            ));
         }
         if let (Holder::Token(token), Some(_)) = (&access.holder, &bytes) {
             self.note_first_pull(*token, digest);
         }
-        let response = content_fields(Response::new(200), &digest).field("Content-Type", media_type);
+        let response =
+            content_fields(Response::new(200), &digest).field("Content-Type", media_type);
         // distribution-spec, warnings: for people, shown by clients.
         let response = if is_stale {
             response.field(

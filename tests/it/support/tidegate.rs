@@ -1,6 +1,7 @@
 //! The product, as an operator runs it: a configuration file, a child process, a log.
 
 use std::{
+    env,
     fmt::Write as _,
     fs::{self, Metadata},
     net::{SocketAddr, TcpStream},
@@ -164,6 +165,12 @@ impl Setup {
             .arg(home.join("cache"))
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        // So that all of it can be run on either driver.
+        if let Ok(driver) = env::var("TESTS_DRIVER")
+            && !self.arguments.iter().any(|argument| argument == "--driver")
+        {
+            command.args(["--driver", &driver]);
+        }
         command
     }
 }
