@@ -2,6 +2,7 @@
 //!
 //! ```sh
 //! cargo bench --bench blob_hit
+//! cargo bench --bench blob_hit -- "2 KiB"     # one size
 //! ```
 //!
 //! Starts the release binary and, if installed, nginx with two workers, on loopback; the same bytes, the same
@@ -79,7 +80,14 @@ fn main() {
     );
     println!("| blob | server | GiB/s | requests/s | CPU s/GiB | tidegate ÷ nginx: GiB/s | CPU |");
     println!("|---|---|---:|---:|---:|---:|---:|");
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with("--"))
+        .collect();
     for (size, digest) in SIZES.iter().zip(&digests) {
+        if !wanted.is_empty() && !wanted.iter().any(|name| name == size.name) {
+            continue;
+        }
         let path = format!("/v2/{upstream}/bench/blobs/blobs/sha256:{digest}");
         let ours = Target {
             server: &tidegate,

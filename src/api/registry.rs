@@ -249,6 +249,9 @@ fn ranged(head: &RequestHead, digest: &Digest, content: Content) -> Response {
 
 /// RFC 9110 §13.1.2, weak comparison; unquoted tags are met and taken too.
 fn is_known(head: &RequestHead, digest: &Digest) -> bool {
+    if head.headers.get("if-none-match").is_none() {
+        return false;
+    }
     let digest = digest.to_string();
     head.headers
         .all("if-none-match")

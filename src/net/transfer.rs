@@ -3,7 +3,14 @@
 //! One turn sends at most a budget and then awaits the socket's writability, even if it is writable still:
 //! that await is what gives every other task of the core its turn.
 
-use std::{cell::RefCell, fs::File, io, ops::Range, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    fs::File,
+    io,
+    ops::Range,
+    rc::Rc,
+    time::Duration,
+};
 
 use monoio::{net::TcpStream, time::timeout};
 
@@ -11,8 +18,10 @@ use crate::sys::{self, More, Pipe, Sent};
 
 /// What one response may send in one turn. Sub-millisecond tails for the others, and no dearer per byte.
 const BUDGET: usize = 256 << 10;
-/// Up to here a copy is cheaper than a pipe: one read, and one send together with the head.
-const COPIED: usize = 64 << 10;
+/// Up to here a copy is cheapest: one read, and one send together with the head.
+const COPIED: usize = 16 << 10;
+/// From here on a pipe is cheaper than `sendfile`, below it dearer.
+const PIPED: u64 = 512 << 10;
 const PIPE_SIZE: usize = 1 << 20;
 /// A pipe below this is what the kernel gives a user who has used up his budget of pages.
 const SMALLEST_PIPE: usize = 64 << 10;
@@ -23,6 +32,8 @@ const MOST_PIPES: usize = 64;
 #[derive(Default)]
 pub struct Transfer {
     pipes: RefCell<Vec<Pipe>>,
+    /// Head and body of a small answer; lent to one at a time.
+    scratch: Cell<Vec<u8>>,
 }
 
 impl Transfer {
@@ -79,12 +90,20 @@ impl Transfer {
         let size = range.end.saturating_sub(range.start);
         if let Ok(size) = usize::try_from(size)
             && size <= COPIED
-            && let Some(joined) = read_behind(head, file, range.start, size)?
         {
-            return self.send(socket, &joined, more, patience).await;
+            let mut joined = self.scratch.take();
+            if read_behind(&mut joined, head, file, range.start, size)? {
+                let bytes = joined.get(..head.len() + size).unwrap_or_default();
+                let sent = self.send(socket, bytes, more, patience).await;
+                self.scratch.set(joined);
+                return sent;
+            }
         }
         if !head.is_empty() {
             self.send(socket, head, More::Follows, patience).await?;
+        }
+        if range.end.saturating_sub(range.start) < PIPED {
+            return send_from_file(socket, file, range, patience).await;
         }
         match self.take_pipe() {
             Some(mut pipe) => {
@@ -106,22 +125,32 @@ impl Transfer {
     }
 }
 
-/// `head` and the file's bytes in one buffer, if the page cache has them.
-fn read_behind(head: &[u8], file: &File, offset: u64, size: usize) -> io::Result<Option<Vec<u8>>> {
-    let mut joined = vec![0; head.len() + size];
+/// Puts `head` and the file's bytes at the front of `joined`, if the page cache has them. The buffer only grows, so that
+/// it is not cleared for each answer.
+fn read_behind(
+    joined: &mut Vec<u8>,
+    head: &[u8],
+    file: &File,
+    offset: u64,
+    size: usize,
+) -> io::Result<bool> {
+    let length = head.len() + size;
+    if joined.len() < length {
+        joined.resize(length, 0);
+    }
     let (front, body) = joined.split_at_mut(head.len());
     front.copy_from_slice(head);
     let mut filled = 0;
     while filled < size {
-        let rest = body.get_mut(filled..).unwrap_or_default();
+        let rest = body.get_mut(filled..size).unwrap_or_default();
         match sys::read_if_cached(file, rest, offset + filled as u64) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => filled += count,
             // Not in memory, or a file system that cannot tell: the general way does it.
-            Err(_) => return Ok(None),
+            Err(_) => return Ok(false),
         }
     }
-    Ok(Some(joined))
+    Ok(true)
 }
 
 async fn splice(
