@@ -78,7 +78,11 @@ async fn work(plan: Plan) {
         Arc::clone(&shared.shelf),
     );
     let api = Rc::new(Api::new(Rc::clone(&pull), Arc::clone(&shared.api)));
-    let edge = Edge::new(shared.listener.clone(), Arc::clone(&shared.load));
+    let edge = Edge::new(
+        shared.listener.clone(),
+        Arc::clone(&shared.load),
+        Arc::clone(&shared.pool),
+    );
     monoio::spawn(async move {
         loop {
             monoio::time::sleep(IDLE_CHECK).await;
@@ -106,7 +110,11 @@ async fn work(plan: Plan) {
         let admin = Rc::new(Admin::new(Arc::clone(&shared) as Arc<_>));
         // It answers to the end, so that an operator sees what is still running.
         // A flood of clients must not make us look dead to whoever watches.
-        let edge = Edge::new(shared.listener.clone(), Arc::default());
+        let edge = Edge::new(
+            shared.listener.clone(),
+            Arc::default(),
+            Arc::clone(&shared.pool),
+        );
         monoio::spawn(edge.serve(listener, admin, std::future::pending()));
     }
     let _ = events.send(Event::Listening);

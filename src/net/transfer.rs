@@ -1,20 +1,26 @@
 //! Sending to a client: bytes we hold, and ranges of files that never pass through our memory.
 //!
 //! One turn sends at most a budget and then awaits the socket's writability, even if it is writable still:
-//! that await is what gives every other task of the core its turn.
+//! that await is what gives every other task of the core its turn. What is not in the page cache is brought there by a
+//! thread of the pool first: `splice` and `sendfile` wait for the disk whatever their flags say.
 
 use std::{
     cell::{Cell, RefCell},
     fs::File,
     io,
     ops::Range,
+    os::unix::fs::FileExt as _,
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
 use monoio::{net::TcpStream, time::timeout};
 
-use crate::sys::{self, More, Pipe, Sent};
+use crate::{
+    blocking::{Errand, Pool},
+    sys::{self, More, Pipe, Sent},
+};
 
 /// What one response may send in one turn. Sub-millisecond tails for the others, and no dearer per byte.
 const BUDGET: usize = 256 << 10;
@@ -25,20 +31,26 @@ const PIPED: u64 = 512 << 10;
 const PIPE_SIZE: usize = 1 << 20;
 /// A pipe below this is what the kernel gives a user who has used up his budget of pages.
 const SMALLEST_PIPE: usize = 64 << 10;
+/// What is looked at, and brought in, at a time. The kernel reads ahead, so that most windows after the first are there.
+const WINDOW: u64 = 1 << 20;
 /// Idle pipes a core keeps; each holds no pages.
 const MOST_PIPES: usize = 64;
 
 /// One core's sender: it keeps the pipes.
-#[derive(Default)]
 pub struct Transfer {
+    pool: Arc<Pool>,
     pipes: RefCell<Vec<Pipe>>,
     /// Head and body of a small answer; lent to one at a time.
     scratch: Cell<Vec<u8>>,
 }
 
 impl Transfer {
-    pub fn new() -> Rc<Self> {
-        Rc::default()
+    pub fn new(pool: Arc<Pool>) -> Rc<Self> {
+        Rc::new(Self {
+            pool,
+            pipes: RefCell::default(),
+            scratch: Cell::default(),
+        })
     }
 
     /// `patience`: how long the client may take no byte at all.
@@ -82,7 +94,7 @@ impl Transfer {
         &self,
         socket: &TcpStream,
         head: &[u8],
-        file: &File,
+        file: &Arc<File>,
         range: Range<u64>,
         more: More,
         patience: Duration,
@@ -103,11 +115,12 @@ impl Transfer {
             self.send(socket, head, More::Follows, patience).await?;
         }
         if range.end.saturating_sub(range.start) < PIPED {
-            return send_from_file(socket, file, range, patience).await;
+            return self.send_from_file(socket, file, range, patience).await;
         }
         match self.take_pipe() {
             Some(mut pipe) => {
-                splice(socket, &mut pipe, file, range, more, patience).await?;
+                self.splice(socket, &mut pipe, file, range, more, patience)
+                    .await?;
                 // Only an empty pipe comes back: on any error above it is closed with what it holds.
                 let mut pipes = self.pipes.borrow_mut();
                 if pipe.held() == 0 && pipes.len() < MOST_PIPES {
@@ -115,8 +128,100 @@ impl Transfer {
                 }
                 Ok(())
             }
-            None => send_from_file(socket, file, range, patience).await,
+            None => self.send_from_file(socket, file, range, patience).await,
         }
+    }
+
+    async fn splice(
+        &self,
+        socket: &TcpStream,
+        pipe: &mut Pipe,
+        file: &Arc<File>,
+        range: Range<u64>,
+        more: More,
+        patience: Duration,
+    ) -> io::Result<()> {
+        let mut offset = range.start;
+        let mut warm_until = offset;
+        let mut budget = BUDGET;
+        while offset < range.end || pipe.held() > 0 {
+            if pipe.held() == 0 {
+                warm_until = self.warm(file, offset, warm_until, range.end).await?;
+                let left = usize::try_from(warm_until - offset).unwrap_or(usize::MAX);
+                match pipe.fill(file, offset, left.min(pipe.capacity()).min(BUDGET)) {
+                    // The file is shorter than it was said to be.
+                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Ok(count) => offset += count as u64,
+                    Err(error) if is_transient(&error) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            let piece_more = if offset < range.end {
+                More::Follows
+            } else {
+                more
+            };
+            let sent = match pipe.drain(socket, piece_more)? {
+                Sent::Bytes(count) => count,
+                Sent::Full => 0,
+            };
+            budget = budget.saturating_sub(sent);
+            let is_done = offset == range.end && pipe.held() == 0;
+            if !is_done && (sent == 0 || budget == 0) {
+                budget = BUDGET;
+                writable(socket, patience).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The way without a pipe.
+    async fn send_from_file(
+        &self,
+        socket: &TcpStream,
+        file: &Arc<File>,
+        range: Range<u64>,
+        patience: Duration,
+    ) -> io::Result<()> {
+        let mut offset = range.start;
+        let mut warm_until = offset;
+        while offset < range.end {
+            warm_until = self.warm(file, offset, warm_until, range.end).await?;
+            let left = usize::try_from(warm_until - offset).unwrap_or(usize::MAX);
+            match sys::send_file(socket, file, offset, left.min(BUDGET))? {
+                Sent::Bytes(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Sent::Bytes(count) => offset += count as u64,
+                Sent::Full => {}
+            }
+            if offset < range.end {
+                writable(socket, patience).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the bytes from `offset` on are in memory, and says up to where.
+    async fn warm(
+        &self,
+        file: &Arc<File>,
+        offset: u64,
+        warm_until: u64,
+        end: u64,
+    ) -> io::Result<u64> {
+        if offset < warm_until {
+            return Ok(warm_until);
+        }
+        let window = offset..end.min(offset + WINDOW);
+        if !(sys::is_cached(file, window.start) && sys::is_cached(file, window.end - 1)) {
+            let (file, window) = (Arc::clone(file), window.clone());
+            let read = self
+                .pool
+                .run(Errand::Disk, move || read_through(&file, window))
+                .await;
+            // A pool that is too busy to help is no reason to fail: the core waits, this once.
+            read.unwrap_or(Ok(()))?;
+        }
+        Ok(window.end)
     }
 
     fn take_pipe(&self) -> Option<Pipe> {
@@ -153,64 +258,19 @@ fn read_behind(
     Ok(true)
 }
 
-async fn splice(
-    socket: &TcpStream,
-    pipe: &mut Pipe,
-    file: &File,
-    range: Range<u64>,
-    more: More,
-    patience: Duration,
-) -> io::Result<()> {
-    let mut offset = range.start;
-    let mut budget = BUDGET;
-    while offset < range.end || pipe.held() > 0 {
-        if pipe.held() == 0 {
-            let left = usize::try_from(range.end - offset).unwrap_or(usize::MAX);
-            match pipe.fill(file, offset, left.min(pipe.capacity()).min(BUDGET)) {
-                // The file is shorter than it was said to be.
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => offset += count as u64,
-                Err(error) if is_transient(&error) => {}
-                Err(error) => return Err(error),
-            }
+/// Reads a window for the sake of having it read.
+fn read_through(file: &File, window: Range<u64>) -> io::Result<()> {
+    let mut buffer = vec![0; 256 << 10];
+    let mut offset = window.start;
+    while offset < window.end {
+        let wanted = usize::try_from(window.end - offset)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let count = file.read_at(buffer.get_mut(..wanted).unwrap_or_default(), offset)?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let piece_more = if offset < range.end {
-            More::Follows
-        } else {
-            more
-        };
-        let sent = match pipe.drain(socket, piece_more)? {
-            Sent::Bytes(count) => count,
-            Sent::Full => 0,
-        };
-        budget = budget.saturating_sub(sent);
-        let is_done = offset == range.end && pipe.held() == 0;
-        if !is_done && (sent == 0 || budget == 0) {
-            budget = BUDGET;
-            writable(socket, patience).await?;
-        }
-    }
-    Ok(())
-}
-
-/// The way without a pipe.
-async fn send_from_file(
-    socket: &TcpStream,
-    file: &File,
-    range: Range<u64>,
-    patience: Duration,
-) -> io::Result<()> {
-    let mut offset = range.start;
-    while offset < range.end {
-        let left = usize::try_from(range.end - offset).unwrap_or(usize::MAX);
-        match sys::send_file(socket, file, offset, left.min(BUDGET))? {
-            Sent::Bytes(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Sent::Bytes(count) => offset += count as u64,
-            Sent::Full => {}
-        }
-        if offset < range.end {
-            writable(socket, patience).await?;
-        }
+        offset += count as u64;
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use serde::Deserialize;
 
 use crate::{
     api::Service,
-    blocking::without_panic,
+    blocking::{Pool, without_panic},
     net::{Listener, Transfer},
     telemetry::metrics::{self, Counter},
     units::{ByteSize, HumanDuration},
@@ -94,10 +94,10 @@ pub struct Edge {
 }
 
 impl Edge {
-    pub fn new(options: Options, load: Arc<Load>) -> Rc<Self> {
+    pub fn new(options: Options, load: Arc<Load>, pool: Arc<Pool>) -> Rc<Self> {
         Rc::new(Self {
             options,
-            transfer: Transfer::new(),
+            transfer: Transfer::new(pool),
             load,
             busy: Cell::new(0),
             is_stopping: Cell::new(false),

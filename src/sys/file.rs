@@ -24,6 +24,15 @@ pub fn read_if_cached(file: &File, buffer: &mut [u8], offset: u64) -> io::Result
     checked(answer)
 }
 
+/// Whether the page at `offset` is in memory, as far as the file system can tell; asking starts its reading.
+pub fn is_cached(file: &File, offset: u64) -> bool {
+    let mut byte = [0];
+    match read_if_cached(file, &mut byte, offset) {
+        Ok(_) => true,
+        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+    }
+}
+
 /// Claims `size` bytes of disk for `file`. Growing a file piece by piece costs twice as much; a file
 /// system that cannot do it is no error.
 pub fn preallocate(file: &File, size: u64) -> io::Result<()> {

@@ -10,7 +10,7 @@ mod signals;
 mod socket;
 mod splice;
 
-pub use file::{preallocate, read_if_cached};
+pub use file::{is_cached, preallocate, read_if_cached};
 pub use limits::raise_open_files;
 pub use signals::Signals;
 pub use socket::{

@@ -135,12 +135,13 @@ impl Exchange {
         let mut buffer = Vec::with_capacity(HEAD_BUFFER);
         let mut interim = 0;
         loop {
-            let searched = buffer.len();
-            if head_end(&buffer, 0).is_none() {
-                if buffer.len() >= MAX_HEAD_SIZE {
+            let mut searched = 0;
+            while head_end(&buffer, searched).is_none() {
+                searched = buffer.len();
+                if searched >= MAX_HEAD_SIZE {
                     return Err(ExchangeError::Malformed("a head without an end".to_owned()));
                 }
-                if buffer.len() == buffer.capacity() {
+                if searched == buffer.capacity() {
                     buffer.reserve(buffer.capacity());
                 }
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -152,14 +153,12 @@ impl Exchange {
                     }
                     Err(error) => return Err(error.into()),
                 };
-                if count == 0 && searched == 0 {
-                    return Err(io::Error::from(io::ErrorKind::ConnectionReset).into());
-                }
-                if count == 0 {
-                    return Err(ExchangeError::Malformed("half a head".to_owned()));
-                }
-                if head_end(&buffer, searched.saturating_sub(3)).is_none() {
-                    continue;
+                match count {
+                    0 if searched == 0 => {
+                        return Err(io::Error::from(io::ErrorKind::ConnectionReset).into());
+                    }
+                    0 => return Err(ExchangeError::Malformed("half a head".to_owned())),
+                    _ => {}
                 }
             }
             let parsed = parse_response(&buffer, request.method);

@@ -22,6 +22,7 @@ mod crash;
 mod credentials_stay;
 mod dial_rules;
 mod drivers;
+mod full_disk;
 mod http_edge;
 mod lying_upstream;
 mod manifests;

@@ -30,6 +30,7 @@ pub struct Setup {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     launcher: Vec<String>,
+    cache_folder: Option<PathBuf>,
 }
 
 impl Setup {
@@ -72,6 +73,12 @@ impl Setup {
 
     pub fn argument(mut self, argument: &str) -> Self {
         self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// Elsewhere than in the folder of all the rest.
+    pub fn cache_folder(mut self, folder: PathBuf) -> Self {
+        self.cache_folder = Some(folder);
         self
     }
 
@@ -162,7 +169,11 @@ impl Setup {
             .arg("--state-dir")
             .arg(home.join("state"))
             .arg("--cache-dir")
-            .arg(home.join("cache"))
+            .arg(
+                self.cache_folder
+                    .clone()
+                    .unwrap_or_else(|| home.join("cache")),
+            )
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
         // So that all of it can be run on either driver.
