@@ -94,11 +94,19 @@ fn invalid(message: impl Into<String>) -> Rejection {
 impl Submission {
     pub(super) fn parse(body: &[u8]) -> Result<Self, Rejection> {
         serde_json::from_slice(body).map_err(|error| {
-            // The error may quote what it met, which may be a token.
+            let (line, column) = (error.line(), error.column());
+            // The error may quote what it met, which may be a token. What it expected comes after that.
+            let text = error.to_string();
+            let expected = text
+                .rsplit_once("expected ")
+                .and_then(|(_, rest)| rest.split(" at line ").next());
+            let at = match (field_before(body, line, column), expected) {
+                (Some(field), Some(expected)) => format!("{field} must be {expected}, "),
+                (Some(field), None) => format!("near {field}, "),
+                (None, _) => String::new(),
+            };
             invalid(format!(
-                "the body is not a container request in JSON: line {}, column {}",
-                error.line(),
-                error.column()
+                "the body is not a container request in JSON: {at}line {line}, column {column}"
             ))
         })
     }
@@ -245,6 +253,20 @@ impl ContainerConfig {
             && present(&self.working_dir).is_none()
             && self.layers.as_ref().is_none_or(Vec::is_empty)
     }
+}
+
+/// The last property's name before a place in the body; names are the API's, not secrets, if they are among them.
+fn field_before(body: &[u8], line: usize, column: usize) -> Option<&str> {
+    let start: usize = body
+        .split_inclusive(|byte| *byte == b'\n')
+        .take(line.checked_sub(1)?)
+        .map(<[u8]>::len)
+        .sum();
+    let before = str::from_utf8(body.get(..(start + column).min(body.len()))?).ok()?;
+    let name = before.get(..before.rfind("\":")?)?.rsplit('"').next()?;
+    let is_name =
+        !name.is_empty() && name.len() <= 32 && name.bytes().all(|byte| byte.is_ascii_alphabetic());
+    is_name.then_some(name)
 }
 
 /// Empty counts as absent.
@@ -429,6 +451,8 @@ mod tests {
         else {
             panic!("taken")
         };
-        assert!(!error.to_string().contains("hunter2"), "{error}");
+        let text = error.to_string();
+        assert!(!text.contains("hunter2"), "{text}");
+        assert!(text.contains("freeze must be a boolean"), "{text}");
     }
 }

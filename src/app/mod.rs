@@ -85,6 +85,13 @@ pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
     if let Choice::Epoll { why: Some(why) } = &choice {
         tracing::warn!("io_uring is not to be had, so epoll is used, with every feature: {why}");
     }
+    if let Some(address) = config.listener.clash() {
+        return Err(StartError::Listen {
+            address,
+            setting: "--listen and --admin, or under [listener]",
+            cause: io::Error::new(io::ErrorKind::AddrInUse, "it is named twice"),
+        });
+    }
     let mut addresses = Vec::new();
     for &address in &config.listener.addresses {
         addresses.push(listen(address, "--listen or listener.addresses")?);

@@ -55,10 +55,8 @@ impl Shared {
         })?;
         let directory = match &config.directory.file {
             Some(file) => {
-                let (directory, warnings) = Directory::load(file)?;
-                for warning in warnings {
-                    tracing::warn!("{warning}");
-                }
+                // Its warnings came with the configuration's.
+                let (directory, _) = Directory::load(file)?;
                 Some(directory)
             }
             None => None,
@@ -137,9 +135,6 @@ fn operator_logins(config: &Config) -> Result<Vec<OperatorLogin>, StartError> {
         );
         let loaded = loaded
             .map_err(|error| StartError::Login(format!("registry.\"{registry}\": {error}")))?;
-        if let Some(warning) = loaded.warning {
-            tracing::warn!("{warning}");
-        }
         logins.push(OperatorLogin {
             registry,
             prefix: None,

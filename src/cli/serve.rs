@@ -18,7 +18,7 @@ Examples:
       For other machines too, which know this one as build-7.
 
 Signals:
-  SIGTERM, SIGINT  take no new connections, let transfers end (listener.shutdown_grace), exit
+  SIGTERM, SIGINT  take no new connections, let transfers end (listener.shutdown_grace), exit; a second one: at once
 
 Environment:
   XDG_STATE_HOME, XDG_CACHE_HOME, HOME  where files go if neither option nor file says so

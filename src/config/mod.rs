@@ -22,7 +22,8 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
-    cache, credentials,
+    cache,
+    credentials::{self, Directory, load_password},
     oci::Registry,
     requests, server, telemetry,
     toml_file::{self, KeyLines, Problem, Reading},
@@ -107,10 +108,11 @@ impl Config {
             problems.sort_by_key(|problem| (problem.file != *file, problem.line));
             return Err(problems);
         }
-        let warnings = match is_readable_by_others {
+        let mut warnings = match is_readable_by_others {
             true => config.passwords_in_sight(&lines),
             false => Vec::new(),
         };
+        warnings.extend(config.exposed_files(&lines));
         Ok(Loaded { config, warnings })
     }
 
@@ -147,6 +149,29 @@ impl Config {
                 )
             })
             .collect()
+    }
+
+    /// Files with secrets that the configuration names.
+    fn exposed_files(&self, lines: &KeyLines) -> Vec<Problem> {
+        let mut warnings = Vec::new();
+        for (name, options) in &self.registry {
+            if let (Some(username), Some(file)) = (&options.username, &options.password_file)
+                && let Ok(loaded) = load_password(username, None, Some(file), None, Path::new(""))
+                && let Some(warning) = loaded.warning
+            {
+                warnings.push(lines.problem(&["registry", name, "password_file"], warning));
+            }
+        }
+        if let Some(file) = &self.directory.file
+            && let Ok((_, of_directory)) = Directory::load(file)
+        {
+            warnings.extend(
+                of_directory
+                    .iter()
+                    .map(|warning| lines.problem(&["directory", "file"], warning)),
+            );
+        }
+        warnings
     }
 
     /// `[registry."…"]` by the registries' names as they appear in requests.

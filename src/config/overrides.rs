@@ -8,11 +8,11 @@ use super::{BaseUrl, Config, Driver};
 #[command(next_help_heading = "Settings that win over the file")]
 pub struct Overrides {
     /// Where the registry and the API listen; may be repeated. Port 0 takes a free one [default: 127.0.0.1:5000]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = listen_address)]
     pub listen: Vec<SocketAddr>,
 
     /// Where /livez, /readyz and /metrics listen [default: 127.0.0.1:5001]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = listen_address)]
     pub admin: Option<SocketAddr>,
 
     /// What clients call this server; its host and port start every ephemeral name [default: http://localhost: and the
@@ -31,6 +31,10 @@ pub struct Overrides {
     /// How cores wait for sockets and files [default: auto]
     #[arg(long, value_enum)]
     pub driver: Option<Driver>,
+}
+
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "an address is an IP address and a port, as in 127.0.0.1:5000, 0.0.0.0:5000 or [::]:5000".to_owned())
 }
 
 fn client_url(text: &str) -> Result<BaseUrl, Box<dyn Error + Send + Sync>> {

@@ -27,6 +27,8 @@ pub enum PasswordError {
         "{username} has several passwords: set one of password, password_file and password_env"
     )]
     Several { username: String },
+    #[error("the user name {username} has a colon, at which HTTP Basic would end it")]
+    Colon { username: String },
     #[error("the password for {username} is empty")]
     Empty { username: String },
     #[error("{} cannot be read: {cause}", path.display())]
@@ -47,6 +49,11 @@ pub fn load_password(
     password_env: Option<&str>,
     base: &Path,
 ) -> Result<Loaded, PasswordError> {
+    if username.contains(':') {
+        return Err(PasswordError::Colon {
+            username: username.to_owned(),
+        });
+    }
     let mut warning = None;
     let password = match (password, password_file, password_env) {
         (Some(password), None, None) => password,

@@ -71,16 +71,11 @@ pub enum OpenError {
         key.display(), database.display()
     )]
     WrongKey { key: PathBuf, database: PathBuf },
-    #[error("{} cannot be used", path.display())]
-    File {
-        path: PathBuf,
-        #[source]
-        cause: io::Error,
-    },
-    #[error("{} is not a database of container requests, or is damaged", path.display())]
+    #[error("{} cannot be used: {cause}", path.display())]
+    File { path: PathBuf, cause: io::Error },
+    #[error("{} is not a database of container requests, or is damaged: {cause}", path.display())]
     Database {
         path: PathBuf,
-        #[source]
         cause: Box<dyn Error + Send + Sync>,
     },
 }

@@ -64,6 +64,17 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// An address that stands twice among those to listen on. Port 0 is another free port each time.
+    pub fn clash(&self) -> Option<SocketAddr> {
+        let mut seen = std::collections::BTreeSet::new();
+        let all = self.addresses.iter().chain([&self.admin]);
+        all.filter(|address| address.port() != 0)
+            .find(|address| !seen.insert(**address))
+            .copied()
+    }
+}
+
 /// Connections too many that are told so at a time.
 const MOST_REFUSED: usize = 256;
 /// What was in the listener's queue at the end has its request in flight, most likely.

@@ -1,10 +1,16 @@
 //! Log lines, to standard error. They leave through a thread of their own: a terminal that does not read
 //! must not stop a core. Lines that find its queue full are dropped.
 
+use std::fmt::{self, Write as _};
+
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
-    filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    field::MakeExt as _,
+    filter::Targets,
+    fmt::format::{Writer, debug_fn},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
 };
 
 use super::{Access, Format, Level, Options};
@@ -44,8 +50,50 @@ pub fn start(options: &Options) -> Log {
         .with_writer(writer)
         .with_ansi(false);
     match options.format {
-        Format::Text => registry.with(lines.with_target(false)).init(),
+        Format::Text => {
+            let fields = debug_fn(|writer: &mut Writer<'_>, field, value| {
+                let text = OneLine(format!("{value:?}"));
+                match field.name() {
+                    "message" => write!(writer, "{text}"),
+                    name => write!(writer, "{name}={text}"),
+                }
+            });
+            registry
+                .with(lines.with_target(false).fmt_fields(fields.delimited(" ")))
+                .init();
+        }
         Format::Json => registry.with(lines.json().flatten_event(true)).init(),
     }
     Log(guard)
+}
+
+/// Values come from clients and registries, who would like to write lines of their own, or to a terminal.
+struct OneLine(String);
+
+impl fmt::Display for OneLine {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for character in self.0.chars() {
+            match character {
+                c if c.is_control() => write!(formatter, "{}", c.escape_default())?,
+                c => formatter.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_value_writes_a_line_of_its_own() {
+        for (value, line) in [
+            ("plain text, ünïcode", "plain text, ünïcode"),
+            ("a\nINFO b", "a\\nINFO b"),
+            ("\x1b[31mred\x07", "\\u{1b}[31mred\\u{7}"),
+        ] {
+            assert_eq!(OneLine(value.to_owned()).to_string(), line);
+        }
+    }
 }
