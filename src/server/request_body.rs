@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -13,6 +13,8 @@ use monoio::{io::AsyncReadRent as _, net::TcpStream, time::timeout};
 use super::Load;
 use crate::http::{BodyLength, ChunkDecoder};
 
+/// For a whole body: the largest takes as long at 70 KiB/s.
+const LONGEST: Duration = Duration::from_secs(300);
 /// Between two pieces of a body.
 const PATIENCE: Duration = Duration::from_secs(20);
 const READ_SIZE: usize = 64 << 10;
@@ -82,6 +84,7 @@ pub(super) async fn read(
         count: 0,
     };
     let mut body = Vec::new();
+    let started = Instant::now();
     let mut decoder = match length {
         BodyLength::Chunked => Some(ChunkDecoder::new()),
         _ => None,
@@ -114,6 +117,9 @@ pub(super) async fn read(
                 bytes: body,
                 _share: share,
             }));
+        }
+        if started.elapsed() > LONGEST {
+            return Err(io::Error::from(io::ErrorKind::TimedOut).into());
         }
         receive(socket, buffer).await?;
     }

@@ -130,8 +130,19 @@ impl Authorizer {
         };
         match learnt {
             Some(learnt) => {
-                self.answer(endpoint, repository, login, &learnt, None)
-                    .await
+                let answer = self
+                    .answer(endpoint, repository, login, &learnt, None)
+                    .await;
+                match answer {
+                    // It may have been another repository's challenge: the registry is asked what it wants for this one.
+                    Err(
+                        FetchError::Refused { .. }
+                        | FetchError::Forbidden { .. }
+                        | FetchError::Failed { .. }
+                        | FetchError::Malformed { .. },
+                    ) => Ok(None),
+                    answer => answer,
+                }
             }
             None => Ok(None),
         }
@@ -477,9 +488,9 @@ fn token_error(
             status,
             said,
         },
-        TokenError::Malformed { .. } => FetchError::Malformed {
+        TokenError::Malformed { problem } => FetchError::Malformed {
             registry,
-            problem: error.to_string(),
+            problem: format!("{problem} from its token service"),
         },
     }
 }

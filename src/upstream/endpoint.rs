@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{exchange::Way, token::RealmClient};
 use crate::{
-    http::{Scheme, Url, UrlError},
+    http::{Origin, Scheme, Url, UrlError},
     net::{Addresses, Trust, TrustError},
     oci::Registry,
     secret::Secret,
@@ -25,7 +25,8 @@ pub struct RegistryOptions {
     /// Allow addresses of private, loopback and link-local networks for this registry and its realm.
     pub allow_private: bool,
     /// `"pass"`: the client follows redirects to the registry's storage itself. `"follow"`: tidegate does, and
-    /// caches what it finds there.
+    /// caches what it finds there. A storage with a private address, on another host, is listed as a registry of
+    /// its own, with `allow_private`.
     pub redirect: Redirects,
     /// Pull without a token under `/v2/<registry>/…`, as the anonymous caller. On by default for docker.io,
     /// quay.io, ghcr.io, public.ecr.aws and registry.k8s.io, unless `anonymous = false`.
@@ -302,9 +303,19 @@ impl Endpoints {
         self.configured.keys()
     }
 
-    /// For redirects to hosts that are no registries.
-    pub fn elsewhere(&self) -> &Way {
-        &self.platform.way
+    /// How a redirect of `from` to another origin is followed. That an operator vouches for a registry's address does
+    /// not make every address that it names a good one, such as a cloud's metadata service: only its own host,
+    /// and those that are listed as registries themselves, are reached by other rules than anybody's.
+    pub(super) fn way_to(&self, from: &Endpoint, target: &Origin) -> Way {
+        let listed = self
+            .configured
+            .values()
+            .find(|endpoint| endpoint.base.origin == *target);
+        match listed {
+            Some(endpoint) => endpoint.way.clone(),
+            None if target.host == from.base.origin.host => from.way.clone(),
+            None => self.platform.way.clone(),
+        }
     }
 }
 

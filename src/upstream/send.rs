@@ -7,12 +7,12 @@ use super::{
     auth::Authorization,
     endpoint::Endpoint,
     error::{FetchError, Said},
-    exchange::{ExchangeError, Request, Response, Way},
+    exchange::{ExchangeError, Request, Response},
     fetch::{Source, Upstream},
 };
 use crate::{
     http::{Method, ResponseHead, Scheme, parse_challenges},
-    net::{Addresses, ConnectError, ResolveError},
+    net::{ConnectError, ResolveError},
     oci::Registry,
     telemetry::metrics::{self, Counter},
 };
@@ -130,9 +130,9 @@ impl Upstream {
             // Storage hosts reject a signed URL that comes with credentials, and must not see ours.
             let is_home = url.origin == first.origin;
             let way = if is_home {
-                &endpoint.way
+                endpoint.way.clone()
             } else {
-                self.way_elsewhere(endpoint)
+                self.endpoints.way_to(endpoint, &url.origin)
             };
             let request = Request {
                 method: wish.method,
@@ -141,7 +141,7 @@ impl Upstream {
                 range: (wish.start > 0).then(|| format!("bytes={}-", wish.start)),
                 authorization: authorization.filter(|_| is_home).map(Authorization::value),
             };
-            let response = self.exchange.send(way, &request).await?;
+            let response = self.exchange.send(&way, &request).await?;
             if !is_redirect(response.head.status) {
                 return Ok((response, is_home));
             }
@@ -167,14 +167,6 @@ impl Upstream {
             url = next;
         }
         Err(Problem::Redirect("one redirect after the other"))
-    }
-
-    /// A registry that may be private may have private storage.
-    fn way_elsewhere<'a>(&'a self, endpoint: &'a Endpoint) -> &'a Way {
-        match endpoint.way.addresses {
-            Addresses::Any => &endpoint.way,
-            Addresses::Public => self.endpoints.elsewhere(),
-        }
     }
 
     async fn pause(&self, pause: Duration, registry: &Registry) {

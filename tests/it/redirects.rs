@@ -217,3 +217,21 @@ fn a_followed_redirect_to_other_bytes_is_not_served() {
     );
     assert!(files_below(&scene.tidegate.cache_folder().join("blobs")).is_empty());
 }
+
+/// That the operator vouches for a registry's private address does not open every private address to it.
+#[test]
+fn a_followed_redirect_reaches_no_private_host_that_nobody_listed() {
+    let scene = Scene::new("redirect = \"follow\"", "");
+    let elsewhere = Liar::start_on("127.0.0.2", Auth::Open);
+    let url = format!("http://{}/internal", elsewhere.name());
+    let behaviour = Behaviour::redirect(307, &url);
+    scene.liar.misbehave(&scene.upstream_path(), behaviour);
+    let response = scene.tidegate.get(&scene.path());
+    assert_eq!(response.status(), 403);
+    assert!(
+        response.text().contains("not allowed to connect"),
+        "{}",
+        response.text()
+    );
+    assert_eq!(elsewhere.requests().len(), 0);
+}

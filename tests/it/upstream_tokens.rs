@@ -359,3 +359,23 @@ fn two_users_of_one_repository_do_not_share_a_token() {
         );
     }
 }
+
+/// Each repository may have a realm of its own, and one of them may be wrong.
+#[test]
+fn one_repositorys_realm_does_not_spoil_the_others() {
+    let scene = Scene::new("hunter2");
+    let (status, _) = submit(&scene.tidegate, &scene.liar);
+    assert_eq!(status, 200);
+    let challenge = "Bearer realm=\"http://127.0.0.2:9/token\",service=\"x\"";
+    let header = ("WWW-Authenticate".to_owned(), challenge.to_owned());
+    let refusal = Behaviour::Answer(401, vec![header], String::new());
+    scene
+        .liar
+        .misbehave(&manifest_path("other/app", "v1"), refusal);
+    let other = scene.liar.reference("other/app", "v1");
+    let body = json!({"containerImage": other, "towerAccessToken": ACCESS_TOKEN});
+    let (status, body) = scene.tidegate.submit(&body);
+    assert_eq!(status, 400, "{body}");
+    let (status, body) = submit(&scene.tidegate, &scene.liar);
+    assert_eq!(status, 200, "{body}");
+}
