@@ -177,49 +177,21 @@ impl Api {
     }
 
     fn description(&self, record: &Record) -> Value {
-        let details = &record.details;
-        let timestamp = details.timestamp.as_ref();
-        let digest = record
-            .source_digest
-            .or(record.resolved_digest)
-            .map(|digest| digest.to_string());
+        let digest = digest_of(record);
         without_nulls(json!({
             "token": record.token.as_str(),
             "expiration": instant(record.expires),
-            "request": {
-                "user": user(record),
-                "workspaceId": record.user.as_ref().and_then(|user| user.workspace),
-                "containerImage": details.container_image,
-                "platform": details.platform.as_deref().unwrap_or("linux/amd64"),
-                "towerEndpoint": details.tower_endpoint,
-                "fingerprint": details.fingerprint,
-                "timestamp": instant(timestamp.map_or(record.created, |time| time.instant)),
-                "zoneId": timestamp.map_or("Z", |time| time.zone.as_str()),
-                "ipAddress": details.address.to_string(),
-            },
+            "request": asked(record),
             "source": {"image": record.image.to_string(), "digest": digest},
             "wave": {"image": self.target_image(&record.token, &record.image), "digest": digest},
         }))
     }
 
+    /// The newer shape: all in one.
     fn flat_record(&self, record: &Record) -> Value {
-        let details = &record.details;
-        let timestamp = details.timestamp.as_ref();
-        let digest = record
-            .source_digest
-            .or(record.resolved_digest)
-            .map(|digest| digest.to_string());
-        without_nulls(json!({
+        let digest = digest_of(record);
+        let mut flat = json!({
             "id": record.token.as_str(),
-            "user": user(record),
-            "workspaceId": record.user.as_ref().and_then(|user| user.workspace),
-            "containerImage": details.container_image,
-            "platform": details.platform.as_deref().unwrap_or("linux/amd64"),
-            "towerEndpoint": details.tower_endpoint,
-            "fingerprint": details.fingerprint,
-            "timestamp": instant(timestamp.map_or(record.created, |time| time.instant)),
-            "zoneId": timestamp.map_or("Z", |time| time.zone.as_str()),
-            "ipAddress": details.address.to_string(),
             "sourceImage": record.image.to_string(),
             "sourceDigest": digest,
             "waveImage": self.target_image(&record.token, &record.image),
@@ -227,7 +199,11 @@ impl Api {
             "expiration": instant(record.expires),
             "freeze": false,
             "mirror": false,
-        }))
+        });
+        if let (Value::Object(flat), Value::Object(asked)) = (&mut flat, asked(record)) {
+            flat.extend(asked);
+        }
+        without_nulls(flat)
     }
 
     /// A plain request is done when it is submitted.
@@ -322,11 +298,30 @@ fn instant(time: SystemTime) -> String {
     humantime::format_rfc3339_nanos(time).to_string()
 }
 
-fn user(record: &Record) -> Option<Value> {
+/// What was asked for, and by whom.
+fn asked(record: &Record) -> Value {
+    let details = &record.details;
+    let timestamp = details.timestamp.as_ref();
+    json!({
+        "user": record.user.as_ref().map(|user| json!({"userName": user.name})),
+        "workspaceId": record.user.as_ref().and_then(|user| user.workspace),
+        "containerImage": details.container_image,
+        "platform": details.platform.as_deref().unwrap_or("linux/amd64"),
+        "towerEndpoint": details.tower_endpoint,
+        "fingerprint": details.fingerprint,
+        "timestamp": instant(timestamp.map_or(record.created, |time| time.instant)),
+        "zoneId": timestamp.map_or("Z", |time| time.zone.as_str()),
+        "ipAddress": details.address.to_string(),
+    })
+}
+
+/// What the image was when it was first pulled, or before that, when it was asked for. Nothing is changed in it on the
+/// way, so it is the digest on both sides.
+fn digest_of(record: &Record) -> Option<String> {
     record
-        .user
-        .as_ref()
-        .map(|user| json!({"userName": user.name}))
+        .source_digest
+        .or(record.resolved_digest)
+        .map(|digest| digest.to_string())
 }
 
 /// Absent things are left out.
