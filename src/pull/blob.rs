@@ -1,10 +1,6 @@
 //! A blob: may this holder have it, who has it, and if nobody has, fetch it once for all who ask.
 
-use std::{
-    ops::Range,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{ops::Range, rc::Rc};
 
 use super::{
     Access, Pull, PullError,
@@ -12,9 +8,7 @@ use super::{
 };
 use crate::{
     blocking::without_panic,
-    cache::{
-        Blob, Ending, Fill, FillError, FillWriter, OpenError, Opened, Presence, Reader, Release,
-    },
+    cache::{Blob, Ending, Fill, FillError, OpenError, Opened, Presence, Reader, Release},
     oci::Digest,
     telemetry::metrics::{self, Counter},
     upstream::{self, BlobBody, FetchError, FetchedBlob, Login},
@@ -22,9 +16,6 @@ use crate::{
 
 /// How often we come back to a blob whose claim was given up by another. Then we stream it for ourselves.
 const MOST_ROUNDS: usize = 16;
-
-/// A download that breaks again after this many bytes has not failed, its connections are short.
-const PROGRESS: u64 = 16 << 20;
 
 /// Registries remembered as redirecting; forgetting one costs a claim.
 const MOST_REDIRECTING: usize = 1024;
@@ -261,76 +252,12 @@ impl Pull {
             return self.pass(access, digest, body).await;
         };
         let reader = writer.reader();
-        let run = Rc::clone(self).run(access.clone(), *digest, writer, body.body);
+        let run = Rc::clone(self).fill(access.clone(), *digest, writer, body.body);
         monoio::spawn(without_panic("a fill", run));
         match self.follow(access, digest, reader).await? {
             Some(content) => Ok(OpenBlob::Content(content)),
             None => self.fetch_for_one(access, digest).await,
         }
-    }
-
-    /// From the registry to the disk, for whoever follows. It belongs to no client.
-    async fn run(
-        self: Rc<Self>,
-        access: Access,
-        digest: Digest,
-        mut writer: FillWriter,
-        mut body: upstream::Body,
-    ) {
-        let started = Instant::now();
-        let mut broken = 0;
-        let mut broken_at = 0;
-        loop {
-            match body.next().await {
-                Ok(Some(piece)) => {
-                    metrics::add(Counter::BytesFetched, piece.len() as u64);
-                    if let Err(error) = writer.write(piece).await {
-                        return writer.fail(error);
-                    }
-                    if !is_worth_it(&writer, started.elapsed()) {
-                        let text = "it was too slow, or nobody waited for it any more".to_owned();
-                        return writer.fail(FillError::Source(text));
-                    }
-                }
-                Ok(None) => return writer.finish().await,
-                Err(error) => {
-                    if writer.written() - broken_at >= PROGRESS {
-                        broken = 0;
-                    }
-                    broken_at = writer.written();
-                    if broken >= self.upstream.retry_count() {
-                        let text = format!("the registry's connection broke: {error}");
-                        return writer.fail(FillError::Source(text));
-                    }
-                    broken += 1;
-                    tracing::info!(%digest, registry = %access.registry, at = broken_at, %error,
-                        "a download broke and is taken up again");
-                    body = match self
-                        .resume(&access, &digest, broken_at, writer.size())
-                        .await
-                    {
-                        Ok(rest) => rest,
-                        Err(error) => return writer.fail(FillError::Source(error.to_string())),
-                    };
-                }
-            }
-        }
-    }
-
-    async fn resume(
-        &self,
-        access: &Access,
-        digest: &Digest,
-        start: u64,
-        size: u64,
-    ) -> Result<upstream::Body, PullError> {
-        let login = self
-            .login(&access.caller, &access.registry, &access.repository)
-            .await?;
-        Ok(self
-            .upstream
-            .blob_rest(access.source(&login), digest, start, size)
-            .await?)
     }
 
     /// Without a claim, for this client alone.
@@ -411,20 +338,6 @@ fn stored(blob: Blob) -> OpenBlob {
         size: Some(blob.size),
         source: ContentSource::Stored(blob),
     })
-}
-
-/// A fill belongs to no client, but it is for clients. One that is small or well on its way is finished for the next;
-/// one that nobody waits for, or that crawls, would hold its bytes of the cache for nothing.
-fn is_worth_it(writer: &FillWriter, elapsed: Duration) -> bool {
-    const SMALL: u64 = 8 << 20;
-    const SLOWEST_PER_SECOND: u64 = 16 << 10;
-    const TIME_TO_GET_GOING: Duration = Duration::from_secs(60);
-    let (written, size) = (writer.written(), writer.size());
-    if size <= SMALL || written == size {
-        return true;
-    }
-    let is_slow = elapsed > TIME_TO_GET_GOING && written / elapsed.as_secs() < SLOWEST_PER_SECOND;
-    !is_slow && (writer.is_followed() || written >= size / 4)
 }
 
 /// Whether another caller, with other credentials, would fare the same.

@@ -6,6 +6,7 @@
 
 mod blob;
 mod body;
+mod fill;
 mod manifest;
 mod proof;
 mod shelf;
