@@ -84,7 +84,11 @@ impl Shared {
         let mut names: Vec<String> = endpoints.configured().map(ToString::to_string).collect();
         names.sort_unstable();
         tracing::info!(
-            configured = names.join(" "),
+            configured = if names.is_empty() {
+                "none".to_owned()
+            } else {
+                names.join(" ")
+            },
             users = config.directory.file.is_some(),
             anonymous = config.anonymous,
             "registries"
