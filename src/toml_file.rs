@@ -602,7 +602,7 @@ mod tests {
             ),
             (
                 "[door]\ndelay = 30",
-                ":2: door.delay: expected a string, found a whole number",
+                ":2: door.delay: expected a duration with its unit, as in \"30s\", found a whole number",
             ),
             (
                 "[door]\naddresses = [\n  \"127.0.0.1:1\",\n  \"here\",\n]",

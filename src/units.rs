@@ -75,8 +75,10 @@ impl fmt::Display for ByteSize {
 
 impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(de::Error::custom)
+        deserializer.deserialize_str(Text {
+            expected: "a size with its unit, as in \"200GiB\"",
+            parse: |text| text.parse::<Self>().map_err(|error| error.to_string()),
+        })
     }
 }
 
@@ -110,13 +112,33 @@ impl fmt::Display for HumanDuration {
 
 impl<'de> Deserialize<'de> for HumanDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        match humantime::parse_duration(&text) {
-            Ok(duration) => Ok(Self(duration)),
-            Err(_) => Err(de::Error::custom(format_args!(
-                "`{text}` is not a duration; write a number and a unit, as in \"500ms\", \"30s\" or \"36h\""
-            ))),
-        }
+        deserializer.deserialize_str(Text {
+            expected: "a duration with its unit, as in \"30s\"",
+            parse: |text| match humantime::parse_duration(text) {
+                Ok(duration) => Ok(Self(duration)),
+                Err(_) => Err(format!(
+                    "`{text}` is not a duration; write a number and a unit, as in \"500ms\", \"30s\" or \"36h\""
+                )),
+            },
+        })
+    }
+}
+
+/// Reads a value from text, and says what the text should have been where there is something else.
+struct Text<T> {
+    expected: &'static str,
+    parse: fn(&str) -> Result<T, String>,
+}
+
+impl<T> de::Visitor<'_> for Text<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.expected)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        (self.parse)(text).map_err(E::custom)
     }
 }
 

@@ -212,7 +212,9 @@ fn ranged(head: &RequestHead, digest: &Digest, content: Content) -> Response {
     let Some(size) = content.size() else {
         return blob_fields(Response::new(200), digest).body(None, content.into_body(0..u64::MAX));
     };
-    let wish = match head.headers.get("range") {
+    let mut ranges = head.headers.all("range");
+    // Two fields are a list, of which no part is served alone.
+    let wish = match ranges.next().filter(|_| ranges.next().is_none()) {
         Some(range)
             if head
                 .headers

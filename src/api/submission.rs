@@ -93,6 +93,11 @@ fn invalid(message: impl Into<String>) -> Rejection {
 
 impl Submission {
     pub(super) fn parse(body: &[u8]) -> Result<Self, Rejection> {
+        if body.is_empty() {
+            return Err(invalid(
+                "the body is empty; it should be a container request in JSON",
+            ));
+        }
         serde_json::from_slice(body).map_err(|error| {
             let (line, column) = (error.line(), error.column());
             // The error may quote what it met, which may be a token. What it expected comes after that.

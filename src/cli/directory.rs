@@ -42,7 +42,7 @@ fn hash_token() -> ExitCode {
     if stdin.is_terminal() {
         eprint!("access token: ");
     }
-    match read_token(stdin.lock()) {
+    match read_token(stdin.lock(), stdin.is_terminal()) {
         Ok(token) => print_line(&directory_line(&token)),
         Err(error) => {
             eprintln!("tidegate: {error}");
@@ -55,17 +55,24 @@ fn hash_token() -> ExitCode {
 enum TokenInputError {
     #[error("there is no token on standard input")]
     Empty,
+    #[error("there is more than one line on standard input, and a token is one")]
+    SeveralLines,
     #[error("the token is too long")]
     TooLong,
     #[error("the token cannot be read")]
     Unreadable(#[from] io::Error),
 }
 
-fn read_token(input: impl BufRead) -> Result<String, TokenInputError> {
+/// One line; from a terminal the rest never comes, so it is looked for elsewhere only.
+fn read_token(input: impl BufRead, is_terminal: bool) -> Result<String, TokenInputError> {
+    let mut input = input.take(LONGEST_TOKEN_BYTES + 1);
     let mut line = String::new();
-    input.take(LONGEST_TOKEN_BYTES + 1).read_line(&mut line)?;
+    input.read_line(&mut line)?;
     if line.len() as u64 > LONGEST_TOKEN_BYTES {
         return Err(TokenInputError::TooLong);
+    }
+    if !is_terminal && input.read_until(b'\n', &mut Vec::new())? > 0 {
+        return Err(TokenInputError::SeveralLines);
     }
     let token = line.trim_end_matches(['\n', '\r']);
     match token.is_empty() {
@@ -87,16 +94,24 @@ mod tests {
         // From FIPS 180-2: the hash of "abc".
         let line =
             "token_sha256 = \"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\"";
-        for input in ["abc", "abc\n", "abc\r\n", "abc\nmore"] {
-            let token = read_token(input.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
+        for input in ["abc", "abc\n", "abc\r\n"] {
+            let token =
+                read_token(input.as_bytes(), false).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(directory_line(&token), line, "{input:?}");
         }
     }
 
     #[test]
     fn what_can_be_no_token_is_refused() {
-        for input in [&b""[..], b"\n", b"\r\n", b"\xff\n", &[b'a'; 70_000]] {
-            assert!(read_token(input).is_err());
+        for input in [
+            &b""[..],
+            b"\n",
+            b"\r\n",
+            b"\xff\n",
+            b"abc\nmore",
+            &[b'a'; 70_000],
+        ] {
+            assert!(read_token(input, false).is_err());
         }
     }
 }

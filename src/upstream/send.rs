@@ -112,6 +112,16 @@ impl Upstream {
                     )
                     .await;
                 }
+                // Another host's words are not the registry's, and not for the client.
+                _ if !is_home => {
+                    return Err(FetchError::Unreachable {
+                        registry: source.registry.clone(),
+                        cause: format!(
+                            "the storage that it redirects to answered {status} for {}",
+                            wish.what
+                        ),
+                    });
+                }
                 _ => return Err(self.refusal(source, wish.what, response).await),
             }
         }
