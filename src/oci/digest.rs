@@ -55,13 +55,7 @@ impl Digest {
     }
 
     pub fn hex(&self) -> String {
-        self.as_bytes()
-            .iter()
-            .fold(String::new(), |mut text, byte| {
-                use fmt::Write as _;
-                let _ = write!(text, "{byte:02x}");
-                text
-            })
+        Hex::of(self.as_bytes()).as_str().to_owned()
     }
 
     /// Whether `content` is what this digest names.
@@ -129,10 +123,35 @@ fn is_encoded(text: &str) -> bool {
 
 impl fmt::Display for Digest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}:", self.algorithm().as_str())?;
-        self.as_bytes()
-            .iter()
-            .try_for_each(|byte| write!(formatter, "{byte:02x}"))
+        formatter.write_str(self.algorithm().as_str())?;
+        formatter.write_str(":")?;
+        formatter.write_str(Hex::of(self.as_bytes()).as_str())
+    }
+}
+
+/// Two hex digits for each byte of a hash, in one piece: each answer names a digest twice.
+struct Hex {
+    digits: [u8; 128],
+    length: usize,
+}
+
+impl Hex {
+    fn of(hash: &[u8]) -> Self {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digit = |value: u8| DIGITS.get(usize::from(value)).copied().unwrap_or_default();
+        let mut digits = [0; 128];
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(hash) {
+            pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+        }
+        Self {
+            digits,
+            length: (2 * hash.len()).min(128),
+        }
+    }
+
+    fn as_str(&self) -> &str {
+        let digits = self.digits.get(..self.length).unwrap_or_default();
+        str::from_utf8(digits).expect("hex digits are ASCII")
     }
 }
 
