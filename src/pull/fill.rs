@@ -26,6 +26,7 @@ impl Pull {
         mut body: upstream::Body,
     ) {
         let started = Instant::now();
+        let mut last_followed = started;
         let mut broken = 0;
         let mut broken_at = 0;
         loop {
@@ -35,7 +36,10 @@ impl Pull {
                     if let Err(error) = writer.write(piece).await {
                         return writer.fail(error);
                     }
-                    if !is_worth_it(&writer, started.elapsed()) {
+                    if writer.is_followed() {
+                        last_followed = Instant::now();
+                    }
+                    if !is_worth_it(&writer, started.elapsed(), last_followed.elapsed()) {
                         let text = "it was too slow, or nobody waited for it any more".to_owned();
                         return writer.fail(FillError::Source(text));
                     }
@@ -84,7 +88,9 @@ impl Pull {
 
 /// A fill belongs to no client, but it is for clients. One that is small or well on its way is finished for the next;
 /// one that nobody waits for, or that crawls, would hold its bytes of the cache for nothing.
-fn is_worth_it(writer: &FillWriter, elapsed: Duration) -> bool {
+fn is_worth_it(writer: &FillWriter, elapsed: Duration, unfollowed: Duration) -> bool {
+    // A client whose connection broke comes back within seconds.
+    const LONGEST_UNFOLLOWED: Duration = Duration::from_secs(10);
     const SMALL: u64 = 8 << 20;
     const SLOWEST_PER_SECOND: u64 = 16 << 10;
     const TIME_TO_GET_GOING: Duration = Duration::from_secs(60);
@@ -93,5 +99,5 @@ fn is_worth_it(writer: &FillWriter, elapsed: Duration) -> bool {
         return true;
     }
     let is_slow = elapsed > TIME_TO_GET_GOING && written / elapsed.as_secs() < SLOWEST_PER_SECOND;
-    !is_slow && (writer.is_followed() || written >= size / 4)
+    !is_slow && (unfollowed < LONGEST_UNFOLLOWED || written >= size / 4)
 }
