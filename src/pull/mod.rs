@@ -36,7 +36,7 @@ use crate::{
 pub struct Access {
     /// What proofs are kept under.
     pub holder: Holder,
-    pub caller: Caller,
+    pub caller: Arc<Caller>,
     pub registry: Registry,
     pub repository: Repository,
 }
@@ -45,7 +45,7 @@ impl Access {
     pub fn by_grant(grant: &Grant) -> Self {
         Self {
             holder: Holder::Token(grant.token),
-            caller: grant.caller.clone(),
+            caller: Arc::clone(&grant.caller),
             registry: grant.image.registry.clone(),
             repository: grant.image.repository.clone(),
         }
@@ -54,7 +54,7 @@ impl Access {
     pub fn anonymous(registry: Registry, repository: Repository) -> Self {
         Self {
             holder: Holder::Anyone(registry.clone(), repository.clone()),
-            caller: Caller::Anonymous,
+            caller: Arc::new(Caller::Anonymous),
             registry,
             repository,
         }

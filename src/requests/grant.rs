@@ -1,6 +1,6 @@
 //! What a token allows.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use super::{Caller, Token};
 use crate::oci::{Reference, Repository};
@@ -11,7 +11,8 @@ pub struct Grant {
     pub token: Token,
     /// The source, with the defaults of its registry filled in.
     pub image: Reference,
-    pub caller: Caller,
+    /// Shared, because each pull by this grant takes it along.
+    pub caller: Arc<Caller>,
     pub created: SystemTime,
     pub expires: SystemTime,
 }

@@ -154,7 +154,7 @@ impl Requests {
             let grant = Arc::new(Grant {
                 token: Token::random(),
                 image: request.image.clone(),
-                caller: request.caller.clone(),
+                caller: Arc::new(request.caller.clone()),
                 created: unix_nanoseconds::to_time(created),
                 expires: unix_nanoseconds::to_time(expires),
             });

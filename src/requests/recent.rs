@@ -141,7 +141,7 @@ mod tests {
         Arc::new(Grant {
             token: Token::random(),
             image: "alpine".parse().expect("it is an image"),
-            caller: Caller::Anonymous,
+            caller: Arc::new(Caller::Anonymous),
             created: SystemTime::UNIX_EPOCH,
             expires,
         })

@@ -7,7 +7,7 @@
 //!  "resolved_digest":…, "source_digest":…}
 //! ```
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -99,7 +99,7 @@ impl Entry {
             registry: grant.image.registry.to_string(),
             repository: grant.image.repository.to_string(),
             version: grant.image.version.to_string(),
-            user: match &grant.caller {
+            user: match &*grant.caller {
                 Caller::Anonymous => None,
                 Caller::User {
                     name,
@@ -159,14 +159,14 @@ impl Entry {
             image: self.image()?,
             created: unix_nanoseconds::to_time(self.created),
             expires: unix_nanoseconds::to_time(self.expires),
-            caller: match self.user {
+            caller: Arc::new(match self.user {
                 None => Caller::Anonymous,
                 Some(user) => Caller::User {
                     access_token: key.unseal(&user.access_token, token.as_str())?,
                     name: user.name,
                     workspace: user.workspace,
                 },
-            },
+            }),
         })
     }
 
