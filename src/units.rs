@@ -82,6 +82,54 @@ impl<'de> Deserialize<'de> for ByteSize {
     }
 }
 
+/// A share of something: `"95%"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Percent(pub u8);
+
+impl Percent {
+    pub const fn of(self, whole: u64) -> u64 {
+        // By parts, because the product of both could be too large.
+        whole / 100 * self.0 as u64 + whole % 100 * self.0 as u64 / 100
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "`{text}` is not a share; write a whole number from 0 to 100 and a percent sign, as in \"95%\""
+)]
+pub struct PercentError {
+    text: String,
+}
+
+impl FromStr for Percent {
+    type Err = PercentError;
+
+    fn from_str(text: &str) -> Result<Self, PercentError> {
+        text.strip_suffix('%')
+            .and_then(|number| number.trim().parse().ok())
+            .filter(|share| *share <= 100)
+            .map(Self)
+            .ok_or_else(|| PercentError {
+                text: text.to_owned(),
+            })
+    }
+}
+
+impl fmt::Display for Percent {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}%", self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Percent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Text {
+            expected: "a share with a percent sign, as in \"95%\"",
+            parse: |text| text.parse::<Self>().map_err(|error| error.to_string()),
+        })
+    }
+}
+
 /// A duration in the configuration: `"500ms"`, `"30s"`, `"36h"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HumanDuration(pub Duration);
@@ -163,6 +211,26 @@ mod tests {
             let parsed = text.parse::<ByteSize>().ok().map(ByteSize::bytes);
             assert_eq!(parsed, bytes, "{text}");
         }
+    }
+
+    #[test]
+    fn shares_are_read_with_their_sign() {
+        for (text, share) in [
+            ("95%", Some(95)),
+            ("0 %", Some(0)),
+            ("100%", Some(100)),
+            ("101%", None),
+            ("-1%", None),
+            ("95", None),
+            ("0.95", None),
+            ("", None),
+        ] {
+            let parsed = text.parse::<Percent>().ok().map(|share| share.0);
+            assert_eq!(parsed, share, "{text}");
+        }
+        assert_eq!(Percent(95).of(1000), 950);
+        assert_eq!(Percent(50).of(u64::MAX), u64::MAX / 2);
+        assert_eq!(Percent(1).of(99), 0);
     }
 
     #[test]

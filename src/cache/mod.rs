@@ -14,10 +14,12 @@
 //! file, the one who began the fill included. The last part of a blob is released only when its digest has
 //! matched. Whether the asker *may* have the blob is not known here (`pull/proof.rs`), nor is any network.
 
+mod budget;
 mod disk;
 mod fill;
 mod flight;
 mod room;
+mod store;
 
 pub use fill::{Fill, FillError, FillWriter};
 pub use flight::{Ending, Reader, Release};
@@ -40,7 +42,7 @@ use crate::{
     oci::{Digest, Hasher, Registry},
     sharded::Sharded,
     telemetry::metrics::{self, Counter},
-    units::ByteSize,
+    units::{ByteSize, HumanDuration, Percent},
 };
 use disk::Disk;
 use flight::Flight;
@@ -55,6 +57,16 @@ pub struct Options {
     pub directory: Option<PathBuf>,
     /// Never exceeded, because a fill reserves its bytes first: `"20GiB"`.
     pub max_size: ByteSize,
+    /// Above this share of `max_size`, blobs are removed in the background: `"95%"`.
+    pub high_watermark: Percent,
+    /// …until this share is left: `"90%"`.
+    pub low_watermark: Percent,
+    /// What stays free of the file system: `"1GiB"`. Default: a twentieth of it, at most 1GiB.
+    pub min_free: Option<ByteSize>,
+    /// The share of the file system's inodes that stays free: `"1%"`.
+    pub min_free_inodes: Percent,
+    /// In how long every blob is read and hashed again: `"7days"`. `"0s"`: never.
+    pub scrub_interval: HumanDuration,
 }
 
 impl Default for Options {
@@ -62,6 +74,11 @@ impl Default for Options {
         Self {
             directory: None,
             max_size: ByteSize::gib(20),
+            high_watermark: Percent(95),
+            low_watermark: Percent(90),
+            min_free: None,
+            min_free_inodes: Percent(1),
+            scrub_interval: HumanDuration::hours(7 * 24),
         }
     }
 }
