@@ -33,6 +33,8 @@ pub enum Errand {
     Commit,
     /// Digests of what is being filled.
     Hash,
+    /// Bytes of what is being filled, into the page cache; a disk that cannot keep up makes the writer wait.
+    Write,
 }
 
 struct Lane {
@@ -44,7 +46,7 @@ struct Lane {
 }
 
 // Threads and queues are guesses on the generous side: a thread that waits costs a stack, an errand its closure.
-const LANES: [Lane; 6] = [
+const LANES: [Lane; 7] = [
     Lane {
         errand: Errand::Names,
         name: "names",
@@ -79,6 +81,12 @@ const LANES: [Lane; 6] = [
         errand: Errand::Hash,
         name: "hash",
         threads: 2,
+        queue: 8192,
+    },
+    Lane {
+        errand: Errand::Write,
+        name: "write",
+        threads: 4,
         queue: 8192,
     },
 ];

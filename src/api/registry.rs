@@ -1,6 +1,6 @@
 //! `/v2`: manifests, blobs, tags and referrers, with the fields that runtimes look for.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use super::{
     Api, Body, Length, Response,
@@ -143,7 +143,8 @@ impl Api {
         access: &Access,
         digest: &Digest,
     ) -> Result<Response, PullError> {
-        let content = match self.pull.blob(access, digest).await? {
+        let first_part = |size| first_part(&range_wish(head, digest, size), size);
+        let content = match self.pull.blob(access, digest, &first_part).await? {
             OpenBlob::Redirect { status, location } => return Ok(redirect(status, &location)),
             OpenBlob::Content(content) => content,
         };
@@ -189,9 +190,15 @@ fn content_fields(response: Response, digest: &Digest) -> Response {
         .field("ETag", format_args!("\"{digest}\""))
 }
 
+const BYTES: &str = "application/octet-stream";
+
 fn blob_fields(response: Response, digest: &Digest) -> Response {
+    blob_fields_of(response, digest, BYTES)
+}
+
+fn blob_fields_of(response: Response, digest: &Digest, content_type: &str) -> Response {
     content_fields(response, digest)
-        .field("Content-Type", "application/octet-stream")
+        .field("Content-Type", content_type)
         .field("Accept-Ranges", "bytes")
         // Named by its content, so it never changes; but it is this client's, not everybody's.
         .field("Cache-Control", "private, max-age=31536000, immutable")
@@ -207,46 +214,87 @@ fn redirect(status: u16, location: &str) -> Response {
     Response::new(status).field("Location", location)
 }
 
-/// RFC 9110 §14.2 and §13.1.5. A size that is not known yet cannot be divided: all of it is sent then.
+/// RFC 9110 §14.2 and §13.1.5.
+fn range_wish(head: &RequestHead, digest: &Digest, size: u64) -> RangeWish {
+    let mut ranges = head.headers.all("range");
+    // Two fields are a list, of which no part is served alone.
+    let Some(range) = ranges.next().filter(|_| ranges.next().is_none()) else {
+        return RangeWish::Whole;
+    };
+    let is_current = head
+        .headers
+        .get("if-range")
+        .is_none_or(|tag| tag.trim() == format!("\"{digest}\""));
+    if is_current {
+        parse_range(range, size)
+    } else {
+        RangeWish::Whole
+    }
+}
+
+/// What is sent first. For a refusal any byte will do: that it can be had shows that the blob can.
+fn first_part(wish: &RangeWish, size: u64) -> Range<u64> {
+    match wish {
+        RangeWish::Whole => 0..size,
+        RangeWish::Part(part) => part.clone(),
+        RangeWish::Parts(parts) => parts.first().cloned().unwrap_or(0..size),
+        RangeWish::Unsatisfiable => 0..size.min(1),
+    }
+}
+
+/// A size that is not known yet cannot be divided: all of it is sent then.
 fn ranged(head: &RequestHead, digest: &Digest, content: Content) -> Response {
     let Some(size) = content.size() else {
         return blob_fields(Response::new(200), digest).body(None, content.into_body(0..u64::MAX));
     };
-    let mut ranges = head.headers.all("range");
-    // Two fields are a list, of which no part is served alone.
-    let wish = match ranges.next().filter(|_| ranges.next().is_none()) {
-        Some(range)
-            if head
-                .headers
-                .get("if-range")
-                .is_none_or(|tag| tag.trim() == format!("\"{digest}\"")) =>
-        {
-            parse_range(range, size)
-        }
-        _ => RangeWish::Whole,
-    };
-    match wish {
-        RangeWish::Whole => {
-            blob_fields(Response::new(200), digest).body(Some(size), content.into_body(0..size))
-        }
+    match range_wish(head, digest, size) {
         RangeWish::Part(range) => blob_fields(Response::new(206), digest)
-            .field(
-                "Content-Range",
-                format_args!(
-                    "bytes {}-{}/{size}",
-                    range.start,
-                    range.end.saturating_sub(1)
-                ),
-            )
+            .field("Content-Range", content_range(&range, size))
             .body(
                 Some(range.end.saturating_sub(range.start)),
                 content.into_body(range),
             ),
+        RangeWish::Parts(parts) if content.is_divisible() => {
+            multipart(digest, size, &parts, content)
+        }
+        RangeWish::Whole | RangeWish::Parts(_) => {
+            blob_fields(Response::new(200), digest).body(Some(size), content.into_body(0..size))
+        }
         RangeWish::Unsatisfiable => {
             error_response::plain(Shape::Registry, 416, "the range lies outside the blob")
                 .field("Content-Range", format_args!("bytes */{size}"))
         }
     }
+}
+
+fn content_range(part: &Range<u64>, size: u64) -> String {
+    format!("bytes {}-{}/{size}", part.start, part.end.saturating_sub(1))
+}
+
+/// RFC 9110 §14.6. The boundary is the start of the digest, which no blob contains: whoever could make one could make
+/// any.
+fn multipart(digest: &Digest, size: u64, parts: &[Range<u64>], content: Content) -> Response {
+    const LONGEST_BOUNDARY: usize = 64;
+    let mut boundary = digest.hex();
+    boundary.truncate(LONGEST_BOUNDARY);
+    let mut bodies = Vec::new();
+    let mut length = 0;
+    for (index, (part, body)) in parts.iter().zip(content.into_parts(parts)).enumerate() {
+        let line_end = if index == 0 { "" } else { "\r\n" };
+        let head = format!(
+            "{line_end}--{boundary}\r\nContent-Type: {BYTES}\r\nContent-Range: {}\r\n\r\n",
+            content_range(part, size)
+        );
+        length += head.len() as u64 + (part.end - part.start);
+        bodies.push(Body::bytes(head));
+        bodies.push(body);
+    }
+    let end = format!("\r\n--{boundary}--\r\n");
+    length += end.len() as u64;
+    bodies.push(Body::bytes(end));
+    let content_type = format!("multipart/byteranges; boundary={boundary}");
+    blob_fields_of(Response::new(206), digest, &content_type)
+        .body(Some(length), Body::parts(bodies))
 }
 
 /// RFC 9110 §13.1.2, weak comparison; unquoted tags are met and taken too.

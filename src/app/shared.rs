@@ -67,12 +67,8 @@ impl Shared {
             config.anonymous,
         ));
         let requests = Arc::new(Requests::open(&state_directory, &config.tokens)?);
-        let cache = Cache::load(
-            cache_directory.clone(),
-            config.cache.max_size,
-            Arc::clone(&pool),
-        )
-        .map_err(StartError::Cache)?;
+        let cache = Cache::load(cache_directory.clone(), &config.cache, Arc::clone(&pool))
+            .map_err(StartError::Cache)?;
         tracing::info!(
             state_dir = %state_directory.display(),
             cache_dir = %cache_directory.display(),
@@ -177,7 +173,7 @@ impl Readiness for Shared {
             Gauge {
                 name: "tidegate_cache_blobs",
                 help: "Blobs in the cache.",
-                value: self.cache.blob_count() as u64,
+                value: self.cache.blob_count(),
             },
         ]
     }

@@ -1,34 +1,27 @@
-//! Filling one blob: reserve, write, hash beside it, verify, release, commit.
+//! Filling one blob: claim, reserve, write, verify, release, commit.
 //!
-//! The hash never stands between receiving and sending: spans that have been written are read back from the
-//! page cache and hashed on the pool, one after the other, while the core goes on. Only the held-back tail
-//! waits for it.
+//! Whoever finds a blob missing holds the *claim*, and asks the registry. From its answer on there is a file that grows:
+//! *runs* write into it, on the pool, and wake those who follow as soon as bytes are there. The digest is computed behind
+//! them (`hash_line.rs`). Whichever run writes the last byte waits for it and commits the blob.
 
-use std::{
-    fs::File,
-    io,
-    ops::Range,
-    os::unix::fs::FileExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{io, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
 
 use super::{
-    Cache, Entry, Key, Reader, Shared, Stored,
-    disk::Disk,
-    flight::{Ending, Flight, Release, Target},
-    room,
+    Cache, Key, Shared,
+    extents::Extents,
+    flight::{Ending, Flight, Reader, Release},
+    hash_line,
+    partial::{self, Draft, Partial},
+    progress::{Course, RunId},
 };
 use crate::{
     blocking::{self, Errand, PoolError, Receiver},
-    oci::{Digest, Hasher},
+    oci::{Digest, Repository},
     telemetry::metrics::{self, Counter},
 };
 
-/// What the hash takes in one errand: long enough to be worth the trip, short enough to keep up.
-const HASHED_AT_ONCE: u64 = 4 << 20;
-/// How much of it is in memory at a time.
-const HASH_BUFFER: usize = 256 << 10;
+/// What a fill of unknown size takes from the budget at a time.
+const GROWTH: u64 = 8 << 20;
 
 /// Why no blob came of a fill.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +30,10 @@ pub enum FillError {
     Mismatch { digest: Digest },
     #[error("{received} bytes came of {size}")]
     WrongSize { received: u64, size: u64 },
+    #[error("there is no room for more of it")]
+    NoRoom,
+    #[error("the cache's disk is full: {0}")]
+    DiskFull(#[source] io::Error),
     #[error("the cache's disk failed: {0}")]
     Disk(#[source] io::Error),
     #[error(transparent)]
@@ -48,26 +45,51 @@ pub enum FillError {
     Dropped,
 }
 
+impl FillError {
+    fn of_write(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => Self::DiskFull(error),
+            _ => Self::Disk(error),
+        }
+    }
+
+    /// The blob may be good and its registry too, so it is streamed past the cache.
+    fn is_ours(&self) -> bool {
+        match self {
+            Self::NoRoom | Self::DiskFull(_) | Self::Disk(_) | Self::Busy(_) | Self::Dropped => {
+                true
+            }
+            Self::Mismatch { .. } | Self::WrongSize { .. } | Self::Source(_) => false,
+        }
+    }
+}
+
 /// The claim to fill a blob: whoever holds it is the only one to fetch it. Dropping it gives it up.
 pub struct Fill {
     cache: Cache,
-    key: Key,
     flight: Arc<Flight>,
     is_settled: bool,
 }
 
+/// A fill that has begun.
+pub struct Begun {
+    pub reader: Reader,
+    /// The first part that is missing of what the reader wants, to be fetched by whoever has begun.
+    pub run: Option<Run>,
+}
+
 impl Fill {
-    pub(super) fn new(cache: Cache, key: Key, flight: Arc<Flight>) -> Self {
+    pub(super) fn new(cache: Cache, flight: Arc<Flight>) -> Self {
         Self {
             cache,
-            key,
             flight,
             is_settled: false,
         }
     }
 
-    pub fn reader(&self) -> Reader {
-        Reader::new(Arc::clone(&self.flight))
+    /// The size of the blob and what there is of it, if an earlier fill stopped half-way.
+    pub fn kept(&self) -> Option<(u64, Extents)> {
+        self.cache.0.partials.peek(&self.flight.key)
     }
 
     /// Gives the claim up; those who wait are told why.
@@ -80,74 +102,59 @@ impl Fill {
         self.settle(Ending::Failed(Arc::new(error)));
     }
 
-    /// Reserves `size` bytes and creates the file. `Err`: there is no room, or no disk; the claim has been given
-    /// up with that answer.
-    pub async fn begin(mut self, size: u64) -> Result<FillWriter, Release> {
-        let reserved = room::on_disk(size);
+    /// Reserves room and opens the file: a new one, or the one that an earlier fill has left. `Err`: there is no room, or
+    /// no disk; the claim has been given up with that answer.
+    pub async fn begin(mut self, size: Option<u64>, wanted: Range<u64>) -> Result<Begun, Release> {
         let shared = Arc::clone(&self.cache.0);
+        let key = self.flight.key.clone();
+        let part = wanted.clone();
         let begun = self
             .cache
             .0
             .pool
-            .run(Errand::Disk, move || shared.begin_fill(size))
+            .run(Errand::Disk, move || shared.begin_fill(&key, size, part))
             .await;
-        let (path, file) = match begun {
+        let (draft, kept) = match begun {
             Ok(Ok(begun)) => begun,
             refused => {
                 match refused {
-                    Ok(Err(Some(error))) => {
+                    Ok(Err(FillError::NoRoom)) | Ok(Ok(_)) => {
+                        tracing::debug!(
+                            size,
+                            "no room in the cache; the blob is streamed uncached"
+                        );
+                    }
+                    Ok(Err(error)) => {
+                        if let FillError::DiskFull(_) = &error {
+                            self.cache.0.note_full_disk();
+                        }
                         tracing::warn!(%error, size, "the cache's disk takes no more; the blob is streamed uncached");
                     }
                     Err(error) => tracing::warn!(%error, "the blob is streamed uncached"),
-                    _ => {
-                        tracing::debug!(size, "no room in the cache; the blob is streamed uncached")
-                    }
                 }
                 self.settle(Ending::Released(Release::NoRoom));
                 return Err(Release::NoRoom);
             }
         };
-        let file = Arc::new(file);
-        self.flight.begin(Target {
-            file: Arc::clone(&file),
-            size,
-        });
+        self.is_settled = true;
         metrics::add(Counter::BlobFills, 1);
-        let hash = HashState::Idle(Box::new(Hasher::new(self.key.digest.algorithm())));
-        Ok(FillWriter {
-            draft: Draft {
-                shared: Arc::clone(&self.cache.0),
-                path,
-                reserved,
-                is_kept: false,
-            },
-            fill: self,
-            file,
-            size,
-            written: 0,
-            handed: 0,
-            hash,
-        })
+        let reader = Reader::new(Arc::clone(&self.cache.0), Arc::clone(&self.flight));
+        reader.want(wanted.clone());
+        let share = self.cache.0.finish_fill_above;
+        self.flight.begin(draft, size, kept, |size| share.of(size));
+        let run = self
+            .flight
+            .progress()
+            .first_run(&wanted)
+            .map(|run| Run::new(Arc::clone(&self.cache.0), Arc::clone(&self.flight), run));
+        Ok(Begun { reader, run })
     }
 
     fn settle(&mut self, ending: Ending) {
         if std::mem::replace(&mut self.is_settled, true) {
             return;
         }
-        let mut shard = self.cache.0.entries.lock(&self.key);
-        if let Some(Entry::Filling(flight)) = shard.get(&self.key)
-            && Arc::ptr_eq(flight, &self.flight)
-        {
-            shard.remove(&self.key);
-        }
-        drop(shard);
-        if let Ending::Failed(error) = &ending {
-            metrics::add(Counter::FillsFailed, 1);
-            if matches!(**error, FillError::Mismatch { .. }) {
-                metrics::add(Counter::BlobMismatches, 1);
-            }
-        }
-        self.flight.end(ending);
+        self.cache.0.end(&self.flight, ending);
     }
 }
 
@@ -157,234 +164,353 @@ impl Drop for Fill {
     }
 }
 
-/// A file under `fills/` and the bytes reserved for it; both go when it is dropped, unless it was committed.
-struct Draft {
+/// The right and the duty to fetch a part of a blob. Dropping it leaves the part to whoever wants it.
+pub struct Run {
     shared: Arc<Shared>,
-    path: PathBuf,
-    reserved: u64,
-    is_kept: bool,
+    flight: Arc<Flight>,
+    id: RunId,
+    /// Up to there the disk has been claimed.
+    claimed_disk: u64,
 }
 
-impl Drop for Draft {
-    fn drop(&mut self) {
-        if self.is_kept {
-            return;
+/// A write on its way.
+pub struct Writing(Receiver<Result<(Vec<u8>, Course), FillError>>);
+
+impl Writing {
+    /// The buffer again, and how the run goes on.
+    pub async fn done(self) -> Result<(Vec<u8>, Course), FillError> {
+        self.0.receive().await.unwrap_or(Err(FillError::Dropped))
+    }
+}
+
+impl Run {
+    pub(super) fn new(shared: Arc<Shared>, flight: Arc<Flight>, id: RunId) -> Self {
+        Self {
+            shared,
+            flight,
+            id,
+            claimed_disk: 0,
         }
-        let (path, reserved, shared) = (
-            std::mem::take(&mut self.path),
-            self.reserved,
-            Arc::clone(&self.shared),
-        );
-        let discard = {
-            let (path, shared) = (path.clone(), Arc::clone(&shared));
-            move || {
-                Disk::discard_fill(&path);
-                shared.room.give_back(reserved);
-            }
+    }
+
+    pub fn size(&self) -> Option<u64> {
+        self.flight.progress().size()
+    }
+
+    /// What is to be fetched, from where the run stands. It may become shorter.
+    pub fn part(&self) -> Range<u64> {
+        self.flight.progress().part(self.id)
+    }
+
+    pub fn is_divisible(&self) -> bool {
+        self.flight.progress().is_divisible()
+    }
+
+    /// The registry sent something else than the part that it was asked for.
+    pub fn cannot_be_divided(&self) -> Course {
+        let course = self.flight.progress().cannot_be_divided(self.id);
+        self.flight.wake();
+        course
+    }
+
+    /// Another run, or the fill, has ended in a way that leaves nothing to do.
+    pub fn is_over(&self) -> bool {
+        self.flight.ending().is_some()
+    }
+
+    /// Takes the bytes of `piece` behind `skip` to the disk and to whoever follows, as far as they are the run's; says how
+    /// many are. One at a time.
+    pub fn write(&mut self, piece: Vec<u8>, skip: usize) -> Result<(Writing, u64), FillError> {
+        let available = piece.len().saturating_sub(skip) as u64;
+        let (range, part) = {
+            let mut progress = self.flight.progress();
+            let range = progress.claim(self.id, available);
+            (range, progress.part(self.id))
         };
-        if shared.pool.send(Errand::Disk, discard).is_err() {
-            // Better a core that waits for one unlink than bytes that nobody gives back.
-            Disk::discard_fill(&path);
-            shared.room.give_back(reserved);
-        }
-    }
-}
-
-enum HashState {
-    Idle(Box<Hasher>),
-    Running(Receiver<io::Result<Box<Hasher>>>),
-}
-
-/// Writes one blob, in order.
-pub struct FillWriter {
-    fill: Fill,
-    draft: Draft,
-    file: Arc<File>,
-    size: u64,
-    written: u64,
-    /// Bytes given to the hash so far.
-    handed: u64,
-    hash: HashState,
-}
-
-impl FillWriter {
-    pub fn reader(&self) -> Reader {
-        self.fill.reader()
-    }
-
-    /// Whether anybody follows.
-    pub fn is_followed(&self) -> bool {
-        self.fill.flight.is_followed()
-    }
-
-    /// Bytes written so far.
-    pub fn written(&self) -> u64 {
-        self.written
-    }
-
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Into the page cache, and from there to whoever follows.
-    pub async fn write(&mut self, piece: &[u8]) -> Result<(), FillError> {
-        let received = self.written + piece.len() as u64;
-        if received > self.size {
-            return Err(FillError::WrongSize {
-                received,
-                size: self.size,
-            });
-        }
-        self.file
-            .write_all_at(piece, self.written)
-            .map_err(FillError::Disk)?;
-        self.written = received;
-        self.fill.flight.publish(self.written);
-        if self.written - self.handed >= HASHED_AT_ONCE {
-            self.hand_over().await?;
-        }
-        Ok(())
-    }
-
-    /// Gives what has been written to the hash, once it is through with what it had.
-    async fn hand_over(&mut self) -> Result<(), FillError> {
-        let hasher = self.hasher().await?;
-        let span = self.handed..self.written;
-        self.handed = self.written;
+        let count = range.end - range.start;
+        let ahead = if range.start >= self.claimed_disk && part.end != u64::MAX {
+            self.claimed_disk = part.end;
+            range.start..part.end
+        } else {
+            0..0
+        };
         let (sender, receiver) = blocking::oneshot();
-        let file = Arc::clone(&self.file);
-        self.fill.cache.0.pool.send(Errand::Hash, move || {
-            sender.send(hash_span(hasher, &file, span))
+        let (shared, flight, id) = (Arc::clone(&self.shared), Arc::clone(&self.flight), self.id);
+        self.shared.pool.send(Errand::Write, move || {
+            sender.send(shared.write(&flight, id, piece, skip, range, ahead));
         })?;
-        self.hash = HashState::Running(receiver);
-        Ok(())
+        Ok((Writing(receiver), count))
     }
 
-    /// The hasher, when it has taken all that was handed to it.
-    async fn hasher(&mut self) -> Result<Box<Hasher>, FillError> {
-        let nothing = HashState::Idle(Box::new(Hasher::new(self.fill.key.digest.algorithm())));
-        let state = std::mem::replace(&mut self.hash, nothing);
-        match state {
-            HashState::Idle(hasher) => Ok(hasher),
-            HashState::Running(receiver) => match receiver.receive().await {
-                Some(hashed) => hashed.map_err(FillError::Disk),
-                None => Err(FillError::Dropped),
-            },
-        }
+    /// How it goes on after the registry has sent all that it wants to send.
+    pub fn course(&self) -> Course {
+        self.flight.progress().course(self.id)
     }
 
-    /// Verifies, releases the tail to the followers, and commits.
-    pub async fn finish(mut self) {
+    /// Waits until nobody wants what the run fetches, or the fill is over.
+    pub async fn unwanted(&self) {
+        self.flight
+            .wait_for(|flight| {
+                let is_wanted =
+                    flight.ending().is_none() && flight.progress().is_run_wanted(self.id);
+                (!is_wanted).then_some(())
+            })
+            .await;
+    }
+
+    /// The registry's connection ended, and with it a blob whose size nobody had said.
+    pub fn learn_size(&self, size: u64) {
+        self.flight.progress().learn_size(size);
+        self.flight.wake();
+    }
+
+    /// Every byte is written: verifies, releases the rest to the followers, and commits.
+    pub async fn finish(self) {
         match self.verify().await {
             Ok(()) => self.commit().await,
             Err(error) => self.fail(error),
         }
     }
 
-    async fn verify(&mut self) -> Result<(), FillError> {
-        if self.written != self.size {
-            return Err(FillError::WrongSize {
-                received: self.written,
-                size: self.size,
-            });
-        }
-        self.hand_over().await?;
-        let digest = self.hasher().await?.finish();
-        if digest == self.fill.key.digest {
+    async fn verify(&self) -> Result<(), FillError> {
+        hash_line::advance(&self.flight, &self.shared.pool)?;
+        let outcome = self
+            .flight
+            .wait_for(|flight| {
+                let ended = flight.ending().map(|_| Err(FillError::Dropped));
+                let hashed = flight.hash.outcome();
+                hashed
+                    .map(|outcome| outcome.map_err(|error| FillError::Disk(copy(&error))))
+                    .or(ended)
+            })
+            .await;
+        let digest = self.flight.key.digest;
+        if outcome? == digest {
             Ok(())
         } else {
-            Err(FillError::Mismatch {
-                digest: self.fill.key.digest,
-            })
+            Err(FillError::Mismatch { digest })
         }
     }
 
-    pub fn fail(mut self, error: FillError) {
-        tracing::warn!(digest = %self.fill.key.digest, %error, "a blob could not be cached");
-        self.fill.settle(Ending::Failed(Arc::new(error)));
+    pub fn fail(self, error: FillError) {
+        // Whoever has the draft decides how it ends.
+        let Some(draft) = self.flight.draft().take() else {
+            return;
+        };
+        let digest = self.flight.key.digest;
+        tracing::warn!(%digest, %error, "a blob could not be cached");
+        metrics::add(Counter::FillsFailed, 1);
+        match &error {
+            FillError::Mismatch { .. } => metrics::add(Counter::BlobMismatches, 1),
+            FillError::DiskFull(_) => self.shared.note_full_disk(),
+            _ => {}
+        }
+        let is_worth_keeping = matches!(error, FillError::Source(_));
+        let ending = if error.is_ours() {
+            Ending::Released(Release::NoRoom)
+        } else {
+            Ending::Failed(Arc::new(error))
+        };
+        self.flight.progress().end_run(self.id);
+        let (shared, flight) = (Arc::clone(&self.shared), Arc::clone(&self.flight));
+        let last_words = ending.clone();
+        let put_away = move || {
+            if is_worth_keeping {
+                shared.keep(&flight, draft);
+            } else {
+                drop(draft);
+            }
+            // Now, so that the next one who asks finds what was kept.
+            shared.end(&flight, ending);
+        };
+        if self.shared.pool.send(Errand::Disk, put_away).is_err() {
+            self.shared.end(&self.flight, last_words);
+        }
     }
 
     /// The digest has matched: followers get the rest at once, the disk takes its time.
     async fn commit(self) {
-        let Self {
-            mut fill,
-            draft,
-            file,
-            size,
-            ..
-        } = self;
-        fill.flight.end(Ending::Complete);
-        let (shared, key) = (Arc::clone(&fill.cache.0), fill.key.clone());
-        let digest = key.digest;
-        let committed = fill.cache.0.pool.run(Errand::Commit, move || {
-            let mut draft = draft;
-            let committed = shared.commit(&draft.path, file, size, &key);
-            draft.is_kept = committed.is_ok();
-            committed
-        });
-        match committed.await {
-            // The entry says `Stored` by now; there is no claim left to settle.
-            Ok(Ok(())) => fill.is_settled = true,
-            Ok(Err(error)) => {
-                tracing::warn!(%digest, %error, "a blob was served but could not be kept")
-            }
-            Err(error) => {
-                tracing::warn!(%digest, %error, "a blob was served but could not be kept")
-            }
+        let Some(draft) = self.flight.draft().take() else {
+            return;
+        };
+        self.flight.end(Ending::Complete);
+        let (shared, flight) = (Arc::clone(&self.shared), Arc::clone(&self.flight));
+        let committed = self
+            .shared
+            .pool
+            .run(Errand::Commit, move || shared.commit(&flight, draft))
+            .await;
+        let digest = self.flight.key.digest;
+        let problem = match committed {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        // Whoever asks from now on finds it in the store, or nowhere.
+        self.shared.forget(&self.flight);
+        if let Some(problem) = problem {
+            tracing::warn!(%digest, %problem, "a blob was served but could not be kept");
         }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.flight.end_run(self.id);
+    }
+}
+
+fn copy(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => error.kind().into(),
     }
 }
 
 impl Shared {
-    /// `Err(None)`: no room.
-    fn begin_fill(&self, size: u64) -> Result<(PathBuf, File), Option<io::Error>> {
-        let reserved = room::on_disk(size);
-        if !self.room.could_hold(reserved) {
-            return Err(None);
+    fn begin_fill(
+        &self,
+        key: &Key,
+        size: Option<u64>,
+        wanted: Range<u64>,
+    ) -> Result<(Draft, Extents), FillError> {
+        let room = partial::room_for(size.unwrap_or(GROWTH));
+        let kept = self
+            .partials
+            .take(key)
+            .filter(|kept| Some(kept.size) == size)
+            .map(Partial::into_parts);
+        if let Some((mut draft, _, extents)) = kept {
+            metrics::add(Counter::FillsResumed, 1);
+            if let Some(reservation) = draft.reservation() {
+                let more = room.saturating_sub(reservation.bytes());
+                if !self.store.grow(reservation, more) {
+                    return Err(FillError::NoRoom);
+                }
+            }
+            return Ok((draft, extents));
         }
-        if !self.room.try_take(reserved) {
-            self.evict(reserved);
-            if !self.room.try_take(reserved) {
-                return Err(None);
+        let reservation = self.reserve(room).ok_or(FillError::NoRoom)?;
+        let draft = self
+            .partials
+            .create(reservation)
+            .map_err(FillError::of_write)?;
+        if let Some(size) = size {
+            let ahead = wanted.start..wanted.end.min(size);
+            partial::preallocate(draft.file(), ahead).map_err(FillError::of_write)?;
+        }
+        Ok((draft, Extents::default()))
+    }
+
+    /// Downloads that nobody goes on with make room before any blob does.
+    fn reserve(&self, bytes: u64) -> Option<super::store::Reservation> {
+        loop {
+            if let Some(reservation) = self.store.try_reserve(bytes) {
+                return Some(reservation);
+            }
+            if !self.partials.drop_oldest() {
+                return self.store.reserve(bytes);
             }
         }
-        self.disk.create_fill(size).map_err(|error| {
-            self.room.give_back(reserved);
-            Some(error)
-        })
     }
 
-    fn commit(&self, path: &Path, file: Arc<File>, size: u64, key: &Key) -> io::Result<()> {
-        self.disk.commit(path, &file, key)?;
-        let stored = Stored {
-            size,
-            last_use: self.uses.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
-            opened: Arc::downgrade(&file),
-            file: Some(file),
-            is_verified: true,
-        };
-        self.entries
-            .lock(key)
-            .insert(key.clone(), Entry::Stored(stored));
-        self.remember_open(key.clone());
+    fn write(
+        &self,
+        flight: &Arc<Flight>,
+        run: RunId,
+        piece: Vec<u8>,
+        skip: usize,
+        range: Range<u64>,
+        ahead: Range<u64>,
+    ) -> Result<(Vec<u8>, Course), FillError> {
+        if flight.ending().is_some() {
+            return Ok((piece, Course::Done));
+        }
+        let file = flight.file().ok_or(FillError::Dropped)?;
+        if flight.progress().size().is_none() {
+            self.grow(flight, range.end)?;
+        }
+        partial::preallocate(file, ahead).map_err(FillError::of_write)?;
+        let count = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        let bytes = piece
+            .get(skip..skip.saturating_add(count))
+            .ok_or(FillError::Dropped)?;
+        file.write_all_at(bytes, range.start)
+            .map_err(FillError::of_write)?;
+        let course = flight.wrote(run, range);
+        hash_line::advance(flight, &self.pool)?;
+        Ok((piece, course))
+    }
+
+    /// Room for a blob of unknown size, as it comes.
+    fn grow(&self, flight: &Flight, end: u64) -> Result<(), FillError> {
+        let mut draft = flight.draft();
+        let reservation = draft.as_mut().and_then(Draft::reservation);
+        let reservation = reservation.ok_or(FillError::Dropped)?;
+        if end > reservation.bytes()
+            && !self
+                .store
+                .grow(reservation, GROWTH.max(end - reservation.bytes()))
+        {
+            return Err(FillError::NoRoom);
+        }
         Ok(())
     }
-}
 
-pub(super) fn hash_span(
-    mut hasher: Box<Hasher>,
-    file: &File,
-    span: Range<u64>,
-) -> io::Result<Box<Hasher>> {
-    let mut buffer = vec![0; HASH_BUFFER];
-    let mut offset = span.start;
-    while offset < span.end {
-        let wanted =
-            usize::try_from(span.end - offset).map_or(HASH_BUFFER, |left| left.min(HASH_BUFFER));
-        let piece = buffer.get_mut(..wanted).unwrap_or_default();
-        file.read_exact_at(piece, offset)?;
-        hasher.update(piece);
-        offset += piece.len() as u64;
+    fn commit(&self, flight: &Flight, draft: Draft) -> io::Result<()> {
+        let (file, path) = (Arc::clone(draft.file()), draft.path().to_owned());
+        let size = flight.progress().size().unwrap_or(0);
+        let repository: Option<&Repository> = flight.repository();
+        let Some(reservation) = draft.hand_over() else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let committed = self
+            .store
+            .commit(&flight.key, repository, &path, file, size, reservation);
+        if committed.is_err() {
+            let _ = std::fs::remove_file(&path);
+        }
+        committed
     }
-    Ok(hasher)
+
+    /// Leaves what there is of a blob to the next attempt, unless some run may still write into the file.
+    pub(super) fn keep(&self, flight: &Flight, draft: Draft) {
+        let (size, extents, has_runs) = {
+            let progress = flight.progress();
+            (
+                progress.size(),
+                progress.written().clone(),
+                progress.has_runs(),
+            )
+        };
+        if let Some(size) = size
+            && !has_runs
+        {
+            self.partials.keep(flight.key.clone(), draft, size, extents);
+        }
+    }
+
+    /// Nobody finds the flight any more then.
+    fn end(&self, flight: &Arc<Flight>, ending: Ending) {
+        flight.end(ending);
+        self.forget(flight);
+    }
+
+    fn forget(&self, flight: &Arc<Flight>) {
+        let mut shard = self.flights.lock(&flight.key);
+        if shard
+            .get(&flight.key)
+            .is_some_and(|other| Arc::ptr_eq(other, flight))
+        {
+            shard.remove(&flight.key);
+        }
+    }
+
+    fn note_full_disk(self: &Arc<Self>) {
+        metrics::add(Counter::DiskFull, 1);
+        let shared = Arc::clone(self);
+        let _ = self
+            .pool
+            .send(Errand::Disk, move || shared.store.note_full_disk());
+    }
 }

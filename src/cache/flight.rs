@@ -1,30 +1,36 @@
-//! One fill in progress, seen from every core: how far it is, how it ended, and who waits for more.
+//! One fill in progress, seen from every core: its file, how far it is, how it ended, and who waits for more.
 //!
-//! The writer publishes, readers on any core wait. Waking follows the rules of `blocking.rs`: the writer takes
-//! wakers out and wakes them outside the lock; a reader that gives up removes its own on its own thread.
+//! Which part is whose is decided in `progress.rs`; here it is behind a lock that is held for that decision only, and
+//! whoever waits is woken. Waking follows the rules of `blocking.rs`: who publishes takes the wakers out and wakes
+//! them outside the lock; a reader that gives up removes its own on its own thread.
 //!
 //! ```text
-//! Claimed ──begin(size, file)──▶ Running ──publish(n)──▶ Running ──finish──▶ Ended(Complete)
-//!    └──────────────release / fail──┴────────────────────────────────────▶ Ended(Released | Failed)
+//! Claimed ──begin(file, size)──▶ Running ──wrote…──▶ all written ──digest matched──▶ Ended(Complete)
+//!    └──────────────release / fail──┴─────────────────────┴────────────▶ Ended(Released | Failed)
 //! ```
 
 use std::{
     fs::File,
     future::poll_fn,
+    ops::Range,
     sync::{
-        Arc, Mutex, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering, fence},
     },
     task::{Poll, Waker},
 };
 
-use super::fill::FillError;
-use crate::blocking::lock;
+use super::{
+    Key,
+    extents::Extents,
+    fill::{FillError, Run},
+    hash_line::HashLine,
+    partial::Draft,
+    progress::{Course, FollowerId, Progress, RunId, Step},
+};
+use crate::{blocking::lock, oci::Repository};
 
-/// Bytes at the end of a blob that no reader gets before the digest has matched. Whoever lacks them has no blob.
-pub(super) const HELD_BACK: u64 = 64 << 10;
-
-/// Why a claim was given up without an attempt that would concern anybody else.
+/// Why a claim or a fill was given up in a way that says nothing about the blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Release {
     /// The claimant was refused, or redirected, or went away: the next one asks for himself.
@@ -42,17 +48,22 @@ pub enum Ending {
     Failed(Arc<FillError>),
 }
 
-/// What a fill writes into, known once the upstream has answered.
-pub(super) struct Target {
-    pub(super) file: Arc<File>,
-    pub(super) size: u64,
-}
-
 pub(super) struct Flight {
-    target: OnceLock<Target>,
-    /// Bytes that readers may have. Only grows.
-    released: AtomicU64,
+    pub(super) key: Key,
+    /// The one that it was first wanted from.
+    repository: Option<Repository>,
+    /// Known once the upstream has answered.
+    file: OnceLock<Arc<File>>,
+    progress: Mutex<Progress>,
+    /// A copy of the progress' own, so that who reads in order seldom needs the lock. Only grows.
+    released_prefix: AtomicU64,
+    pub(super) hash: HashLine,
     ending: OnceLock<Ending>,
+    /// The file's name and the room for it. Whoever ends the flight takes it.
+    draft: Mutex<Option<Draft>>,
+    /// For `tend.rs`: how many bytes the next process would find, and for how many rounds nobody was here.
+    pub(super) noted: AtomicU64,
+    pub(super) idle_rounds: AtomicUsize,
     /// How many wait, so that publishing to nobody takes no lock.
     waiting: AtomicUsize,
     waiters: Mutex<Waiters>,
@@ -65,49 +76,103 @@ struct Waiters {
 }
 
 impl Flight {
-    pub(super) fn new() -> Arc<Self> {
+    pub(super) fn new(key: Key, repository: Option<Repository>) -> Arc<Self> {
         Arc::new(Self {
-            target: OnceLock::new(),
-            released: AtomicU64::new(0),
+            repository,
+            hash: HashLine::new(key.digest.algorithm()),
+            key,
+            file: OnceLock::new(),
+            progress: Mutex::new(Progress::default()),
+            released_prefix: AtomicU64::new(0),
             ending: OnceLock::new(),
+            draft: Mutex::default(),
+            noted: AtomicU64::new(0),
+            idle_rounds: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             waiters: Mutex::default(),
         })
     }
 
-    /// Besides the table and the fill only readers hold a flight.
-    pub(super) fn is_followed(self: &Arc<Self>) -> bool {
-        Arc::strong_count(self) > 2
-    }
-
-    pub(super) fn begin(&self, target: Target) {
-        if self.target.set(target).is_err() {
+    pub(super) fn begin(
+        &self,
+        draft: Draft,
+        size: Option<u64>,
+        kept: Extents,
+        finish_above: impl FnOnce(u64) -> u64,
+    ) {
+        let file = Arc::clone(draft.file());
+        *lock(&self.draft) = Some(draft);
+        {
+            let mut progress = self.progress();
+            progress.begin(size, kept, finish_above);
+            self.publish(&progress);
+        }
+        if self.file.set(file).is_err() {
             unreachable!("a fill begins once");
         }
         self.wake();
     }
 
-    /// `written` bytes are in the file.
-    pub(super) fn publish(&self, written: u64) {
-        let size = self.target.get().map_or(0, |target| target.size);
-        let free = written.min(size.saturating_sub(HELD_BACK));
-        // SeqCst against `waiting`: either we see the reader that waits, or it sees this value when it looks again.
-        if self.released.fetch_max(free, Ordering::SeqCst) < free {
-            self.wake();
-        }
+    pub(super) fn progress(&self) -> MutexGuard<'_, Progress> {
+        lock(&self.progress)
     }
 
+    pub(super) fn file(&self) -> Option<&Arc<File>> {
+        self.file.get()
+    }
+
+    pub(super) fn repository(&self) -> Option<&Repository> {
+        self.repository.as_ref()
+    }
+
+    pub(super) fn draft(&self) -> MutexGuard<'_, Option<Draft>> {
+        lock(&self.draft)
+    }
+
+    pub(super) fn ending(&self) -> Option<&Ending> {
+        self.ending.get()
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.file.get().is_some()
+    }
+
+    /// A run's bytes are in the file; says how it goes on.
+    pub(super) fn wrote(&self, run: RunId, range: Range<u64>) -> Course {
+        let course = {
+            let mut progress = self.progress();
+            progress.wrote(range);
+            self.publish(&progress);
+            progress.course(run)
+        };
+        self.wake();
+        course
+    }
+
+    pub(super) fn end_run(&self, run: RunId) {
+        self.progress().end_run(run);
+        // What it did not fetch is somebody else's to fetch.
+        self.wake();
+    }
+
+    /// Once: whoever holds the draft, or the claim before there is one, decides how.
     pub(super) fn end(&self, ending: Ending) {
         if matches!(ending, Ending::Complete) {
-            let size = self.target.get().map_or(0, |target| target.size);
-            self.released.store(size, Ordering::SeqCst);
+            let mut progress = self.progress();
+            progress.verified();
+            self.publish(&progress);
         }
-        // The first ending stands: a writer that fails and is then dropped ends it twice.
         let _ = self.ending.set(ending);
         self.wake();
     }
 
-    fn wake(&self) {
+    fn publish(&self, progress: &Progress) {
+        // SeqCst against `waiting`: either we see the reader that waits, or it sees this value when it looks again.
+        self.released_prefix
+            .fetch_max(progress.released_prefix(), Ordering::SeqCst);
+    }
+
+    pub(super) fn wake(&self) {
         // What was published must be seen by a reader whose waiting is not seen here.
         fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::SeqCst) == 0 {
@@ -124,7 +189,7 @@ impl Flight {
     }
 
     /// Waits until `look` sees what it wants.
-    async fn wait_for<T>(&self, mut look: impl FnMut(&Self) -> Option<T>) -> T {
+    pub(super) async fn wait_for<T>(&self, mut look: impl FnMut(&Self) -> Option<T>) -> T {
         let mut place = Place {
             flight: self,
             ticket: None,
@@ -193,55 +258,117 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Follows a fill.
-#[derive(Clone)]
-pub struct Reader(Arc<Flight>);
+/// What a reader finds at its position.
+pub enum Next {
+    /// Everything up to there may be read from the file.
+    Ready(u64),
+    /// Nobody fetches it: it is the reader's to see to that.
+    Fetch(Run),
+}
+
+/// Follows a fill. What it wants is fetched for as long as it lives.
+pub struct Reader {
+    flight: Arc<Flight>,
+    shared: Arc<super::Shared>,
+    id: FollowerId,
+}
 
 impl Reader {
-    pub(super) fn new(flight: Arc<Flight>) -> Self {
-        Self(flight)
+    /// Of the whole blob, until it says what it wants.
+    pub(super) fn new(shared: Arc<super::Shared>, flight: Arc<Flight>) -> Self {
+        let id = flight.progress().follow(0..u64::MAX);
+        Self { flight, shared, id }
     }
 
-    /// Waits until the size is known, or the fill has ended before that.
-    pub async fn size(&self) -> Result<u64, Ending> {
-        let flight = &self.0;
-        flight
-            .wait_for(|flight| match (flight.target.get(), flight.ending.get()) {
-                (Some(target), _) => Some(Ok(target.size)),
+    /// One more of the same blob, for another part.
+    pub fn another(&self, part: Range<u64>) -> Self {
+        let reader = Self::new(Arc::clone(&self.shared), Arc::clone(&self.flight));
+        reader.want(part);
+        reader
+    }
+
+    pub fn want(&self, part: Range<u64>) {
+        self.flight.progress().want(self.id, part);
+    }
+
+    /// Waits until the registry has said how large the blob is (`None`: its end will show it), or the fill has ended
+    /// before that.
+    pub async fn size(&self) -> Result<Option<u64>, Ending> {
+        self.flight
+            .wait_for(|flight| match (flight.file.get(), flight.ending.get()) {
+                (Some(_), _) => Some(Ok(flight.progress().size())),
                 (None, Some(ending)) => Some(Err(ending.clone())),
                 (None, None) => None,
             })
             .await
     }
 
-    /// Waits until more than `position` bytes may be read, and says how many may.
-    pub async fn released_past(&self, position: u64) -> Result<u64, Ending> {
-        self.0
+    /// Waits until more than `position` bytes may be read, or somebody has to fetch them.
+    pub async fn next(&self, position: u64) -> Result<Next, Ending> {
+        self.flight
             .wait_for(|flight| {
-                let released = flight.released.load(Ordering::SeqCst);
+                let released = flight.released_prefix.load(Ordering::SeqCst);
                 if released > position {
-                    return Some(Ok(released));
+                    return Some(Ok(Next::Ready(released)));
                 }
-                flight.ending.get().map(|ending| match ending {
-                    Ending::Complete => Ok(flight.released.load(Ordering::SeqCst)),
-                    other => Err(other.clone()),
-                })
+                match flight.ending.get() {
+                    Some(Ending::Complete) => {
+                        return Some(Ok(Next::Ready(flight.progress().released_prefix())));
+                    }
+                    Some(other) => return Some(Err(other.clone())),
+                    None => {}
+                }
+                match flight.progress().step(self.id, position) {
+                    Step::Ready(end) => Some(Ok(Next::Ready(end))),
+                    Step::Wait => None,
+                    Step::Claim(run) => Some(Ok(Next::Fetch(Run::new(
+                        Arc::clone(&self.shared),
+                        Arc::clone(&self.flight),
+                        run,
+                    )))),
+                }
             })
             .await
     }
 
-    /// Whether `released_past` would answer at once, with bytes.
+    /// The run that somebody has to make, if nobody brings what the reader wants first. It is the reader's then.
+    pub fn claim(&self, position: u64) -> Option<Run> {
+        if self.flight.ending.get().is_some() {
+            return None;
+        }
+        match self.flight.progress().step(self.id, position) {
+            Step::Claim(run) => Some(Run::new(
+                Arc::clone(&self.shared),
+                Arc::clone(&self.flight),
+                run,
+            )),
+            Step::Ready(_) | Step::Wait => None,
+        }
+    }
+
+    /// Whether `next` would answer at once, with bytes.
     pub fn has_past(&self, position: u64) -> bool {
-        self.0.released.load(Ordering::SeqCst) > position
+        self.flight.released_prefix.load(Ordering::SeqCst) > position
+            || self.flight.progress().is_released(position)
     }
 
     /// Waits until the fill is over.
     pub async fn ended(&self) -> Ending {
-        self.0.wait_for(|flight| flight.ending.get().cloned()).await
+        self.flight
+            .wait_for(|flight| flight.ending.get().cloned())
+            .await
     }
 
     /// The growing file, once the size is known.
     pub fn file(&self) -> Option<&Arc<File>> {
-        self.0.target.get().map(|target| &target.file)
+        self.flight.file()
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.flight.progress().leave(self.id);
+        // A run may have lost the last one who wanted its bytes.
+        self.flight.wake();
     }
 }

@@ -2,8 +2,11 @@
 //!
 //! ```text
 //! <directory>/blobs/<registry>/sha256/ab/<hex>   complete: committed by renaming, after the digest matched
-//! <directory>/fills/<number>                     growing; removed at the next start
+//! <directory>/fills/<number>                     growing, or left half-way for the next who wants it
+//! <directory>/index                              which blobs there are; made anew from `blobs/` where it is lost
 //! ```
+//!
+//! `store.rs` has what is complete, `flight.rs` and `fill.rs` what is coming, `partial.rs` what stopped half-way.
 //!
 //! A blob is kept under the registry that sent it. Content is the same everywhere, but a registry's word that
 //! somebody may have it is worth something only for bytes which that registry has: else a registry of one's
@@ -15,38 +18,34 @@
 //! matched. Whether the asker *may* have the blob is not known here (`pull/proof.rs`), nor is any network.
 
 mod budget;
-mod disk;
+mod extents;
 mod fill;
 mod flight;
-mod room;
+mod hash_line;
+mod partial;
+#[doc(hidden)]
+pub mod progress;
 mod store;
+mod tend;
 
-pub use fill::{Fill, FillError, FillWriter};
-pub use flight::{Ending, Reader, Release};
+pub use extents::Extents;
+pub use fill::{Begun, Fill, FillError, Run, Writing};
+pub use flight::{Ending, Next, Reader, Release};
+pub use progress::{Course, HELD_BACK, SMALL};
 
-use std::{
-    collections::VecDeque,
-    fs::File,
-    io,
-    path::PathBuf,
-    sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{fs::File, io, path::PathBuf, sync::Arc};
 
 use serde::Deserialize;
 
 use crate::{
-    blocking::{Errand, Pool, PoolError, lock},
-    oci::{Digest, Hasher, Registry},
+    blocking::{Errand, Pool, PoolError},
+    oci::{Digest, Registry, Repository},
     sharded::Sharded,
-    telemetry::metrics::{self, Counter},
     units::{ByteSize, HumanDuration, Percent},
 };
-use disk::Disk;
 use flight::Flight;
-use room::Room;
+use partial::Partials;
+use store::{Found, Store, Verdict};
 
 /// `[cache]`
 #[derive(Clone, Debug, Deserialize)]
@@ -67,6 +66,8 @@ pub struct Options {
     pub min_free_inodes: Percent,
     /// In how long every blob is read and hashed again: `"7days"`. `"0s"`: never.
     pub scrub_interval: HumanDuration,
+    /// A download that nobody waits for any more is finished from this share of the blob on: `"25%"`.
+    pub finish_fill_above: Percent,
 }
 
 impl Default for Options {
@@ -79,13 +80,10 @@ impl Default for Options {
             min_free: None,
             min_free_inodes: Percent(1),
             scrub_interval: HumanDuration::hours(7 * 24),
+            finish_fill_above: Percent(25),
         }
     }
 }
-
-/// Files kept open. Opening one takes a turn on the pool, an open one none. Half of the smallest limit of open
-/// files that systems have.
-const OPEN_FILES: usize = 512;
 
 /// A blob of a registry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,31 +97,12 @@ pub struct Key {
 pub struct Cache(Arc<Shared>);
 
 struct Shared {
-    disk: Disk,
-    room: Room,
+    store: Arc<Store>,
+    partials: Partials,
+    /// Fills in progress, and claims to begin one.
+    flights: Sharded<Key, Arc<Flight>>,
+    finish_fill_above: Percent,
     pool: Arc<Pool>,
-    entries: Sharded<Key, Entry>,
-    /// Counts uses, so that recency needs no clock.
-    uses: AtomicU64,
-    /// Blobs whose files are open, oldest first.
-    open_files: Mutex<VecDeque<Key>>,
-}
-
-enum Entry {
-    Filling(Arc<Flight>),
-    Stored(Stored),
-}
-
-struct Stored {
-    size: u64,
-    last_use: u64,
-    /// Kept open while it is among those opened last.
-    file: Option<Arc<File>>,
-    /// Finds it while readers have it open, also when it is no longer kept. A blob that is read is not evicted: its
-    /// bytes would stay on disk uncounted.
-    opened: Weak<File>,
-    /// Its digest was computed by this process, and not long ago by another.
-    is_verified: bool,
 }
 
 /// A complete blob, open for reading.
@@ -160,271 +139,111 @@ pub enum Presence {
 }
 
 impl Cache {
-    /// Creates the folders and takes stock. Blocks: for start-up.
-    pub fn load(directory: PathBuf, max_size: ByteSize, pool: Arc<Pool>) -> std::io::Result<Self> {
-        let (disk, found) = Disk::load(directory)?;
-        let room = Room::new(max_size.bytes());
-        let cache = Self(Arc::new(Shared {
-            disk,
-            room,
+    /// Creates the folders and opens what is there. Blocks: for start-up.
+    pub fn load(directory: PathBuf, options: &Options, pool: Arc<Pool>) -> io::Result<Self> {
+        let store = Store::load(directory.clone(), options, Arc::clone(&pool))?;
+        let partials = Partials::load(directory.join("fills"), |bytes| store.try_reserve(bytes))?;
+        let shared = Arc::new(Shared {
+            store,
+            partials,
+            flights: Sharded::default(),
+            finish_fill_above: options.finish_fill_above,
             pool,
-            entries: Sharded::default(),
-            uses: AtomicU64::new(1),
-            open_files: Mutex::default(),
-        }));
-        for blob in found {
-            cache.0.room.take(room::on_disk(blob.size));
-            let stored = Stored {
-                size: blob.size,
-                last_use: cache.0.uses.fetch_add(1, Ordering::Relaxed),
-                file: None,
-                opened: Weak::new(),
-                is_verified: false,
-            };
-            cache
-                .0
-                .entries
-                .lock(&blob.key)
-                .insert(blob.key, Entry::Stored(stored));
-        }
-        // The cap may have been lowered since.
-        cache.0.evict(0);
-        Ok(cache)
+        });
+        tend::start(&shared)?;
+        Ok(Self(shared))
     }
 
     /// Bytes on disk, fills included.
     pub fn used_bytes(&self) -> u64 {
-        self.0.room.used()
+        self.0.store.used_bytes()
     }
 
     pub fn max_bytes(&self) -> u64 {
-        self.0.room.max()
+        self.0.store.max_bytes()
     }
 
-    pub fn blob_count(&self) -> usize {
-        self.0.entries.iter().map(|shard| shard.len()).sum()
+    pub fn blob_count(&self) -> u64 {
+        self.0.store.blob_count()
     }
 
     pub fn presence(&self, key: &Key) -> Presence {
-        match self.0.entries.lock(key).get(key) {
-            Some(Entry::Stored(stored)) => Presence::Stored { size: stored.size },
-            Some(Entry::Filling(_)) => Presence::Filling,
+        if let Some(size) = self.0.store.size_of(key) {
+            return Presence::Stored { size };
+        }
+        if self.0.flights.lock(key).contains_key(key) {
+            return Presence::Filling;
+        }
+        // It may have been committed between the two looks.
+        match self.0.store.size_of(key) {
+            Some(size) => Presence::Stored { size },
             None => Presence::Absent,
         }
     }
 
-    pub async fn open(&self, key: &Key) -> Result<Opened, OpenError> {
-        // A file that has vanished leaves its entry once; the second look finds it missing.
+    /// `repository`: where the asker has it from, so that what is pinned is known.
+    pub async fn open(&self, key: &Key, repository: &Repository) -> Result<Opened, OpenError> {
+        // A file that has vanished is out of the store after one look; the second finds the blob missing.
         loop {
-            let size = match self.look_up(key) {
-                LookUp::Opened(opened) => return Ok(opened),
-                LookUp::Closed { size } => size,
-            };
-            let (shared, key) = (Arc::clone(&self.0), key.clone());
-            let file = self
+            match self.0.store.find(key, Some(repository)) {
+                Some(Found::Open(blob)) => return Ok(Opened::Stored(blob)),
+                Some(Found::Closed) => {}
+                // Taking stock: only the disk knows.
+                None if self.0.store.is_taking_stock() => {}
+                None => match self.join(key, repository) {
+                    Some(opened) => return Ok(opened),
+                    None => continue,
+                },
+            }
+            let (shared, wanted) = (Arc::clone(&self.0), key.clone());
+            let blob = self
                 .0
                 .pool
-                .run(Errand::Disk, move || shared.open_file(&key, size))
+                .run(Errand::Disk, move || shared.store.open(&wanted))
                 .await??;
-            if let Some(file) = file {
-                return Ok(Opened::Stored(Blob { file, size }));
+            if let Some(blob) = blob {
+                return Ok(Opened::Stored(blob));
+            }
+            if let Some(opened) = self.join(key, repository) {
+                return Ok(opened);
             }
         }
     }
 
-    fn look_up(&self, key: &Key) -> LookUp {
-        let mut shard = self.0.entries.lock(key);
-        match shard.get_mut(key) {
-            Some(Entry::Stored(stored)) => {
-                stored.last_use = self.0.uses.fetch_add(1, Ordering::Relaxed);
-                let size = stored.size;
-                match stored.opened.upgrade() {
-                    Some(file) => LookUp::Opened(Opened::Stored(Blob { file, size })),
-                    None => LookUp::Closed { size },
-                }
-            }
-            Some(Entry::Filling(flight)) => {
-                LookUp::Opened(Opened::Filling(Reader::new(Arc::clone(flight))))
-            }
-            None => {
-                let flight = Flight::new();
-                shard.insert(key.clone(), Entry::Filling(Arc::clone(&flight)));
-                LookUp::Opened(Opened::Missing(Fill::new(
-                    self.clone(),
-                    key.clone(),
-                    flight,
-                )))
-            }
+    /// Follows the fill, or takes the claim. `None`: the blob has been stored meanwhile.
+    fn join(&self, key: &Key, repository: &Repository) -> Option<Opened> {
+        let mut shard = self.0.flights.lock(key);
+        if let Some(flight) = shard.get(key) {
+            let reader = Reader::new(Arc::clone(&self.0), Arc::clone(flight));
+            return Some(Opened::Filling(reader));
         }
+        // A fill is in the store before it leaves the table.
+        if self.0.store.size_of(key).is_some() {
+            return None;
+        }
+        let flight = Flight::new(key.clone(), Some(repository.clone()));
+        shard.insert(key.clone(), Arc::clone(&flight));
+        Some(Opened::Missing(Fill::new(self.clone(), flight)))
     }
 
     /// Whether a stored blob is what its name says: computed once for those that were found at the start. What is not
     /// is dropped. For when something speaks against it; it costs reading the blob.
-    pub async fn verify(&self, key: &Key, blob: Blob) -> Result<bool, PoolError> {
-        if let Some(Entry::Stored(stored)) = self.0.entries.lock(key).get(key)
-            && stored.is_verified
-        {
+    pub async fn verify(&self, key: &Key) -> Result<bool, PoolError> {
+        if self.0.store.is_verified(key) {
             return Ok(true);
         }
-        let (cache, key) = (self.clone(), key.clone());
-        let verified = self.0.pool.run(Errand::Commit, move || {
-            let hasher = Box::new(Hasher::new(key.digest.algorithm()));
-            let hashed = fill::hash_span(hasher, &blob.file, 0..blob.size);
-            let is_right = hashed.is_ok_and(|hasher| hasher.finish() == key.digest);
-            if is_right {
-                if let Some(Entry::Stored(stored)) = cache.0.entries.lock(&key).get_mut(&key) {
-                    stored.is_verified = true;
-                }
-            } else {
-                tracing::warn!(digest = %key.digest, registry = %key.registry, "a cached blob is damaged; it will be fetched again");
-                cache.remove(&key);
-            }
-            is_right
-        });
-        verified.await
+        let (shared, key) = (Arc::clone(&self.0), key.clone());
+        let verdict = self
+            .0
+            .pool
+            .run(Errand::Commit, move || shared.store.verify(&key))
+            .await?;
+        Ok(matches!(verdict, Ok(Verdict::Right)))
     }
 
-    /// Drops a stored blob, on disk too. Blocks.
-    fn remove(&self, key: &Key) {
-        let (size, retired) = {
-            let mut shard = self.0.entries.lock(key);
-            let Some(Entry::Stored(stored)) = shard.get(key) else {
-                return;
-            };
-            let size = stored.size;
-            shard.remove(key);
-            (size, self.0.disk.retire(key))
-        };
-        if let Some(path) = retired {
-            Disk::discard_fill(&path);
-        }
-        self.0.room.give_back(room::on_disk(size));
+    /// Leaves everything as the next process likes to find it. Blocks: for the end.
+    pub fn close(&self) {
+        self.0.note_all();
+        self.0.store.close();
     }
 }
-
-enum LookUp {
-    Opened(Opened),
-    Closed { size: u64 },
-}
-
-impl Shared {
-    /// `None`: the entry is gone, because its file is, or is not what it was.
-    fn open_file(&self, key: &Key, size: u64) -> io::Result<Option<Arc<File>>> {
-        let opened = self.disk.open(key, size);
-        let mut shard = self.entries.lock(key);
-        let Some(Entry::Stored(stored)) = shard.get_mut(key) else {
-            return Ok(None);
-        };
-        // Another has been faster: one open file for all readers, so that they can be counted.
-        if let Some(file) = stored.opened.upgrade() {
-            return Ok(Some(file));
-        }
-        match opened {
-            Ok(file) => {
-                let file = Arc::new(file);
-                stored.opened = Arc::downgrade(&file);
-                stored.file = Some(Arc::clone(&file));
-                drop(shard);
-                self.remember_open(key.clone());
-                Ok(Some(file))
-            }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::InvalidData
-                ) =>
-            {
-                tracing::warn!(digest = %key.digest, %error, "a cached blob is gone; it will be fetched again");
-                shard.remove(key);
-                drop(shard);
-                self.disk.remove(key);
-                self.room.give_back(room::on_disk(size));
-                Ok(None)
-            }
-            // Out of descriptors, for one: the blob is as good as before.
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Keeps the number of open files bounded: the one opened longest ago is closed.
-    fn remember_open(&self, key: Key) {
-        let oldest = {
-            let mut open = lock(&self.open_files);
-            open.push_back(key);
-            if open.len() > OPEN_FILES {
-                open.pop_front()
-            } else {
-                None
-            }
-        };
-        let Some(oldest) = oldest else { return };
-        let closed = match self.entries.lock(&oldest).get_mut(&oldest) {
-            Some(Entry::Stored(stored)) => stored.file.take(),
-            _ => None,
-        };
-        drop(closed);
-    }
-
-    /// Makes room for `wanted` more bytes: the blobs used longest ago go first, those being read stay. Blocks.
-    fn evict(&self, wanted: u64) {
-        let Some(target) = self.room.excess(wanted) else {
-            return;
-        };
-        let mut candidates = Vec::new();
-        let mut evictable = 0;
-        for shard in self.entries.iter() {
-            for (key, entry) in shard.iter() {
-                if let Entry::Stored(stored) = entry
-                    && !stored.is_read()
-                {
-                    evictable += room::on_disk(stored.size);
-                    candidates.push((stored.last_use, key.clone()));
-                }
-            }
-        }
-        // What would not be enough is left alone.
-        if evictable < self.room.missing(wanted) {
-            return;
-        }
-        candidates.sort_unstable();
-        let mut freed = 0;
-        for (last_use, key) in candidates {
-            if freed >= target {
-                break;
-            }
-            freed += self.evict_one(&key, last_use);
-        }
-    }
-
-    fn evict_one(&self, key: &Key, last_use: u64) -> u64 {
-        let (size, retired) = {
-            let mut shard = self.entries.lock(key);
-            let Some(Entry::Stored(stored)) = shard.get(key) else {
-                return 0;
-            };
-            if stored.is_read() || stored.last_use != last_use {
-                return 0;
-            }
-            let size = room::on_disk(stored.size);
-            shard.remove(key);
-            // Renamed under the lock, so that a new fill of the same blob cannot commit in between and lose its file;
-            // removing a large one takes long, and cores ask for this lock.
-            (size, self.disk.retire(key))
-        };
-        if let Some(path) = retired {
-            Disk::discard_fill(&path);
-        }
-        self.room.give_back(size);
-        metrics::add(Counter::BlobsEvicted, 1);
-        size
-    }
-}
-
-impl Stored {
-    fn is_read(&self) -> bool {
-        self.opened.strong_count() > usize::from(self.file.is_some())
-    }
-}
-
-#[cfg(test)]
-mod tests;

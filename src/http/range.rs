@@ -10,34 +10,69 @@ pub enum RangeWish {
     Whole,
     /// Answer 206. Never empty, always inside the size.
     Part(Range<u64>),
+    /// Answer 206 with `multipart/byteranges`, in this order, even if there is one: who asked for several takes one part for
+    /// all of them otherwise. None is empty, none overlaps another.
+    Parts(Vec<Range<u64>>),
     /// Answer 416.
     Unsatisfiable,
 }
 
+/// More ranges than this get the whole, which bounds the work; runtimes that want parts ask for a few.
+const MOST_PARTS: usize = 16;
+
 /// Reads a `Range` field against a body of `size` bytes.
 ///
-/// Several ranges in one field get the whole: every client that sends them takes that, and none takes one
-/// part for several. A malformed range is unsatisfiable, where RFC 9110 would ignore it: the OCI
-/// conformance suite expects 416, and a client that wants a part should hear that it asked wrongly.
+/// A malformed range is unsatisfiable, where RFC 9110 would ignore it: the OCI conformance suite expects 416, and a
+/// client that wants a part should hear that it asked wrongly. Of several ranges, a malformed one, too many or overlapping
+/// ones get the whole.
 pub fn parse_range(value: &str, size: u64) -> RangeWish {
     let Some((unit, ranges)) = value.split_once('=') else {
         return RangeWish::Whole;
     };
-    if !unit.eq_ignore_ascii_case("bytes") || ranges.contains(',') {
+    if !unit.eq_ignore_ascii_case("bytes") {
         return RangeWish::Whole;
     }
-    let wished = match trim_blanks(ranges).split_once('-') {
-        Some(("", suffix)) => decimal(suffix).map(|count| size.saturating_sub(count)..size),
-        Some((first, "")) => decimal(first).map(|first| first..size),
-        Some((first, last)) => match (decimal(first), decimal(last)) {
-            (Some(first), Some(last)) => Some(first..last.saturating_add(1).min(size)),
-            _ => None,
-        },
-        None => None,
-    };
-    match wished {
+    if ranges.contains(',') {
+        return parse_several(ranges, size);
+    }
+    match parse_one(ranges, size) {
         Some(part) if !part.is_empty() => RangeWish::Part(part),
         _ => RangeWish::Unsatisfiable,
+    }
+}
+
+fn parse_several(ranges: &str, size: u64) -> RangeWish {
+    let mut parts: Vec<Range<u64>> = Vec::new();
+    for (index, range) in ranges.split(',').enumerate() {
+        let Some(part) = parse_one(range, size).filter(|_| index < MOST_PARTS) else {
+            return RangeWish::Whole;
+        };
+        // RFC 9110 §14.1.1: those that lie outside are left out.
+        if part.is_empty() {
+            continue;
+        }
+        let overlaps = |other: &Range<u64>| other.start < part.end && part.start < other.end;
+        if parts.iter().any(overlaps) {
+            return RangeWish::Whole;
+        }
+        parts.push(part);
+    }
+    if parts.is_empty() {
+        RangeWish::Unsatisfiable
+    } else {
+        RangeWish::Parts(parts)
+    }
+}
+
+/// `None`: not a range. Empty: outside of the body.
+fn parse_one(range: &str, size: u64) -> Option<Range<u64>> {
+    match trim_blanks(range).split_once('-')? {
+        ("", suffix) => decimal(suffix).map(|count| size.saturating_sub(count)..size),
+        (first, "") => decimal(first).map(|first| first..size),
+        (first, last) => {
+            let (first, last) = (decimal(first)?, decimal(last)?);
+            (first <= last).then(|| first..last.saturating_add(1).min(size))
+        }
     }
 }
 
@@ -83,7 +118,7 @@ mod tests {
 
     #[test]
     fn wishes_are_read_as_the_clients_mean_them() {
-        use RangeWish::{Part, Unsatisfiable, Whole};
+        use RangeWish::{Part, Parts, Unsatisfiable, Whole};
         for (value, size, wish) in [
             ("bytes=0-0", 10, Part(0..1)),
             ("bytes=2-5", 10, Part(2..6)),
@@ -114,7 +149,13 @@ mod tests {
             ("bytes=--5", 10, Unsatisfiable),
             ("bytes=+1-2", 10, Unsatisfiable),
             ("bytes=1 - 2", 10, Unsatisfiable),
-            ("bytes=0-1,3-4", 10, Whole),
+            ("bytes=0-1,3-4", 10, Parts(vec![0..2, 3..5])),
+            ("bytes=-2, 0-0", 10, Parts(vec![8..10, 0..1])),
+            ("bytes=0-1,20-30", 10, Parts(vec![0..2])),
+            ("bytes=20-,30-", 10, Unsatisfiable),
+            ("bytes=0-1,1-2", 10, Whole),
+            ("bytes=0-1,x", 10, Whole),
+            ("bytes=0-1,5-4", 10, Whole),
             ("bytes=0-1,", 10, Whole),
             ("items=0-1", 10, Whole),
             ("bytes 0-1", 10, Whole),
@@ -122,6 +163,14 @@ mod tests {
         ] {
             assert_eq!(parse_range(value, size), wish, "{value} of {size}");
         }
+        let many = |count: u64| {
+            let ranges: Vec<String> = (0..count)
+                .map(|place| format!("{0}-{0}", 2 * place))
+                .collect();
+            parse_range(&format!("bytes={}", ranges.join(",")), 100)
+        };
+        assert!(matches!(many(16), Parts(parts) if parts.len() == 16));
+        assert_eq!(many(17), Whole);
     }
 
     #[test]

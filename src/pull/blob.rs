@@ -4,14 +4,17 @@ use std::{ops::Range, rc::Rc};
 
 use super::{
     Access, Pull, PullError,
-    body::{Body, HELD_BACK, Passing},
+    body::{Body, Passing},
+    fill::{Filler, asked, concerns_everybody},
 };
 use crate::{
-    blocking::without_panic,
-    cache::{Blob, Ending, Fill, FillError, OpenError, Opened, Presence, Reader, Release},
+    cache::{
+        Begun, Blob, Ending, Fill, FillError, HELD_BACK, OpenError, Opened, Presence, Reader,
+        Release, SMALL,
+    },
     oci::Digest,
     telemetry::metrics::{self, Counter},
-    upstream::{self, BlobBody, FetchError, FetchedBlob, Login},
+    upstream::{self, BlobBody, FetchError, FetchedBlob},
 };
 
 /// How often we come back to a blob whose claim was given up by another. Then we stream it for ourselves.
@@ -49,7 +52,7 @@ pub struct Content {
 
 enum ContentSource {
     Stored(Blob),
-    Following(Reader),
+    Following(Reader, Filler),
     Passing(Digest, Box<BlobBody>),
     Collected(Vec<u8>),
 }
@@ -60,11 +63,38 @@ impl Content {
         self.size
     }
 
+    /// Whether several parts can be had of it.
+    pub fn is_divisible(&self) -> bool {
+        matches!(
+            self.source,
+            ContentSource::Stored(_) | ContentSource::Following(..)
+        )
+    }
+
+    /// The bytes of each range.
+    pub fn into_parts(self, ranges: &[Range<u64>]) -> Vec<Body> {
+        match self.source {
+            ContentSource::Stored(blob) => ranges
+                .iter()
+                .map(|range| Body::stored(blob.clone(), range.clone()))
+                .collect(),
+            // Each has a reader of its own, so that nothing between them is fetched for their sake.
+            ContentSource::Following(reader, filler) => ranges
+                .iter()
+                .map(|range| {
+                    let reader = reader.another(range.clone());
+                    Body::following(reader, filler.clone(), range.clone())
+                })
+                .collect(),
+            ContentSource::Passing(..) | ContentSource::Collected(_) => Vec::new(),
+        }
+    }
+
     /// The bytes of `range`; all of them where the size is not known.
     pub fn into_body(self, range: Range<u64>) -> Body {
         match self.source {
             ContentSource::Stored(blob) => Body::stored(blob, range),
-            ContentSource::Following(reader) => Body::following(reader, range),
+            ContentSource::Following(reader, filler) => Body::following(reader, filler, range),
             ContentSource::Passing(digest, body) => {
                 Body::passing(Passing::new(digest, body.body, range))
             }
@@ -83,11 +113,15 @@ impl Content {
     }
 }
 
+/// Which part of a blob is wanted first, given its size. Never empty, unless the blob is.
+pub type FirstPart<'a> = &'a dyn Fn(u64) -> Range<u64>;
+
 impl Pull {
     pub async fn blob(
         self: &Rc<Self>,
         access: &Access,
         digest: &Digest,
+        first_part: FirstPart<'_>,
     ) -> Result<OpenBlob, PullError> {
         let key = access.key(digest);
         for _ in 0..MOST_ROUNDS {
@@ -102,7 +136,7 @@ impl Pull {
             {
                 break;
             }
-            let opened = match self.cache.open(&key).await {
+            let opened = match self.cache.open(&key, &access.repository).await {
                 Ok(opened) => opened,
                 Err(OpenError::Busy(error)) => return Err(error.into()),
                 Err(OpenError::Disk(error)) => {
@@ -111,7 +145,9 @@ impl Pull {
                 }
             };
             match opened {
-                Opened::Missing(fill) => return self.fetch_into(access, digest, fill).await,
+                Opened::Missing(fill) => {
+                    return self.fetch_into(access, digest, fill, first_part).await;
+                }
                 // It came to be since we looked: by another, whose proof is not ours.
                 _ if !self.proofs.may_have(access, digest) => {}
                 // A manifest says another size. One of the two is wrong; a file that was cut short, by a power cut
@@ -121,13 +157,13 @@ impl Pull {
                         .proofs
                         .size(access, digest)
                         .is_some_and(|size| size != blob.size)
-                        && !self.cache.verify(&key, blob.clone()).await? => {}
+                        && !self.cache.verify(&key).await? => {}
                 Opened::Stored(blob) => {
                     metrics::add(Counter::BlobHits, 1);
                     return Ok(stored(blob));
                 }
                 Opened::Filling(reader) => {
-                    if let Some(content) = self.follow(access, digest, reader).await? {
+                    if let Some(content) = self.follow(access, digest, reader, first_part).await? {
                         metrics::add(Counter::BlobFollows, 1);
                         return Ok(OpenBlob::Content(content));
                     }
@@ -186,10 +222,11 @@ impl Pull {
 
     /// `None`: the claim was given up, so ask again.
     async fn follow(
-        &self,
+        self: &Rc<Self>,
         access: &Access,
         digest: &Digest,
         reader: Reader,
+        first_part: FirstPart<'_>,
     ) -> Result<Option<Content>, PullError> {
         let failed = |cause| PullError::Fill {
             registry: access.registry.clone(),
@@ -201,9 +238,15 @@ impl Pull {
             Err(Ending::Failed(cause)) => return Err(failed(cause)),
             Err(Ending::Released(_) | Ending::Complete) => return Ok(None),
         };
+        let wanted = wanted(size, first_part);
+        reader.want(wanted.clone());
+        let filler = Filler::new(self, access, digest);
+        if let Some(run) = reader.claim(wanted.start) {
+            filler.start_after_answer(run).await?;
+        }
         // Nothing of a blob this small is released before it is verified, so wait: an error can then
         // still be told in words.
-        if size <= HELD_BACK as u64 {
+        if size.is_some_and(|size| size <= HELD_BACK) {
             match reader.ended().await {
                 Ending::Complete => {}
                 Ending::Failed(cause) => return Err(failed(cause)),
@@ -211,8 +254,8 @@ impl Pull {
             }
         }
         Ok(Some(Content {
-            size: Some(size),
-            source: ContentSource::Following(reader),
+            size,
+            source: ContentSource::Following(reader, filler),
         }))
     }
 
@@ -222,50 +265,146 @@ impl Pull {
         access: &Access,
         digest: &Digest,
         fill: Fill,
+        first_part: FirstPart<'_>,
     ) -> Result<OpenBlob, PullError> {
-        let login = self
-            .login(&access.caller, &access.registry, &access.repository)
-            .await?;
-        let body = match self.upstream.blob(access.source(&login), digest).await {
+        let kept = fill.kept();
+        let named = match &kept {
+            Some((size, _)) => Some(*size),
+            None => self.known_size(access, digest, first_part).await,
+        };
+        // What is there already need not be asked for, but whether this holder may have it must be.
+        let missing = match (named, &kept) {
+            (Some(size), Some((_, extents))) => {
+                let wanted = wanted(named, first_part);
+                extents.gap(wanted.start, wanted.end.min(size))
+            }
+            _ => Some(wanted(named, first_part)),
+        };
+        let Some(missing) = missing else {
+            if !self.proofs.may_have(access, digest) && !self.prove(access, digest).await? {
+                fill.release(Release::AskYourself);
+                return self.fetch_for_one(access, digest).await;
+            }
+            return self
+                .begin(access, digest, fill, named, None, first_part)
+                .await;
+        };
+        let part = match named {
+            Some(size) => asked(missing, Some(size)),
+            None => None,
+        };
+        let mut fetched = self.fetch(access, digest, part.clone()).await;
+        if part.is_some()
+            && matches!(&fetched, Err(PullError::Fetch(error)) if is_about_parts(error))
+        {
+            fetched = self.fetch(access, digest, None).await;
+        }
+        let body = match fetched {
             Ok(FetchedBlob::Inline(body)) => body,
             Ok(FetchedBlob::Redirect { status, location }) => {
                 fill.release(Release::AskYourself);
                 return Ok(self.pass_redirect(access, status, location));
             }
             Err(error) => {
-                if concerns_everybody(&error) {
-                    fill.fail(FillError::Source(error.to_string()));
-                } else {
-                    fill.release(Release::AskYourself);
+                match &error {
+                    PullError::Fetch(error) if concerns_everybody(error) => {
+                        fill.fail(FillError::Source(error.to_string()));
+                    }
+                    _ => fill.release(Release::AskYourself),
                 }
-                return Err(error.into());
+                return Err(error);
             }
         };
-        let named = self.proofs.size(access, digest);
-        self.proofs.note_allowed(access, *digest, body.size);
-        let Some(size) = body.size.or(named) else {
-            // Bytes that cannot be reserved cannot be cached.
-            fill.release(Release::NoRoom);
-            return self.pass(access, digest, body).await;
+        if let (Some(coding), Some(stated), Some(named)) = (&body.coding, body.size, named)
+            && stated != named
+        {
+            let error = FetchError::Malformed {
+                registry: access.registry.clone(),
+                problem: format!(
+                    "{digest} with Content-Encoding {coding}, which nobody asked for; its bytes are not the blob's"
+                ),
+            };
+            fill.fail(FillError::Source(error.to_string()));
+            return Err(error.into());
+        }
+        let size = body.size.or(named);
+        self.proofs.note_allowed(access, *digest, size);
+        self.begin(access, digest, fill, size, Some(body), first_part)
+            .await
+    }
+
+    async fn begin(
+        self: &Rc<Self>,
+        access: &Access,
+        digest: &Digest,
+        fill: Fill,
+        size: Option<u64>,
+        body: Option<Box<BlobBody>>,
+        first_part: FirstPart<'_>,
+    ) -> Result<OpenBlob, PullError> {
+        let Ok(Begun { reader, run }) = fill.begin(size, wanted(size, first_part)).await else {
+            return match body {
+                Some(body)
+                    if body.start == 0 && body.size.is_none_or(|stated| Some(stated) == size) =>
+                {
+                    self.pass(access, digest, body).await
+                }
+                _ => self.fetch_for_one(access, digest).await,
+            };
         };
-        let Ok(writer) = fill.begin(size).await else {
-            return self.pass(access, digest, body).await;
-        };
-        let reader = writer.reader();
-        let run = Rc::clone(self).fill(access.clone(), *digest, writer, body.body);
-        monoio::spawn(without_panic("a fill", run));
-        match self.follow(access, digest, reader).await? {
+        let filler = Filler::new(self, access, digest);
+        if let Some(run) = run {
+            filler.start(run, body);
+        }
+        match self.follow(access, digest, reader, first_part).await? {
             Some(content) => Ok(OpenBlob::Content(content)),
             None => self.fetch_for_one(access, digest).await,
         }
     }
 
-    /// Without a claim, for this client alone.
-    async fn fetch_for_one(&self, access: &Access, digest: &Digest) -> Result<OpenBlob, PullError> {
-        let login: Login = self
+    /// A part can only be asked for of a blob whose size is known. Mostly a manifest has said it.
+    async fn known_size(
+        &self,
+        access: &Access,
+        digest: &Digest,
+        first_part: FirstPart<'_>,
+    ) -> Option<u64> {
+        if let Some(size) = self.proofs.size(access, digest) {
+            return Some(size);
+        }
+        const LARGE: u64 = u64::MAX / 2;
+        if first_part(LARGE) == (0..LARGE) {
+            return None;
+        }
+        let login = self
+            .login(&access.caller, &access.registry, &access.repository)
+            .await
+            .ok()?;
+        match self.upstream.blob_head(access.source(&login), digest).await {
+            Ok(upstream::BlobHead::Found { size }) => size,
+            // Whatever is wrong, the question for the blob itself will tell.
+            Ok(upstream::BlobHead::Redirect { .. }) | Err(_) => None,
+        }
+    }
+
+    pub(super) async fn fetch(
+        &self,
+        access: &Access,
+        digest: &Digest,
+        part: Option<Range<u64>>,
+    ) -> Result<FetchedBlob, PullError> {
+        let login = self
             .login(&access.caller, &access.registry, &access.repository)
             .await?;
-        match self.upstream.blob(access.source(&login), digest).await? {
+        Ok(self
+            .upstream
+            .blob(access.source(&login), digest, part)
+            .await?)
+    }
+
+    /// Without a claim, for this client alone.
+    async fn fetch_for_one(&self, access: &Access, digest: &Digest) -> Result<OpenBlob, PullError> {
+        match self.fetch(access, digest, None).await? {
             FetchedBlob::Redirect { status, location } => {
                 Ok(self.pass_redirect(access, status, location))
             }
@@ -277,7 +416,8 @@ impl Pull {
                 let key = access.key(digest);
                 if let Presence::Stored { size } = self.cache.presence(&key)
                     && body.size.is_none_or(|stated| stated == size)
-                    && let Ok(Opened::Stored(blob)) = self.cache.open(&key).await
+                    && let Ok(Opened::Stored(blob)) =
+                        self.cache.open(&key, &access.repository).await
                 {
                     metrics::add(Counter::BlobHits, 1);
                     return Ok(stored(blob));
@@ -309,13 +449,13 @@ impl Pull {
     ) -> Result<OpenBlob, PullError> {
         metrics::add(Counter::BlobBypasses, 1);
         let size = body.size;
-        if size.is_none_or(|size| size > HELD_BACK as u64) {
+        if size.is_none_or(|size| size > HELD_BACK) {
             let source = ContentSource::Passing(*digest, body);
             return Ok(OpenBlob::Content(Content { size, source }));
         }
         let bytes = body
             .body
-            .collect(HELD_BACK)
+            .collect(usize::try_from(HELD_BACK).unwrap_or(usize::MAX))
             .await
             .map_err(|error| FetchError::Malformed {
                 registry: access.registry.clone(),
@@ -340,15 +480,19 @@ fn stored(blob: Blob) -> OpenBlob {
     })
 }
 
-/// Whether another caller, with other credentials, would fare the same.
-fn concerns_everybody(error: &FetchError) -> bool {
-    match error {
-        FetchError::Unreachable { .. } | FetchError::Malformed { .. } => true,
-        FetchError::Failed { .. }
-        | FetchError::Unknown { .. }
-        | FetchError::Refused { .. }
-        | FetchError::RateLimited { .. }
-        | FetchError::Forbidden { .. }
-        | FetchError::Busy(_) => false,
+/// What is fetched first: of a small blob, or one of unknown size, all of it.
+fn wanted(size: Option<u64>, first_part: FirstPart<'_>) -> Range<u64> {
+    match size {
+        Some(size) if size > SMALL => first_part(size),
+        Some(size) => 0..size,
+        None => 0..u64::MAX,
     }
+}
+
+/// The registry may have the blob and not divide it.
+fn is_about_parts(error: &FetchError) -> bool {
+    matches!(
+        error,
+        FetchError::Failed { .. } | FetchError::Malformed { .. }
+    )
 }

@@ -1,18 +1,16 @@
 //! The bytes of an answer, in the pieces in which they become available.
 
-use std::{fs::File, io, ops::Range, sync::Arc};
+use std::{collections::VecDeque, fs::File, io, ops::Range, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
+use super::fill::Filler;
 use crate::{
-    cache::{Blob, Ending, Reader},
+    cache::{Blob, Ending, HELD_BACK, Next, Reader, Release},
     oci::{Digest, Hasher},
     telemetry::metrics::{self, Counter},
     upstream,
 };
-
-/// Bytes at the end of an uncached blob that are kept until its digest has matched: whoever lacks them has no blob.
-pub(super) const HELD_BACK: usize = 64 << 10;
 
 /// What can be sent next.
 #[derive(Debug)]
@@ -41,9 +39,20 @@ pub struct Body(Kind);
 enum Kind {
     Empty,
     Bytes(Bytes),
-    Stored { file: Arc<File>, range: Range<u64> },
-    Following { reader: Reader, range: Range<u64> },
+    Stored {
+        file: Arc<File>,
+        range: Range<u64>,
+    },
+    Following(Box<Following>),
     Passing(Box<Passing>),
+    /// One after the other.
+    Parts(VecDeque<Body>),
+}
+
+struct Following {
+    reader: Reader,
+    filler: Filler,
+    range: Range<u64>,
 }
 
 impl Body {
@@ -62,73 +71,121 @@ impl Body {
         })
     }
 
-    pub(super) fn following(reader: Reader, range: Range<u64>) -> Self {
-        Self(Kind::Following { reader, range })
+    pub(super) fn following(reader: Reader, filler: Filler, range: Range<u64>) -> Self {
+        Self(Kind::Following(Box::new(Following {
+            reader,
+            filler,
+            range,
+        })))
     }
 
     pub(super) fn passing(passing: Passing) -> Self {
         Self(Kind::Passing(Box::new(passing)))
     }
 
+    pub fn parts(parts: impl IntoIterator<Item = Self>) -> Self {
+        Self(Kind::Parts(parts.into_iter().collect()))
+    }
+
     /// Whether `next` would answer at once. A head need not wait for what may take long.
     pub fn is_ready(&self) -> bool {
         match &self.0 {
             Kind::Empty | Kind::Bytes(_) | Kind::Stored { .. } => true,
-            Kind::Following { reader, range } => reader.has_past(range.start),
+            Kind::Following(following) => following.reader.has_past(following.range.start),
             Kind::Passing(_) => false,
+            Kind::Parts(parts) => parts.front().is_none_or(Self::is_ready),
         }
     }
 
     /// The next piece, never empty; `None` is the end. Waits until there is one.
     pub async fn next(&mut self) -> Result<Option<Piece>, BodyError> {
-        match &mut self.0 {
-            Kind::Empty => Ok(None),
-            Kind::Bytes(bytes) => {
-                let bytes = std::mem::take(bytes);
-                self.0 = Kind::Empty;
-                Ok((!bytes.is_empty()).then_some(Piece::Bytes(bytes)))
+        loop {
+            match &mut self.0 {
+                Kind::Empty => return Ok(None),
+                Kind::Bytes(bytes) => {
+                    let bytes = std::mem::take(bytes);
+                    self.0 = Kind::Empty;
+                    return Ok((!bytes.is_empty()).then_some(Piece::Bytes(bytes)));
+                }
+                Kind::Stored { file, range } => {
+                    let piece = Piece::File {
+                        file: Arc::clone(file),
+                        range: range.clone(),
+                    };
+                    let is_empty = range.is_empty();
+                    self.0 = Kind::Empty;
+                    return Ok((!is_empty).then_some(piece));
+                }
+                Kind::Following(following) => match following.next().await? {
+                    Followed::Piece(piece) => return Ok(piece),
+                    Followed::NoRoom => {
+                        let Following { filler, range, .. } = &**following;
+                        let passing = filler.past_the_cache(range.clone()).await?;
+                        self.0 = Kind::Passing(Box::new(passing));
+                    }
+                },
+                Kind::Passing(passing) => return Ok(passing.next().await?.map(Piece::Bytes)),
+                Kind::Parts(parts) => {
+                    let Some(part) = parts.front_mut() else {
+                        return Ok(None);
+                    };
+                    if let Some(piece) = Box::pin(part.next()).await? {
+                        return Ok(Some(piece));
+                    }
+                    parts.pop_front();
+                }
             }
-            Kind::Stored { file, range } => {
-                let piece = Piece::File {
-                    file: Arc::clone(file),
-                    range: range.clone(),
-                };
-                let is_empty = range.is_empty();
-                self.0 = Kind::Empty;
-                Ok((!is_empty).then_some(piece))
-            }
-            Kind::Following { reader, range } => follow(reader, range).await,
-            Kind::Passing(passing) => Ok(passing.next().await?.map(Piece::Bytes)),
         }
     }
 }
 
-async fn follow(reader: &Reader, range: &mut Range<u64>) -> Result<Option<Piece>, BodyError> {
-    if range.is_empty() {
-        return Ok(None);
+enum Followed {
+    Piece(Option<Piece>),
+    /// The cache can take no more of it: whoever wants the rest fetches it for himself.
+    NoRoom,
+}
+
+impl Following {
+    async fn next(&mut self) -> Result<Followed, BodyError> {
+        while !self.range.is_empty() {
+            let released = match self.reader.next(self.range.start).await {
+                Ok(Next::Ready(released)) => released,
+                Ok(Next::Fetch(run)) => {
+                    if let Some(refusal) = self.filler.refusal() {
+                        return Err(BodyError::Fill(refusal));
+                    }
+                    self.filler.start(run, None);
+                    continue;
+                }
+                Err(Ending::Released(Release::NoRoom)) => return Ok(Followed::NoRoom),
+                Err(Ending::Failed(error)) => return Err(BodyError::Fill(error.to_string())),
+                Err(Ending::Released(Release::AskYourself) | Ending::Complete) => {
+                    return Err(BodyError::Fill("it was given up".to_owned()));
+                }
+            };
+            let file = self
+                .reader
+                .file()
+                .ok_or_else(|| BodyError::Fill("it has no file".to_owned()))?;
+            let end = released.min(self.range.end);
+            if end <= self.range.start {
+                // The end of a blob whose size nobody had said.
+                if self.range.end == u64::MAX {
+                    break;
+                }
+                return Err(BodyError::Fill(
+                    "it is shorter than it was said to be".to_owned(),
+                ));
+            }
+            let piece = Piece::File {
+                file: Arc::clone(file),
+                range: self.range.start..end,
+            };
+            self.range.start = end;
+            return Ok(Followed::Piece(Some(piece)));
+        }
+        Ok(Followed::Piece(None))
     }
-    let released = reader
-        .released_past(range.start)
-        .await
-        .map_err(|ending| match ending {
-            Ending::Failed(error) => BodyError::Fill(error.to_string()),
-            Ending::Released(_) | Ending::Complete => BodyError::Fill("it was given up".to_owned()),
-        })?;
-    let file = reader
-        .file()
-        .ok_or_else(|| BodyError::Fill("it has no file".to_owned()))?;
-    let end = released.min(range.end);
-    if end <= range.start {
-        return Err(BodyError::Fill(
-            "it is shorter than it was said to be".to_owned(),
-        ));
-    }
-    let piece = Piece::File {
-        file: Arc::clone(file),
-        range: range.start..end,
-    };
-    range.start = end;
-    Ok(Some(piece))
 }
 
 /// A blob on its way from the registry to one client, without the cache: verified all the same.
@@ -169,7 +226,8 @@ impl Passing {
                 Some(piece) => {
                     hasher.update(piece);
                     self.held.extend_from_slice(piece);
-                    let count = self.held.len().saturating_sub(HELD_BACK);
+                    let held_back = usize::try_from(HELD_BACK).unwrap_or(usize::MAX);
+                    let count = self.held.len().saturating_sub(held_back);
                     self.held.split_to(count)
                 }
                 None => {

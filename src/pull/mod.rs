@@ -11,7 +11,7 @@ mod manifest;
 mod proof;
 mod shelf;
 
-pub use blob::{BlobHead, Content, OpenBlob};
+pub use blob::{BlobHead, Content, FirstPart, OpenBlob};
 pub use body::{Body, BodyError, Piece};
 pub use manifest::{Extent, ServedManifest};
 pub use proof::{Holder, Proofs};

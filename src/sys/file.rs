@@ -1,6 +1,6 @@
 //! File tricks: reading only what is in memory, and claiming space ahead.
 
-use std::{fs::File, io, os::fd::AsRawFd};
+use std::{fs::File, io, ops::Range, os::fd::AsRawFd};
 
 use super::checked;
 
@@ -33,15 +33,16 @@ pub fn is_cached(file: &File, offset: u64) -> bool {
     }
 }
 
-/// Claims `size` bytes of disk for `file`. Growing a file piece by piece costs twice as much; a file
-/// system that cannot do it is no error.
-pub fn preallocate(file: &File, size: u64) -> io::Result<()> {
-    if size == 0 {
+/// Claims the disk for a part of `file`, whose size stays as it is. Growing a file piece by piece costs twice as
+/// much; a file system that cannot do it is no error.
+pub fn preallocate(file: &File, part: Range<u64>) -> io::Result<()> {
+    if part.is_empty() {
         return Ok(());
     }
-    let size = offset_of(size)?;
+    let (start, size) = (offset_of(part.start)?, offset_of(part.end - part.start)?);
     // SAFETY: plain values only; the descriptor is borrowed from `file`.
-    let answer = unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, size) };
+    let answer =
+        unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, start, size) };
     match checked(answer as isize) {
         Ok(_) => Ok(()),
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
@@ -62,7 +63,7 @@ mod tests {
     #[test]
     fn what_was_just_written_is_read_without_waiting() {
         let mut file = tempfile::tempfile().expect("a temporary file");
-        preallocate(&file, 4096).expect("space");
+        preallocate(&file, 0..4096).expect("space");
         file.write_all(b"hello").expect("written");
         let mut buffer = [0; 16];
         match read_if_cached(&file, &mut buffer, 1) {

@@ -35,6 +35,8 @@ counters! {
     BlobRedirects "tidegate_blob_redirects_total" "Blob requests answered by the registry's redirect.";
     BlobMismatches "tidegate_blob_mismatches_total" "Blobs whose content did not match their digest.";
     FillsFailed "tidegate_fills_failed_total" "Fills that ended without a blob.";
+    FillsResumed "tidegate_fills_resumed_total" "Fills that went on with what an earlier one had left.";
+    DiskFull "tidegate_cache_disk_full_total" "Fills given up because the cache's disk was full.";
     BlobsEvicted "tidegate_blobs_evicted_total" "Blobs removed to make room.";
     ManifestHits "tidegate_manifest_hits_total" "Manifests served from memory.";
     ManifestFetches "tidegate_manifest_fetches_total" "Manifests fetched from registries.";

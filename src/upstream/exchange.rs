@@ -29,7 +29,7 @@ const MOST_IDLE: usize = 8;
 const MOST_INTERIM: usize = 8;
 const HEAD_BUFFER: usize = 8 << 10;
 /// What one read of a body may bring. Larger pieces mean fewer turns; this is where it stops to matter.
-const PIECE: usize = 256 << 10;
+const PIECE: usize = 1 << 20;
 /// What is read of a body that nobody wants, to keep its connection.
 const MOST_DISCARDED: u64 = 64 << 10;
 
@@ -194,7 +194,6 @@ impl Exchange {
                 keep_alive,
                 fresh: buffer,
                 piece: Vec::new(),
-                unwanted: 0,
                 patience: *self.options.body_timeout,
             };
             return Ok(Response { head, body });
@@ -259,6 +258,8 @@ impl Request<'_> {
         if let Some(accept) = self.accept {
             let _ = write!(head, "Accept: {accept}\r\n");
         }
+        // Digests are of the bytes as they are.
+        head.extend_from_slice(b"Accept-Encoding: identity\r\n");
         if let Some(range) = &self.range {
             let _ = write!(head, "Range: {range}\r\n");
         }
@@ -291,8 +292,6 @@ pub struct Body {
     fresh: Vec<u8>,
     /// Lent to the caller until the next call.
     piece: Vec<u8>,
-    /// Bytes at the start that nobody wants.
-    unwanted: u64,
     patience: Duration,
 }
 
@@ -302,15 +301,7 @@ impl Body {
         self.piece.clear();
         loop {
             if self.take_fresh()? {
-                let count = usize::try_from(self.unwanted)
-                    .unwrap_or(usize::MAX)
-                    .min(self.piece.len());
-                self.unwanted -= count as u64;
-                self.piece.drain(..count);
-                if !self.piece.is_empty() {
-                    return Ok(Some(&self.piece));
-                }
-                continue;
+                return Ok(Some(&self.piece));
             }
             if self.is_over() {
                 self.release();
@@ -327,10 +318,9 @@ impl Body {
         }
     }
 
-    /// Leaves the first `count` bytes out.
-    pub fn without_first(mut self, count: u64) -> Self {
-        self.unwanted = count;
-        self
+    /// The piece that `next` has just lent, for good; `spare` takes its place.
+    pub fn take_piece(&mut self, spare: Vec<u8>) -> Vec<u8> {
+        std::mem::replace(&mut self.piece, spare)
     }
 
     /// The whole body, which must not be larger than `limit`.

@@ -1,6 +1,6 @@
 //! Asking a registry for manifests, blobs, tags and referrers. How a request gets through is `send`'s business.
 
-use std::{rc::Rc, sync::Arc};
+use std::{ops::Range, rc::Rc, sync::Arc};
 
 use super::{
     Options,
@@ -60,8 +60,13 @@ pub enum FetchedBlob {
 }
 
 pub struct BlobBody {
-    /// From `Content-Length`; a registry may leave it out.
+    /// Which byte of the blob is the first of the body.
+    pub start: u64,
+    /// Of the whole blob; a registry may leave it out.
     pub size: Option<u64>,
+    /// `Content-Encoding`, although none was asked for. Some say so of blobs that are compressed files; then
+    /// the bytes are the blob's all the same.
+    pub coding: Option<String>,
     pub body: Body,
 }
 
@@ -147,57 +152,52 @@ impl Upstream {
         Ok(Some(head))
     }
 
+    /// All of a blob, or `part` of it: then the registry may still send all of it, or another part than that.
     pub async fn blob(
         &self,
         source: Source<'_>,
         digest: &Digest,
+        part: Option<Range<u64>>,
     ) -> Result<FetchedBlob, FetchError> {
-        let response = self
-            .send(source, self.blob_wish(Method::Get, source, digest)?)
-            .await?;
-        Ok(match self.redirect(source, &response.head)? {
-            Some((status, location)) => {
-                response.body.discard().await;
-                FetchedBlob::Redirect { status, location }
-            }
-            None => FetchedBlob::Inline(Box::new(BlobBody {
-                size: content_length(&response.head),
-                body: response.body,
-            })),
-        })
-    }
-
-    /// The blob of `size` bytes from `start` on, to go on where a connection broke.
-    pub async fn blob_rest(
-        &self,
-        source: Source<'_>,
-        digest: &Digest,
-        start: u64,
-        size: u64,
-    ) -> Result<Body, FetchError> {
         let mut wish = self.blob_wish(Method::Get, source, digest)?;
-        wish.start = start;
+        wish.part = part;
         let response = self.send(source, wish).await?;
-        let range = response
-            .head
-            .headers
-            .get("content-range")
-            .and_then(parse_content_range);
-        match (response.head.status, range) {
-            (206, Some(range))
-                if range.start == start && range.size.is_none_or(|whole| whole == size) =>
-            {
-                Ok(response.body)
-            }
-            // It does not divide: what we have is read again, and left out.
-            (200, _) if content_length(&response.head).is_none_or(|whole| whole == size) => {
-                Ok(response.body.without_first(start))
-            }
-            (status, _) => Err(FetchError::Malformed {
-                registry: source.registry.clone(),
-                problem: format!("another part of {digest} than was asked for ({status})"),
-            }),
+        if let Some((status, location)) = self.redirect(source, &response.head)? {
+            response.body.discard().await;
+            return Ok(FetchedBlob::Redirect { status, location });
         }
+        let malformed = |problem: String| FetchError::Malformed {
+            registry: source.registry.clone(),
+            problem,
+        };
+        let head = &response.head;
+        let (start, size) = match head.status {
+            206 => {
+                let field = head.headers.get("content-range");
+                let range = field
+                    .and_then(parse_content_range)
+                    .ok_or_else(|| malformed(format!("a part of {digest} without saying which")))?;
+                let length = range.end - range.start;
+                if content_length(head).is_some_and(|stated| stated != length) {
+                    return Err(malformed(format!(
+                        "another length than its range has for {digest}"
+                    )));
+                }
+                (range.start, range.size)
+            }
+            _ => (0, content_length(head)),
+        };
+        let coding = head
+            .headers
+            .get("content-encoding")
+            .filter(|coding| !coding.eq_ignore_ascii_case("identity"))
+            .map(str::to_owned);
+        Ok(FetchedBlob::Inline(Box::new(BlobBody {
+            start,
+            size,
+            coding,
+            body: response.body,
+        })))
     }
 
     /// How often a broken download may be taken up again.
@@ -214,7 +214,7 @@ impl Upstream {
     ) -> Result<BlobHead, FetchError> {
         let wish = self.blob_wish(Method::Head, source, digest)?;
         if wish.follow == Follow::Always {
-            return Ok(match self.blob(source, digest).await? {
+            return Ok(match self.blob(source, digest, None).await? {
                 FetchedBlob::Inline(body) => BlobHead::Found { size: body.size },
                 FetchedBlob::Redirect { status, location } => {
                     BlobHead::Redirect { status, location }
@@ -262,7 +262,7 @@ impl Upstream {
             method: Method::Get,
             path,
             accept: None,
-            start: 0,
+            part: None,
             follow: Follow::WithinRegistry,
             what,
         };
@@ -312,7 +312,7 @@ impl Upstream {
             method,
             path: format!("/v2/{}/blobs/{digest}", source.repository),
             accept: None,
-            start: 0,
+            part: None,
             follow,
             what: format!("blob {digest} of {}", source.repository),
         })
@@ -361,7 +361,7 @@ fn manifest_wish(method: Method, repository: &Repository, version: &TagOrDigest)
         method,
         path: format!("/v2/{repository}/manifests/{version}"),
         accept: Some(media_type::ACCEPT_MANIFESTS),
-        start: 0,
+        part: None,
         follow: Follow::Always,
         what: format!("manifest {repository}{separator}{version}"),
     }

@@ -1,7 +1,10 @@
 //! One request to a registry, with all that it may need to get through: credentials, one renewal of them, redirects, and
 //! patience with a registry that is busy. Credentials go to the registry's own origin only.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use super::{
     auth::Authorization,
@@ -35,11 +38,19 @@ pub(super) struct Wish<'a> {
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) accept: Option<&'a str>,
-    /// From this byte on.
-    pub(super) start: u64,
+    /// This part, or what the registry makes of it.
+    pub(super) part: Option<Range<u64>>,
     pub(super) follow: Follow,
     /// For messages: `manifest acme/app:v1`.
     pub(super) what: String,
+}
+
+/// RFC 9110 §14.1.2. An end beyond every body stands for the rest.
+fn range_field(part: &Range<u64>) -> String {
+    match part.end {
+        u64::MAX => format!("bytes={}-", part.start),
+        end => format!("bytes={}-{}", part.start, end.saturating_sub(1)),
+    }
 }
 
 impl Upstream {
@@ -148,7 +159,7 @@ impl Upstream {
                 method: wish.method,
                 url: &url,
                 accept: wish.accept,
-                range: (wish.start > 0).then(|| format!("bytes={}-", wish.start)),
+                range: wish.part.as_ref().map(range_field),
                 authorization: authorization.filter(|_| is_home).map(Authorization::value),
             };
             let response = self.exchange.send(&way, &request).await?;
