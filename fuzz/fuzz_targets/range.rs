@@ -7,10 +7,27 @@ fuzz_target!(|input: &str| {
     // A size, and the field to be read against it.
     let (size, text) = input.split_once('\n').unwrap_or(("", input));
     let size = size.parse().unwrap_or(u64::MAX);
-    if let RangeWish::Part(part) = parse_range(text, size) {
-        assert!(part.start < part.end && part.end <= size);
-        let printed = format!("bytes={}-{}", part.start, part.end - 1);
-        assert_eq!(parse_range(&printed, size), RangeWish::Part(part));
+    match parse_range(text, size) {
+        RangeWish::Part(part) => {
+            assert!(part.start < part.end && part.end <= size);
+            let printed = format!("bytes={}-{}", part.start, part.end - 1);
+            assert_eq!(parse_range(&printed, size), RangeWish::Part(part));
+        }
+        RangeWish::Parts(parts) => {
+            let mut sorted = parts.clone();
+            sorted.sort_by_key(|part| part.start);
+            assert!(sorted.iter().all(|part| part.start < part.end && part.end <= size));
+            assert!(sorted.windows(2).all(|pair| pair[0].end <= pair[1].start));
+            let printed: Vec<String> = parts
+                .iter()
+                .map(|part| format!("{}-{}", part.start, part.end - 1))
+                .collect();
+            if parts.len() > 1 {
+                let printed = format!("bytes={}", printed.join(","));
+                assert_eq!(parse_range(&printed, size), RangeWish::Parts(parts));
+            }
+        }
+        RangeWish::Whole | RangeWish::Unsatisfiable => {}
     }
     if let Some(range) = parse_content_range(text) {
         assert!(range.start < range.end);

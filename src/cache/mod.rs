@@ -247,3 +247,6 @@ impl Cache {
         self.0.store.close();
     }
 }
+
+#[cfg(test)]
+mod tests;
