@@ -490,10 +490,10 @@ impl Shared {
         }
     }
 
-    /// Nobody finds the flight any more then.
+    /// Who is told of the end and asks again finds no trace of the flight.
     fn end(&self, flight: &Arc<Flight>, ending: Ending) {
-        flight.end(ending);
         self.forget(flight);
+        flight.end(ending);
     }
 
     fn forget(&self, flight: &Arc<Flight>) {

@@ -184,8 +184,12 @@ impl Progress {
         if let Some(end) = self.released.end_at(position) {
             return Step::Ready(end);
         }
-        if self.is_verified || position >= end {
+        if self.is_verified {
             return Step::Ready(end);
+        }
+        if position >= end {
+            // A blob of unknown size has ended here; whether rightly so, its digest will tell.
+            return Step::Wait;
         }
         if self.written.end_at(position).is_some() {
             // It is held back: once everything is there, it can be verified.

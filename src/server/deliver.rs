@@ -91,8 +91,13 @@ pub(super) async fn deliver(
                 }
                 _ => More::Ends,
             };
+            let is_open_chunk =
+                framing == Framing::Chunked && matches!(piece, Piece::File { .. });
             match piece {
                 Piece::File { file, range } => {
+                    if framing == Framing::Chunked {
+                        let _ = write!(head, "{length:x}\r\n");
+                    }
                     edge.transfer
                         .send_file(socket, &head, &file, range, more, patience)
                         .await?;
@@ -109,6 +114,10 @@ pub(super) async fn deliver(
                 }
             }
             head.clear();
+            if is_open_chunk {
+                // Goes with what comes next.
+                head.extend_from_slice(b"\r\n");
+            }
             body_bytes += length;
             metrics::add(Counter::BytesSent, length);
         }
