@@ -1,7 +1,7 @@
 //! Bytes that tests send and expect: small ones in memory, large ones made when they are read.
 
 use std::{
-    fmt::Write as _,
+    fmt::{self, Write as _},
     io::{self, Read},
     sync::Arc,
 };
@@ -17,6 +17,12 @@ pub enum Content {
         seed: u64,
         size: u64,
     },
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} bytes", self.size())
+    }
 }
 
 impl Content {

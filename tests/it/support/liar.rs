@@ -28,7 +28,7 @@ pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What goes wrong. The bodies are those of GET; HEAD knows only what `applies_to_head` lists.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub enum Behaviour {
     /// Nothing: for the requests before the one that goes wrong.
     Honest,
@@ -110,7 +110,7 @@ impl Behaviour {
 }
 
 /// Held shut until a test has seen what it wants to see.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
 impl Gate {
