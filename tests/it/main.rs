@@ -32,6 +32,7 @@ mod presence_is_not_permission;
 mod private_pull;
 mod range_on_miss;
 mod redirects;
+mod resumed_fills;
 mod several_ranges;
 mod shutdown;
 mod submit;

@@ -397,7 +397,7 @@ fn a_part_beyond_the_end_is_told_so() {
         };
         for range in ["bytes=33554432-", "bytes=99999999-999999999", "bytes=-0"] {
             let response = scene.range(&blob, range);
-            assert_eq!(response.status(), 416, "{range}: {}", response.text());
+            assert_eq!(response.status(), 416, "{range}: {}", response.excerpt());
             let content_range = format!("bytes */{SIZE}");
             assert_eq!(
                 response.header("content-range"),
@@ -416,7 +416,7 @@ fn an_unknown_blob_is_unknown_in_part_as_well() {
     let path = scene.grant.blob(&digest);
     for range in ["bytes=0-9", "bytes=9999999-", "bytes=-9", "bytes=0-9,20-29"] {
         let response = scene.tidegate.request("GET", &path, &[("Range", range)]);
-        assert_eq!(response.status(), 404, "{range}: {}", response.text());
+        assert_eq!(response.status(), 404, "{range}: {}", response.excerpt());
         assert_eq!(response.error_code(), "BLOB_UNKNOWN", "{range}");
     }
 }

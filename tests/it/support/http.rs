@@ -106,6 +106,12 @@ impl Response {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
+    /// The start of the body, fit for a failed test's message.
+    pub fn excerpt(&self) -> String {
+        let start = &self.body[..self.body.len().min(200)];
+        start.escape_ascii().to_string()
+    }
+
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("not JSON: {error}: {:?}", self.text()))

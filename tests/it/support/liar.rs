@@ -44,6 +44,8 @@ pub enum Behaviour {
     StallAfter(u64),
     /// This much is sent, the rest once the gate is open.
     Gated(u64, Gate),
+    /// This much is sent, then a little now and then until the gate is open or the client leaves.
+    Trickling(u64, Gate),
     /// Of the blob these bytes are sent at once, all others only when the gate is open.
     GatedOutside(Range<u64>, Gate),
     /// No length: chunks.
@@ -119,6 +121,10 @@ impl Gate {
         self.0.1.notify_all();
     }
 
+    fn is_open(&self) -> bool {
+        *self.0.0.lock().expect("no panic holds it")
+    }
+
     fn wait(&self) -> io::Result<()> {
         let open = self.0.0.lock().expect("no panic holds it");
         let (_open, waited) = self
@@ -165,7 +171,7 @@ struct State {
 struct Seen {
     requests: Vec<Request>,
     sent: Vec<Sent>,
-    /// Paths of answers whose client left while they stalled.
+    /// Paths of answers whose client left while they stalled or trickled.
     left: Vec<String>,
 }
 
@@ -386,7 +392,7 @@ impl Liar {
         total(&self.state.seen().sent)
     }
 
-    /// Waits until so many clients have left an answer that stalls.
+    /// Waits until so many clients have left an answer that stalls or trickles.
     pub fn wait_for_leavers(&self, path: &str, count: usize) {
         self.wait_while("the client's leave", |seen| {
             seen.left.iter().filter(|left| *left == path).count() < count
@@ -398,7 +404,11 @@ impl Liar {
         let mut seen = self.state.seen();
         while is_missing(&seen) {
             let left = until.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{what} never arrived");
+            if left.is_zero() {
+                // The liar's own threads go on.
+                drop(seen);
+                panic!("{what} never arrived");
+            }
             (seen, _) = self
                 .state
                 .arrived
@@ -620,6 +630,7 @@ struct Manners {
     ends_after: Option<u64>,
     stalls: bool,
     gate: Option<(u64, Gate)>,
+    trickle: Option<(u64, Gate)>,
     /// Places in the blob.
     gate_outside: Option<(Range<u64>, Gate)>,
 }
@@ -651,6 +662,7 @@ impl Manners {
                 self.stalls = true;
             }
             Behaviour::Gated(count, gate) => self.gate = Some((count, gate)),
+            Behaviour::Trickling(count, gate) => self.trickle = Some((count, gate)),
             Behaviour::GatedOutside(span, gate) => self.gate_outside = Some((span, gate)),
             Behaviour::Chunked => self.framing = Framing::Chunked,
             Behaviour::UntilClose => self.framing = Framing::UntilClose,
@@ -772,10 +784,8 @@ impl Resource {
         }
         send_body(state, request, content, body.clone(), &manners, stream)?;
         if manners.stalls {
-            let left = stream.read(&mut [0]).is_ok_and(|count| count == 0);
-            if left {
-                state.note_leave(request.path());
-            }
+            let _ = stream.read(&mut [0]);
+            state.note_leave(request.path());
             return Ok(Next::Close);
         }
         Ok(match manners.framing {
@@ -810,7 +820,22 @@ fn send_body(
     let mut position = body.start;
     let mut piece = vec![0; 64 << 10];
     while position < end {
-        let until = manners.pass_gates(&body, position)?.min(end);
+        let mut until = manners.pass_gates(&body, position)?.min(end);
+        match &manners.trickle {
+            Some((count, gate)) if !gate.is_open() => {
+                let free = body.start + count;
+                if position < free {
+                    until = until.min(free);
+                } else {
+                    until = until.min(position + DRIP);
+                    if has_left(stream)? {
+                        state.note_leave(request.path());
+                        return Err(io::ErrorKind::BrokenPipe.into());
+                    }
+                }
+            }
+            _ => {}
+        }
         let count = (until - position).min(piece.len() as u64) as usize;
         let bytes = &mut piece[..count];
         content.range(position, until).read_exact(bytes)?;
@@ -829,6 +854,25 @@ fn send_body(
         state.note_sent(place, position);
     }
     Ok(())
+}
+
+/// Sent at a time by an answer that trickles.
+const DRIP: u64 = 4 << 10;
+
+/// Waits a moment for the client to leave: that moment is also what makes a trickle slow.
+fn has_left(stream: &mut TcpStream) -> io::Result<bool> {
+    const MOMENT: Duration = Duration::from_millis(20);
+    let patience = stream.read_timeout()?;
+    stream.set_read_timeout(Some(MOMENT))?;
+    let has_left = match stream.peek(&mut [0]) {
+        Ok(count) => count == 0,
+        Err(error) => !matches!(
+            error.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+        ),
+    };
+    stream.set_read_timeout(patience)?;
+    Ok(has_left)
 }
 
 enum Wish {

@@ -80,6 +80,14 @@ impl Scene {
         gate
     }
 
+    /// The first answer slows down after so many bytes until the gate is open; others do not.
+    pub fn trickle(&self, blob: &Blob, after: u64) -> Gate {
+        let gate = Gate::default();
+        let slow = Behaviour::Trickling(after, gate.clone());
+        self.liar.misbehave_in_turn(&blob.path, &[slow]);
+        gate
+    }
+
     pub fn pull(&self, blob: &Blob) -> Pulled {
         self.tidegate.pull(&self.grant.blob(&blob.digest))
     }
@@ -139,7 +147,7 @@ impl Blob {
     }
 
     pub fn assert_is_part(&self, response: &Response, wanted: &Range<u64>) {
-        assert_eq!(response.status(), 206, "{wanted:?}: {}", response.text());
+        assert_eq!(response.status(), 206, "{wanted:?}: {}", response.excerpt());
         let range = response.head.content_range().expect("a Content-Range");
         assert_eq!((&range.bytes, range.size), (wanted, self.size()));
         assert_eq!(response.end, End::Complete, "{wanted:?}");
@@ -160,7 +168,7 @@ impl Blob {
                 response.error_code();
                 return;
             }
-            other => panic!("{other} to {wanted:?}: {}", response.text()),
+            other => panic!("{other} to {wanted:?}: {}", response.excerpt()),
         };
         let end = named.start + response.body.len() as u64;
         assert!(end <= named.end, "{end} is beyond {named:?}");
