@@ -265,35 +265,6 @@ fn ranges_of_a_growing_blob_are_served_alike() {
 }
 
 #[test]
-fn several_ranges_are_answered_in_parts_or_with_the_whole_but_never_with_one() {
-    let scene = Scene::new();
-    let (content, digest) = scene.blob(1, SMALL);
-    for _ in 0..2 {
-        let response = scene.get(&digest, &[("Range", "bytes=0-99,200-299")]);
-        match response.status() {
-            200 => assert_eq!(response.body, content.bytes()),
-            206 => {
-                let content_type = response.header("content-type").expect("a type");
-                let (kind, boundary) = content_type.split_once(";").expect("a boundary");
-                assert_eq!(kind.trim(), "multipart/byteranges");
-                let boundary = boundary
-                    .trim()
-                    .trim_start_matches("boundary=")
-                    .trim_matches('"');
-                let parts = response
-                    .body
-                    .windows(boundary.len())
-                    .filter(|window| *window == boundary.as_bytes());
-                assert_eq!(parts.count(), 3, "two parts and the end");
-                assert_eq!(response.end, End::Complete);
-            }
-            400 | 416 => {}
-            other => panic!("{other}"),
-        }
-    }
-}
-
-#[test]
 fn a_range_counts_only_for_the_content_that_was_meant() {
     let scene = Scene::new();
     let (_, digest) = scene.blob(1, SMALL);

@@ -1,47 +1,18 @@
 //! A full disk costs the cache, not the pull.
 
-use std::{path::Path, process::Command};
-
 use crate::support::{
     content::Content,
     http::End,
     liar::Liar,
+    small_disk::SmallDisk,
     tidegate::{Setup, files_below},
 };
 
 const MIB: u64 = 1 << 20;
 
-/// A file system of a few MiB, gone with its drop.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    /// Only root may mount.
-    fn mount(size: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(folder.path())
-            .output();
-        mounted
-            .is_ok_and(|output| output.status.success())
-            .then_some(Self(folder))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_full_disk_fails_no_pull() {
     let Some(disk) = SmallDisk::mount("6m") else {
-        eprintln!("left out: a_full_disk_fails_no_pull needs to mount a file system (root)");
         return;
     };
     let liar = Liar::open();

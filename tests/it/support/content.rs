@@ -1,12 +1,12 @@
 //! Bytes that tests send and expect: small ones in memory, large ones made when they are read.
 
 use std::{
-    fmt::Write as _,
+    fmt::{self, Write as _},
     io::{self, Read},
     sync::Arc,
 };
 
-use ring::digest::{Context, SHA256};
+use ring::digest::{Context, SHA256, SHA512};
 
 /// What a blob or a manifest consists of.
 #[derive(Clone)]
@@ -17,6 +17,12 @@ pub enum Content {
         seed: u64,
         size: u64,
     },
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} bytes", self.size())
+    }
 }
 
 impl Content {
@@ -57,6 +63,30 @@ impl Content {
         io::copy(&mut self.reader(), &mut hash).expect("content in memory is readable");
         hash.digest()
     }
+
+    pub fn sha512(&self) -> String {
+        let mut hash = Context::new(&SHA512);
+        hash.update(&self.bytes());
+        format!("sha512:{}", hex(hash.finish().as_ref()))
+    }
+
+    /// In gzip (RFC 1952), as large as before: nothing here is about compression.
+    pub fn gzip(&self) -> Self {
+        let bytes = self.bytes();
+        let mut packed = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+        let mut blocks = bytes.chunks(65_535).peekable();
+        while let Some(block) = blocks.next() {
+            // Stored as it is (RFC 1951 §3.2.4).
+            let length = block.len() as u16;
+            packed.push(u8::from(blocks.peek().is_none()));
+            packed.extend_from_slice(&length.to_le_bytes());
+            packed.extend_from_slice(&(!length).to_le_bytes());
+            packed.extend_from_slice(block);
+        }
+        packed.extend_from_slice(&crc32(&bytes).to_le_bytes());
+        packed.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+        Self::of(packed)
+    }
 }
 
 pub struct ContentReader {
@@ -83,15 +113,14 @@ impl Read for ContentReader {
 
 /// SplitMix64 over the index of each word, so that any offset can be made without those before it.
 fn generate(seed: u64, offset: u64, buffer: &mut [u8]) {
-    let mut index = offset / 8;
-    let mut skip = (offset % 8) as usize;
-    let mut rest = buffer;
-    while !rest.is_empty() {
+    let skip = (offset % 8) as usize;
+    let first = word(seed, offset / 8).to_le_bytes();
+    let head = buffer.len().min((8 - skip) % 8);
+    let (start, rest) = buffer.split_at_mut(head);
+    start.copy_from_slice(&first[skip..][..head]);
+    for (index, piece) in (offset.div_ceil(8)..).zip(rest.chunks_mut(8)) {
         let word = word(seed, index).to_le_bytes();
-        let count = rest.len().min(8 - skip);
-        let (now, later) = rest.split_at_mut(count);
-        now.copy_from_slice(&word[skip..skip + count]);
-        (rest, skip, index) = (later, 0, index + 1);
+        piece.copy_from_slice(&word[..piece.len()]);
     }
 }
 
@@ -102,6 +131,16 @@ fn word(seed: u64, index: u64) -> u64 {
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     word ^ (word >> 31)
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |mut crc, byte| {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
+        }
+        crc
+    })
 }
 
 /// sha256 of what is written to it.

@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
+    ops::Range,
     time::Duration,
 };
 
@@ -37,10 +38,43 @@ impl Head {
         self.header("content-length")?.parse().ok()
     }
 
+    pub fn content_range(&self) -> Option<ContentRange> {
+        self.header("content-range").map(ContentRange::parse)
+    }
+
     pub fn closes(&self) -> bool {
         self.header("connection")
             .is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
+}
+
+/// `bytes 0-9/100`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContentRange {
+    pub bytes: Range<u64>,
+    pub size: u64,
+}
+
+impl ContentRange {
+    fn parse(text: &str) -> Self {
+        let parsed = || {
+            let (bytes, size) = text.strip_prefix("bytes ")?.split_once('/')?;
+            let (first, last) = bytes.split_once('-')?;
+            let end = last.parse::<u64>().ok()?.checked_add(1)?;
+            Some(Self {
+                bytes: first.parse().ok()?..end,
+                size: size.parse().ok()?,
+            })
+        };
+        parsed().unwrap_or_else(|| panic!("not a Content-Range: {text:?}"))
+    }
+}
+
+/// One of several ranges in one answer.
+#[derive(Clone, Debug)]
+pub struct Part {
+    pub range: ContentRange,
+    pub bytes: Vec<u8>,
 }
 
 /// How a body ended.
@@ -72,6 +106,12 @@ impl Response {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
+    /// The start of the body, fit for a failed test's message.
+    pub fn excerpt(&self) -> String {
+        let start = &self.body[..self.body.len().min(200)];
+        start.escape_ascii().to_string()
+    }
+
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("not JSON: {error}: {:?}", self.text()))
@@ -79,6 +119,47 @@ impl Response {
 
     pub fn digest(&self) -> String {
         super::content::digest(&self.body)
+    }
+
+    /// The parts of a `multipart/byteranges` (RFC 9110 §14.6); panics if it is not exactly that.
+    pub fn parts(&self) -> Vec<Part> {
+        let content_type = self.header("content-type").expect("a type");
+        let boundary = content_type
+            .strip_prefix("multipart/byteranges;")
+            .and_then(|rest| rest.trim().strip_prefix("boundary="))
+            .unwrap_or_else(|| panic!("not parts: {content_type}"))
+            .trim_matches('"');
+        let mut parts = Vec::new();
+        // The first delimiter may stand at the very start; every other one has a line of its own.
+        let mut rest = self.body.strip_prefix(b"\r\n").unwrap_or(&self.body);
+        loop {
+            rest = rest
+                .strip_prefix(format!("--{boundary}").as_bytes())
+                .unwrap_or_else(|| panic!("no delimiter after {} parts", parts.len()));
+            if let Some(end) = rest.strip_prefix(b"--") {
+                assert!(end.is_empty() || end == b"\r\n", "more after the last part");
+                return parts;
+            }
+            rest = rest.strip_prefix(b"\r\n").expect("a line of its own");
+            let end = find(rest, b"\r\n\r\n").expect("a part has a head");
+            let head = String::from_utf8(rest[..end].to_vec()).expect("a head is text");
+            let range = head
+                .lines()
+                .find_map(|line| {
+                    let (name, value) = line.split_once(':')?;
+                    name.eq_ignore_ascii_case("content-range")
+                        .then(|| ContentRange::parse(value.trim()))
+                })
+                .unwrap_or_else(|| panic!("a part of nothing: {head}"));
+            let (bytes, after) = rest[end + 4..]
+                .split_at_checked((range.bytes.end - range.bytes.start) as usize)
+                .expect("as many bytes as the part has");
+            rest = after.strip_prefix(b"\r\n").expect("the end of the part");
+            parts.push(Part {
+                range,
+                bytes: bytes.to_vec(),
+            });
+        }
     }
 
     /// The code of an OCI error body; panics if the body has another shape.

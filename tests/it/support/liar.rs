@@ -5,7 +5,8 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
-    sync::{Arc, Condvar, Mutex},
+    ops::Range,
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -26,23 +27,51 @@ pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// A gate that a test never opens ends a wait with an error instead of a hung suite.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// What goes wrong. The bodies are those of GET; HEAD knows only the last four.
-#[derive(Clone)]
+/// What goes wrong. The bodies are those of GET; HEAD knows only what `applies_to_head` lists.
+#[derive(Clone, Debug)]
 pub enum Behaviour {
+    /// Nothing: for the requests before the one that goes wrong.
+    Honest,
+    /// All of these at once.
+    All(Vec<Self>),
     /// The last byte differs; the length is right.
     WrongBytes,
+    /// The byte at this place of the blob differs, in whatever part it is sent.
+    WrongByteAt(u64),
     /// All is promised, this much is sent, then the connection ends.
     CutAfter(u64),
     /// All is promised, this much is sent, then nothing until the client leaves.
     StallAfter(u64),
     /// This much is sent, the rest once the gate is open.
     Gated(u64, Gate),
+    /// This much is sent, then a little now and then until the gate is open or the client leaves.
+    Trickling(u64, Gate),
+    /// Of the blob these bytes are sent at once, all others only when the gate is open.
+    GatedOutside(Range<u64>, Gate),
     /// No length: chunks.
     Chunked,
     /// No length: the end is the connection's.
     UntilClose,
+    /// This is promised as the length, whatever comes.
+    StatedLength(u64),
     /// The whole, whatever part was asked for.
     IgnoreRange,
+    /// A part that starts so much before what was asked for, and says so.
+    PartFromEarlier(u64),
+    /// A part of no more than this, and it says so.
+    ShorterPart(u64),
+    /// A part of what it says is a blob of this size.
+    PartOfOther(u64),
+    /// A part of a blob of a size that it does not say: `bytes 0-9/*`.
+    PartOfUnknown,
+    /// A part that does not say which.
+    UnnamedPart,
+    /// These bytes with 206, though no part was asked for.
+    UnaskedPart(Range<u64>),
+    /// The bytes as they are under a `Content-Encoding`.
+    Labelled(&'static str),
+    /// Other bytes, and a `Content-Encoding` which says how they become the right ones.
+    Encoded(&'static str, Content),
     /// The connection ends without an answer.
     HangUp,
     /// Any other answer: status, headers, body.
@@ -67,16 +96,33 @@ impl Behaviour {
         let body = json!({"errors": [{"code": code, "message": "no"}]});
         Self::Answer(status, vec![content_type], body.to_string())
     }
+
+    /// What a registry says that knows no such part of a blob of this size.
+    pub fn unsatisfiable(size: u64) -> Self {
+        let content_range = ("Content-Range".to_owned(), format!("bytes */{size}"));
+        Self::Answer(416, vec![content_range], String::new())
+    }
+
+    fn applies_to_head(&self) -> bool {
+        matches!(
+            self,
+            Self::HangUp | Self::Answer(..) | Self::ClaimDigest(_) | Self::NoDigest
+        )
+    }
 }
 
 /// Held shut until a test has seen what it wants to see.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
 impl Gate {
     pub fn open(&self) {
         *self.0.0.lock().expect("no panic holds it") = true;
         self.0.1.notify_all();
+    }
+
+    fn is_open(&self) -> bool {
+        *self.0.0.lock().expect("no panic holds it")
     }
 
     fn wait(&self) -> io::Result<()> {
@@ -115,8 +161,24 @@ struct State {
     /// By repository.
     tags: Mutex<BTreeMap<String, Vec<String>>>,
     behaviours: Mutex<HashMap<String, Script>>,
-    requests: Mutex<Vec<Request>>,
+    seen: Mutex<Seen>,
+    /// Something was added to `seen`.
     arrived: Condvar,
+}
+
+/// All that has happened.
+#[derive(Default)]
+struct Seen {
+    requests: Vec<Request>,
+    sent: Vec<Sent>,
+    /// Paths of answers whose client left while they stalled or trickled.
+    left: Vec<String>,
+}
+
+/// Bytes of a body that were handed to the kernel; a client that leaves early has not taken all of them.
+struct Sent {
+    path: String,
+    span: Range<u64>,
 }
 
 #[derive(Clone)]
@@ -155,7 +217,7 @@ impl Liar {
             resources: Mutex::default(),
             tags: Mutex::default(),
             behaviours: Mutex::default(),
-            requests: Mutex::default(),
+            seen: Mutex::default(),
             arrived: Condvar::new(),
         });
         let shared = Arc::clone(&state);
@@ -258,6 +320,11 @@ impl Liar {
         self.script(path, behaviours, None);
     }
 
+    /// One after the other, and then for ever the last.
+    pub fn misbehave_in_the_end(&self, path: &str, first: &[Behaviour], then: Behaviour) {
+        self.script(path, first, Some(then));
+    }
+
     pub fn behave(&self, path: &str) {
         self.state
             .behaviours
@@ -267,11 +334,27 @@ impl Liar {
     }
 
     pub fn requests(&self) -> Vec<Request> {
-        self.state
-            .requests
-            .lock()
-            .expect("no panic holds it")
-            .clone()
+        self.state.seen().requests.clone()
+    }
+
+    /// GETs of this path, in the order of their arrival.
+    pub fn gets(&self, path: &str) -> Vec<Request> {
+        let mut requests = self.requests();
+        requests.retain(|request| request.method == "GET" && request.path() == path);
+        requests
+    }
+
+    /// The `Range` of each GET of this path, empty where there was none.
+    pub fn asked_ranges(&self, path: &str) -> Vec<String> {
+        let range = |request: &Request| request.header("range").unwrap_or_default().to_owned();
+        self.gets(path).iter().map(range).collect()
+    }
+
+    /// Which bytes of a path have been sent, one span for each answer.
+    pub fn sent(&self, path: &str) -> Vec<Range<u64>> {
+        let seen = self.state.seen();
+        let ours = seen.sent.iter().filter(|sent| sent.path == path);
+        ours.map(|sent| sent.span.clone()).collect()
     }
 
     /// How often this was asked for and not refused for lack of credentials.
@@ -288,32 +371,48 @@ impl Liar {
     }
 
     pub fn forget_requests(&self) {
-        self.state
-            .requests
-            .lock()
-            .expect("no panic holds it")
-            .clear();
+        self.state.seen().requests.clear();
     }
 
     /// Waits until a request has arrived that the test waits for.
     pub fn wait_for(&self, what: &str, wanted: impl Fn(&Request) -> bool) {
-        self.wait_while(what, |requests| !requests.iter().any(&wanted));
+        self.wait_while(what, |seen| !seen.requests.iter().any(&wanted));
     }
 
     pub fn wait_for_count(&self, count: usize) {
-        self.wait_while("enough requests", |requests| requests.len() < count);
+        self.wait_while("enough requests", |seen| seen.requests.len() < count);
     }
 
-    fn wait_while(&self, what: &str, is_missing: impl Fn(&[Request]) -> bool) {
+    /// Waits until so many bytes of bodies have been sent, whatever they were.
+    pub fn wait_for_sent(&self, bytes: u64) {
+        self.wait_while("enough bytes", |seen| total(&seen.sent) < bytes);
+    }
+
+    pub fn total_sent(&self) -> u64 {
+        total(&self.state.seen().sent)
+    }
+
+    /// Waits until so many clients have left an answer that stalls or trickles.
+    pub fn wait_for_leavers(&self, path: &str, count: usize) {
+        self.wait_while("the client's leave", |seen| {
+            seen.left.iter().filter(|left| *left == path).count() < count
+        });
+    }
+
+    fn wait_while(&self, what: &str, is_missing: impl Fn(&Seen) -> bool) {
         let until = Instant::now() + PATIENCE;
-        let mut requests = self.state.requests.lock().expect("no panic holds it");
-        while is_missing(&requests) {
+        let mut seen = self.state.seen();
+        while is_missing(&seen) {
             let left = until.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{what} never arrived");
-            (requests, _) = self
+            if left.is_zero() {
+                // The liar's own threads go on.
+                drop(seen);
+                panic!("{what} never arrived");
+            }
+            (seen, _) = self
                 .state
                 .arrived
-                .wait_timeout(requests, left)
+                .wait_timeout(seen, left)
                 .expect("no panic holds it");
         }
     }
@@ -355,11 +454,32 @@ struct Refusal {
 }
 
 impl State {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().expect("no panic holds it")
+    }
+
+    /// Where in `Seen::sent` an answer of a body counts its bytes.
+    fn begin_sending(&self, path: &str, start: u64) -> usize {
+        let mut seen = self.seen();
+        seen.sent.push(Sent {
+            path: path.to_owned(),
+            span: start..start,
+        });
+        seen.sent.len() - 1
+    }
+
+    fn note_sent(&self, place: usize, end: u64) {
+        self.seen().sent[place].span.end = end;
+        self.arrived.notify_all();
+    }
+
+    fn note_leave(&self, path: &str) {
+        self.seen().left.push(path.to_owned());
+        self.arrived.notify_all();
+    }
+
     fn answer(&self, request: &Request, stream: &mut TcpStream) -> io::Result<Next> {
-        self.requests
-            .lock()
-            .expect("no panic holds it")
-            .push(request.clone());
+        self.seen().requests.push(request.clone());
         self.arrived.notify_all();
         if let Some(refusal) = self.refusal(request) {
             let mut headers = vec![("Content-Type", "application/json")];
@@ -404,7 +524,7 @@ impl State {
             let headers = [("Content-Type", "application/json")];
             return respond(request, stream, 404, &headers, body.as_bytes());
         };
-        resource.send(request, behaviour, stream)
+        resource.send(self, request, behaviour, stream)
     }
 
     /// Why this request gets no further, if it does not.
@@ -450,14 +570,7 @@ impl State {
         let mut behaviours = self.behaviours.lock().expect("no panic holds it");
         let script = behaviours.get_mut(request.path())?;
         let next = script.first.front().or(script.then.as_ref())?.clone();
-        let applies_to_head = matches!(
-            next,
-            Behaviour::HangUp
-                | Behaviour::Answer(..)
-                | Behaviour::ClaimDigest(_)
-                | Behaviour::NoDigest
-        );
-        if request.method == "HEAD" && !applies_to_head {
+        if request.method == "HEAD" && !next.applies_to_head() {
             return None;
         }
         script.first.pop_front();
@@ -496,110 +609,319 @@ impl State {
     }
 }
 
+/// How a body and its head are told to differ from the honest ones.
+#[derive(Default)]
+struct Manners {
+    framing: Framing,
+    ignores_range: bool,
+    unasked: Option<Range<u64>>,
+    earlier: u64,
+    longest: Option<u64>,
+    /// What stands after the slash of `Content-Range`.
+    total: Option<String>,
+    is_unnamed: bool,
+    label: Option<&'static str>,
+    other_content: Option<Content>,
+    claimed_digest: Option<String>,
+    has_no_digest: bool,
+    has_wrong_end: bool,
+    wrong: Option<u64>,
+    /// Counted from the answer's first byte, as all that follows.
+    ends_after: Option<u64>,
+    stalls: bool,
+    gate: Option<(u64, Gate)>,
+    trickle: Option<(u64, Gate)>,
+    /// Places in the blob.
+    gate_outside: Option<(Range<u64>, Gate)>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Framing {
+    #[default]
+    Sized,
+    Stated(u64),
+    Chunked,
+    UntilClose,
+}
+
+impl Manners {
+    fn adopt(&mut self, behaviour: Behaviour) {
+        match behaviour {
+            // These have been answered already.
+            Behaviour::Honest | Behaviour::HangUp | Behaviour::Answer(..) => {}
+            Behaviour::All(behaviours) => {
+                for behaviour in behaviours {
+                    self.adopt(behaviour);
+                }
+            }
+            Behaviour::WrongBytes => self.has_wrong_end = true,
+            Behaviour::WrongByteAt(position) => self.wrong = Some(position),
+            Behaviour::CutAfter(count) => self.ends_after = Some(count),
+            Behaviour::StallAfter(count) => {
+                self.ends_after = Some(count);
+                self.stalls = true;
+            }
+            Behaviour::Gated(count, gate) => self.gate = Some((count, gate)),
+            Behaviour::Trickling(count, gate) => self.trickle = Some((count, gate)),
+            Behaviour::GatedOutside(span, gate) => self.gate_outside = Some((span, gate)),
+            Behaviour::Chunked => self.framing = Framing::Chunked,
+            Behaviour::UntilClose => self.framing = Framing::UntilClose,
+            Behaviour::StatedLength(length) => self.framing = Framing::Stated(length),
+            Behaviour::IgnoreRange => self.ignores_range = true,
+            Behaviour::PartFromEarlier(count) => self.earlier = count,
+            Behaviour::ShorterPart(count) => self.longest = Some(count),
+            Behaviour::PartOfOther(size) => self.total = Some(size.to_string()),
+            Behaviour::PartOfUnknown => self.total = Some("*".to_owned()),
+            Behaviour::UnnamedPart => self.is_unnamed = true,
+            Behaviour::UnaskedPart(span) => self.unasked = Some(span),
+            Behaviour::Labelled(encoding) => self.label = Some(encoding),
+            Behaviour::Encoded(encoding, content) => {
+                self.label = Some(encoding);
+                self.other_content = Some(content);
+            }
+            Behaviour::ClaimDigest(digest) => self.claimed_digest = Some(digest),
+            Behaviour::NoDigest => self.has_no_digest = true,
+        }
+    }
+
+    /// Which part it is to be, if not the whole.
+    fn part(&self, asked: Option<Range<u64>>, size: u64) -> Option<Range<u64>> {
+        if self.ignores_range {
+            return None;
+        }
+        let asked = asked.or_else(|| self.unasked.clone())?;
+        let start = asked.start.saturating_sub(self.earlier);
+        let longest = self.longest.unwrap_or(u64::MAX);
+        Some(start..asked.end.min(size).min(start.saturating_add(longest)))
+    }
+
+    /// Waits for what is held shut at `position`, and says up to where nothing else is.
+    fn pass_gates(&self, body: &Range<u64>, position: u64) -> io::Result<u64> {
+        let mut until = body.end;
+        let mut hold = |shut: Range<u64>, gate: &Gate| {
+            if shut.contains(&position) {
+                gate.wait()?;
+            } else if shut.start > position {
+                until = until.min(shut.start);
+            }
+            Ok::<_, io::Error>(())
+        };
+        if let Some((count, gate)) = &self.gate {
+            hold(body.start.saturating_add(*count)..u64::MAX, gate)?;
+        }
+        if let Some((span, gate)) = &self.gate_outside {
+            hold(0..span.start, gate)?;
+            hold(span.end..u64::MAX, gate)?;
+        }
+        Ok(until)
+    }
+}
+
 impl Resource {
     fn send(
         &self,
+        state: &State,
         request: &Request,
         behaviour: Option<Behaviour>,
         stream: &mut TcpStream,
     ) -> io::Result<Next> {
-        let size = self.content.size();
-        let wanted = match &behaviour {
-            Some(Behaviour::IgnoreRange) => None,
-            _ => requested_range(request, size),
+        let mut manners = Manners::default();
+        if let Some(behaviour) = behaviour {
+            manners.adopt(behaviour);
+        }
+        let content = manners.other_content.as_ref().unwrap_or(&self.content);
+        let size = content.size();
+        let etag = format!("\"{}\"", self.digest);
+        let counts = request.header("if-range").is_none_or(|tag| tag == etag);
+        let asked = match requested_range(request, size).filter(|_| counts) {
+            Some(Wish::Beyond) if !manners.ignores_range => {
+                let content_range = format!("bytes */{size}");
+                let headers = [("Content-Range", content_range.as_str())];
+                return respond(request, stream, 416, &headers, b"");
+            }
+            Some(Wish::Part(part)) => Some(part),
+            Some(Wish::Beyond) | None => None,
         };
-        let (start, end) = wanted.unwrap_or((0, size));
-        let content_range = format!("bytes {start}-{}/{size}", end.saturating_sub(1));
-        let digest = match &behaviour {
-            Some(Behaviour::ClaimDigest(other)) => other,
-            _ => &self.digest,
-        };
-        let mut headers = vec![("Content-Type", self.content_type.as_str())];
-        if !matches!(behaviour, Some(Behaviour::NoDigest)) {
+        let part = manners.part(asked, size);
+        let is_part = part.is_some();
+        let body = part.unwrap_or(0..size);
+        let total = manners.total.clone().unwrap_or_else(|| size.to_string());
+        let last = body.end.saturating_sub(1);
+        let content_range = format!("bytes {}-{last}/{total}", body.start);
+        let mut headers = vec![
+            ("Content-Type", self.content_type.as_str()),
+            ("ETag", &etag),
+        ];
+        if !manners.has_no_digest {
+            let digest = manners.claimed_digest.as_ref().unwrap_or(&self.digest);
             headers.push(("Docker-Content-Digest", digest));
         }
-        if wanted.is_some() {
+        if is_part && !manners.is_unnamed {
             headers.push(("Content-Range", &content_range));
+        }
+        if let Some(label) = manners.label {
+            headers.push(("Content-Encoding", label));
         }
         // A balancer's cookie and hop-by-hop headers: no proxy may copy them.
         headers.push(("Set-Cookie", "balancer=7"));
         headers.push(("Keep-Alive", "timeout=5"));
-        let length = match behaviour {
-            Some(Behaviour::Chunked) => {
+        let length = match manners.framing {
+            Framing::Sized => Some(body.end - body.start),
+            Framing::Stated(length) => Some(length),
+            Framing::Chunked => {
                 headers.push(("Transfer-Encoding", "chunked"));
                 None
             }
-            Some(Behaviour::UntilClose) => {
+            Framing::UntilClose => {
                 headers.push(("Connection", "close"));
                 None
             }
-            _ => Some(end - start),
         };
-        let status = if wanted.is_some() { 206 } else { 200 };
+        let status = if is_part { 206 } else { 200 };
         stream.write_all(&head(status, &headers, length))?;
         if request.method == "HEAD" {
             return Ok(Next::Keep);
         }
-        let part = |from: u64, to: u64| self.content.range(from, to);
-        match behaviour {
-            Some(Behaviour::WrongBytes) => {
-                io::copy(&mut part(start, end - 1), stream)?;
-                let mut last = [0];
-                part(end - 1, end).read_exact(&mut last)?;
-                stream.write_all(&[last[0] ^ 1])?;
-            }
-            Some(Behaviour::CutAfter(count)) => {
-                io::copy(&mut part(start, (start + count).min(end)), stream)?;
-                return Ok(Next::Close);
-            }
-            Some(Behaviour::StallAfter(count)) => {
-                io::copy(&mut part(start, (start + count).min(end)), stream)?;
-                let _ = stream.read(&mut [0]);
-                return Ok(Next::Close);
-            }
-            Some(Behaviour::Gated(count, gate)) => {
-                let middle = (start + count).min(end);
-                io::copy(&mut part(start, middle), stream)?;
-                gate.wait()?;
-                io::copy(&mut part(middle, end), stream)?;
-            }
-            Some(Behaviour::Chunked) => {
-                let mut reader = part(start, end);
-                let mut piece = vec![0; 50_000];
-                loop {
-                    let count = reader.read(&mut piece)?;
-                    write!(stream, "{count:x}\r\n")?;
-                    stream.write_all(&piece[..count])?;
-                    stream.write_all(b"\r\n")?;
-                    if count == 0 {
-                        break;
-                    }
-                }
-            }
-            Some(Behaviour::UntilClose) => {
-                io::copy(&mut part(start, end), stream)?;
-                return Ok(Next::Close);
-            }
-            _ => {
-                io::copy(&mut part(start, end), stream)?;
-            }
+        send_body(state, request, content, body.clone(), &manners, stream)?;
+        if manners.stalls {
+            let _ = stream.read(&mut [0]);
+            state.note_leave(request.path());
+            return Ok(Next::Close);
         }
-        Ok(Next::Keep)
+        Ok(match manners.framing {
+            _ if manners.ends_after.is_some() => Next::Close,
+            Framing::Sized => Next::Keep,
+            Framing::Stated(_) | Framing::UntilClose => Next::Close,
+            Framing::Chunked => {
+                stream.write_all(b"0\r\n\r\n")?;
+                Next::Keep
+            }
+        })
     }
 }
 
-/// `bytes=a-b` and `bytes=a-`, which is all that a resuming proxy asks for.
-fn requested_range(request: &Request, size: u64) -> Option<(u64, u64)> {
+fn send_body(
+    state: &State,
+    request: &Request,
+    content: &Content,
+    body: Range<u64>,
+    manners: &Manners,
+    stream: &mut TcpStream,
+) -> io::Result<()> {
+    let end = match manners.ends_after {
+        Some(count) => body.end.min(body.start.saturating_add(count)),
+        None => body.end,
+    };
+    let wrong = match manners.has_wrong_end {
+        true => body.end.checked_sub(1),
+        false => manners.wrong,
+    };
+    let place = state.begin_sending(request.path(), body.start);
+    let mut position = body.start;
+    let mut piece = vec![0; 64 << 10];
+    while position < end {
+        let mut until = manners.pass_gates(&body, position)?.min(end);
+        match &manners.trickle {
+            Some((count, gate)) if !gate.is_open() => {
+                let free = body.start + count;
+                if position < free {
+                    until = until.min(free);
+                } else {
+                    until = until.min(position + DRIP);
+                    if has_left(stream)? {
+                        state.note_leave(request.path());
+                        return Err(io::ErrorKind::BrokenPipe.into());
+                    }
+                }
+            }
+            _ => {}
+        }
+        let count = (until - position).min(piece.len() as u64) as usize;
+        let bytes = &mut piece[..count];
+        content.range(position, until).read_exact(bytes)?;
+        let offset = wrong.and_then(|wrong| wrong.checked_sub(position));
+        if let Some(byte) = offset.and_then(|offset| bytes.get_mut(offset as usize)) {
+            *byte ^= 1;
+        }
+        if manners.framing == Framing::Chunked {
+            write!(stream, "{count:x}\r\n")?;
+            stream.write_all(bytes)?;
+            stream.write_all(b"\r\n")?;
+        } else {
+            stream.write_all(bytes)?;
+        }
+        position += count as u64;
+        state.note_sent(place, position);
+    }
+    Ok(())
+}
+
+/// Sent at a time by an answer that trickles.
+const DRIP: u64 = 4 << 10;
+
+/// Waits a moment for the client to leave: that moment is also what makes a trickle slow.
+fn has_left(stream: &mut TcpStream) -> io::Result<bool> {
+    const MOMENT: Duration = Duration::from_millis(20);
+    let patience = stream.read_timeout()?;
+    stream.set_read_timeout(Some(MOMENT))?;
+    let has_left = match stream.peek(&mut [0]) {
+        Ok(count) => count == 0,
+        Err(error) => !matches!(
+            error.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+        ),
+    };
+    stream.set_read_timeout(patience)?;
+    Ok(has_left)
+}
+
+enum Wish {
+    Part(Range<u64>),
+    /// It starts after the end.
+    Beyond,
+}
+
+/// One range (RFC 9110 §14.1.2); several are answered with the whole.
+fn requested_range(request: &Request, size: u64) -> Option<Wish> {
     let (first, last) = request
         .header("range")?
         .strip_prefix("bytes=")?
         .split_once('-')?;
-    let start: u64 = first.parse().ok()?;
-    let end = match last {
-        "" => size,
-        last => last.parse::<u64>().ok()?.checked_add(1)?.min(size),
+    let part = match (first, last) {
+        ("", count) => size.saturating_sub(count.parse().ok()?)..size,
+        (first, "") => first.parse().ok()?..size,
+        (first, last) => first.parse().ok()?..last.parse::<u64>().ok()?.checked_add(1)?.min(size),
     };
-    (start < end).then_some((start, end))
+    Some(if part.start < size {
+        (!part.is_empty()).then_some(Wish::Part(part))?
+    } else {
+        Wish::Beyond
+    })
+}
+
+fn total(sent: &[Sent]) -> u64 {
+    sent.iter()
+        .map(|sent| sent.span.end - sent.span.start)
+        .sum()
+}
+
+/// How many bytes are in at least one of the spans.
+pub fn covered(spans: &[Range<u64>]) -> u64 {
+    let mut spans = spans.to_vec();
+    spans.sort_by_key(|span| span.start);
+    let mut covered = 0;
+    let mut end = 0;
+    for span in spans {
+        covered += span.end.saturating_sub(span.start.max(end));
+        end = end.max(span.end);
+    }
+    covered
+}
+
+/// How many bytes were sent again.
+pub fn sent_again(spans: &[Range<u64>]) -> u64 {
+    let all: u64 = spans.iter().map(|span| span.end - span.start).sum();
+    all - covered(spans)
 }
 
 fn repository(path: &str) -> Option<&str> {

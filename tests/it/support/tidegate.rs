@@ -6,7 +6,7 @@ use std::{
     fs::{self, Metadata},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
+    process::{Command, ExitStatus, Output},
 };
 
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use super::{
     content::sha256_hex,
     http::{self, Connection, Pulled, Response},
     liar::Liar,
-    programs::{Log, Process, free_port, wait_until},
+    programs::{self, Log, Process, free_port, wait_until},
 };
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_tidegate");
@@ -250,7 +250,8 @@ impl Tidegate {
     }
 
     pub fn cache_folder(&self) -> PathBuf {
-        self.home.path().join("cache")
+        let elsewhere = self.setup.cache_folder.clone();
+        elsewhere.unwrap_or_else(|| self.home.path().join("cache"))
     }
 
     /// A client has the last byte of a blob before the blob has its name.
@@ -261,11 +262,74 @@ impl Tidegate {
     }
 
     pub fn stored(&self, digest: &str) -> Option<PathBuf> {
-        let hex = digest.trim_start_matches("sha256:");
-        files_below(&self.cache_folder().join("blobs"))
+        let (_, hex) = digest.split_once(':').expect("an algorithm");
+        self.blob_files()
             .into_iter()
             .map(|(path, _)| path)
             .find(|path| path.ends_with(hex))
+    }
+
+    /// What is kept whole.
+    pub fn blob_files(&self) -> Vec<(PathBuf, Metadata)> {
+        files_below(&self.cache_folder().join("blobs"))
+    }
+
+    /// What is growing, or was left to be taken up again.
+    pub fn fill_files(&self) -> Vec<(PathBuf, Metadata)> {
+        files_below(&self.cache_folder().join("fills"))
+    }
+
+    /// Every line of `/metrics` that has a value.
+    pub fn metrics(&self) -> Vec<(String, u64)> {
+        let text = http::get(self.admin, "/metrics").text();
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let values = lines.filter_map(|line| {
+            let (name, value) = line.rsplit_once(' ')?;
+            Some((name.to_owned(), value.parse().ok()?))
+        });
+        values.collect()
+    }
+
+    pub fn metric(&self, name: &str) -> u64 {
+        let metrics = self.metrics();
+        let metric = metrics.iter().find(|(known, _)| known == name);
+        metric.unwrap_or_else(|| panic!("no {name}")).1
+    }
+
+    /// Bytes of blobs that came from registries since the start.
+    pub fn fetched(&self) -> u64 {
+        self.metric("tidegate_fetched_bytes_total")
+    }
+
+    /// `tidegate cache …`, as an operator types it beside the server or instead of it.
+    pub fn cache_command(&self, arguments: &[&str]) -> Output {
+        let config = self.home.path().join("operator.toml");
+        let mut text = format!("{}{}", self.setup.top, self.setup.sections);
+        // What the server was told on its command line.
+        for (table, line) in [
+            (
+                "[cache]",
+                format!(
+                    "directory = {:?}",
+                    self.cache_folder().display().to_string()
+                ),
+            ),
+            ("[listener]", format!("admin = \"{}\"", self.admin)),
+        ] {
+            text = if text.contains(table) {
+                text.replace(table, &format!("{table}\n{line}"))
+            } else {
+                format!("{text}{table}\n{line}\n")
+            };
+        }
+        fs::write(&config, text).expect("a writable folder");
+        programs::output(
+            Command::new(BINARY)
+                .arg("cache")
+                .args(arguments)
+                .arg("--config")
+                .arg(config),
+        )
     }
 
     pub fn home(&self) -> &Path {
