@@ -160,6 +160,7 @@ pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
             }
         }
     }
+    shared.cache.close();
     tracing::info!("stopped");
     // The cores still own buffers that the kernel may write to, so they are not taken apart: the process ends as
     // a whole. Everything on disk is whole at any moment.

@@ -13,6 +13,7 @@ use super::{
     hash_line,
     partial::{self, Draft, Partial},
     progress::{Course, RunId},
+    store::Reservation,
 };
 use crate::{
     blocking::{self, Errand, PoolError, Receiver},
@@ -403,7 +404,11 @@ impl Shared {
     }
 
     /// Downloads that nobody goes on with make room before any blob does.
-    fn reserve(&self, bytes: u64) -> Option<super::store::Reservation> {
+    fn reserve(&self, bytes: u64) -> Option<Reservation> {
+        if let Some(reservation) = self.store.try_reserve(bytes) {
+            return Some(reservation);
+        }
+        self.put_idle_away();
         loop {
             if let Some(reservation) = self.store.try_reserve(bytes) {
                 return Some(reservation);

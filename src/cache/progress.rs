@@ -55,14 +55,16 @@ struct Run {
     /// Everything before it is written or on its way to the disk.
     claimed: u64,
     limit: u64,
-    /// It was started for somebody who wants all the rest.
+    /// It was started for somebody who wants all of the blob, so it goes on behind its limit.
     is_whole: bool,
 }
 
 #[derive(Debug)]
 struct Follower {
     id: FollowerId,
+    /// What it has not read yet.
     wants: Range<u64>,
+    is_whole: bool,
 }
 
 /// What a follower does next.
@@ -154,18 +156,25 @@ impl Progress {
         } else {
             self.unclaimed(within)
         };
-        gap.map(|gap| self.start(gap, wanted.end >= end))
+        let is_whole = self.is_whole(wanted);
+        gap.map(|gap| self.start(gap, is_whole))
     }
 
     pub fn follow(&mut self, wants: Range<u64>) -> FollowerId {
         let id = self.draw_id();
-        self.followers.push(Follower { id, wants });
+        self.followers.push(Follower {
+            id,
+            is_whole: self.is_whole(&wants),
+            wants,
+        });
         id
     }
 
     pub fn want(&mut self, follower: FollowerId, wants: Range<u64>) {
+        let is_whole = self.is_whole(&wants);
         if let Some(follower) = self.followers.iter_mut().find(|other| other.id == follower) {
             follower.wants = wants;
+            follower.is_whole = is_whole;
         }
     }
 
@@ -180,7 +189,7 @@ impl Progress {
             return Step::Wait;
         };
         follower.wants.start = follower.wants.start.max(position);
-        let wanted = follower.wants.end.min(end);
+        let (wanted, is_whole) = (follower.wants.end.min(end), follower.is_whole);
         if let Some(end) = self.released.end_at(position) {
             return Step::Ready(end);
         }
@@ -196,12 +205,12 @@ impl Progress {
             return self.step_to_the_end();
         }
         if self.taken.end_at(position).is_some() {
+            // On its way to the disk.
             return Step::Wait;
         }
         if !self.is_divisible {
             return self.step_to_the_end();
         }
-        let is_whole = wanted >= end;
         let is_full = self.runs.len() >= MOST_RUNS;
         let coming = self
             .runs
@@ -285,7 +294,7 @@ impl Progress {
         };
         let (claimed, limit, is_whole) = (this.claimed, this.limit, this.is_whole);
         if claimed < limit {
-            return if self.is_wanted(claimed..limit, is_whole) {
+            return if self.is_wanted(claimed..limit) {
                 Course::GoOn
             } else {
                 Course::Done
@@ -294,7 +303,8 @@ impl Progress {
         let end = self.end();
         let next = [limit..end, 0..limit]
             .into_iter()
-            .find_map(|part| self.wanted_gap(part, is_whole));
+            .filter(|_| is_whole || !self.is_divisible)
+            .find_map(|part| self.wanted_gap(part));
         match (next, self.runs.get_mut(place)) {
             (Some(gap), Some(run)) => {
                 run.claimed = gap.start;
@@ -310,7 +320,7 @@ impl Progress {
         self.runs
             .iter()
             .find(|other| other.id == run)
-            .is_some_and(|run| self.is_wanted(run.claimed..run.limit, run.is_whole))
+            .is_some_and(|run| self.is_wanted(run.claimed..run.limit))
     }
 
     pub fn end_run(&mut self, run: RunId) {
@@ -369,8 +379,18 @@ impl Progress {
         id
     }
 
-    fn is_wanted(&self, part: Range<u64>, is_whole: bool) -> bool {
-        (is_whole && self.written.total() >= self.worth_finishing)
+    fn is_whole(&self, wants: &Range<u64>) -> bool {
+        wants.start == 0 && wants.end >= self.end()
+    }
+
+    fn is_wanted(&self, part: Range<u64>) -> bool {
+        // What does not divide is read up to the part that is wanted.
+        let part = if self.is_divisible {
+            part
+        } else {
+            part.start..self.end()
+        };
+        self.written.total() >= self.worth_finishing
             || self
                 .followers
                 .iter()
@@ -400,10 +420,10 @@ impl Progress {
         None
     }
 
-    fn wanted_gap(&self, within: Range<u64>, is_whole: bool) -> Option<Range<u64>> {
+    fn wanted_gap(&self, within: Range<u64>) -> Option<Range<u64>> {
         let mut position = within.start;
         while let Some(gap) = self.unclaimed(position..within.end) {
-            if self.is_wanted(gap.clone(), is_whole) {
+            if self.is_wanted(gap.clone()) {
                 return Some(gap);
             }
             position = gap.end;
@@ -471,8 +491,8 @@ mod tests {
         assert_eq!(progress.step(near, 4 * MIB), Step::Wait);
         assert_eq!(
             write(&mut progress, second, MIB),
-            Course::MoveTo(51 * MIB),
-            "somebody wants all of it"
+            Course::Done,
+            "another run comes by"
         );
         progress.end_run(second);
         assert_eq!(progress.step(part, 50 * MIB), Step::Ready(51 * MIB));

@@ -56,6 +56,13 @@ impl Shared {
         }
     }
 
+    /// An idle fill holds room for all of its blob; put away, for what there is of it.
+    pub(super) fn put_idle_away(&self) {
+        for flight in self.running() {
+            self.put_away(&flight);
+        }
+    }
+
     fn running(&self) -> Vec<Arc<Flight>> {
         let shards = self.flights.iter();
         shards

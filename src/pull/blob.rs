@@ -294,9 +294,14 @@ impl Pull {
             None => None,
         };
         let mut fetched = self.fetch(access, digest, part.clone()).await;
-        if part.is_some()
-            && matches!(&fetched, Err(PullError::Fetch(error)) if is_about_parts(error))
-        {
+        let is_no_answer = match &fetched {
+            Ok(FetchedBlob::Inline(body)) => {
+                body.is_part && body.size.is_some_and(|size| Some(size) != named)
+            }
+            Err(PullError::Fetch(error)) => is_about_parts(error),
+            _ => false,
+        };
+        if part.is_some() && is_no_answer {
             fetched = self.fetch(access, digest, None).await;
         }
         let body = match fetched {
@@ -344,11 +349,7 @@ impl Pull {
     ) -> Result<OpenBlob, PullError> {
         let Ok(Begun { reader, run }) = fill.begin(size, wanted(size, first_part)).await else {
             return match body {
-                Some(body)
-                    if body.start == 0 && body.size.is_none_or(|stated| Some(stated) == size) =>
-                {
-                    self.pass(access, digest, body).await
-                }
+                Some(body) if !body.is_part => self.pass(access, digest, body).await,
                 _ => self.fetch_for_one(access, digest).await,
             };
         };

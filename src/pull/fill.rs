@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A download that breaks again after this many bytes has not failed, its connections are short.
-const PROGRESS: u64 = 16 << 20;
+const PROGRESS: u64 = 4 << 20;
 /// What is read past rather than asked for anew.
 const MOST_SKIPPED: u64 = 1 << 20;
 
@@ -193,7 +193,6 @@ impl Filler {
         let (mut at, mut stream) = (body.start, body.body);
         let mut writing: Option<Writing> = None;
         let mut spare = Vec::new();
-        let mut is_first = true;
         loop {
             let piece = {
                 let receiving = async { stream.next().await.map(|piece| piece.map(<[u8]>::len)) };
@@ -223,15 +222,13 @@ impl Filler {
                         run.learn_size(at);
                     }
                     return match run.course() {
-                        Course::GoOn if is_first => {
-                            Stop::Broke(io::ErrorKind::UnexpectedEof.into())
-                        }
+                        // A part that is shorter than it was asked to be.
+                        Course::GoOn => Stop::Broke(io::ErrorKind::UnexpectedEof.into()),
                         course => Stop::Turn(course),
                     };
                 }
                 Err(error) => return Stop::Broke(error),
             };
-            is_first = false;
             metrics::add(Counter::BytesFetched, length);
             *received += length;
             let end = at + length;

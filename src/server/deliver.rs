@@ -91,8 +91,7 @@ pub(super) async fn deliver(
                 }
                 _ => More::Ends,
             };
-            let is_open_chunk =
-                framing == Framing::Chunked && matches!(piece, Piece::File { .. });
+            let is_open_chunk = framing == Framing::Chunked && matches!(piece, Piece::File { .. });
             match piece {
                 Piece::File { file, range } => {
                     if framing == Framing::Chunked {

@@ -62,6 +62,8 @@ pub enum FetchedBlob {
 pub struct BlobBody {
     /// Which byte of the blob is the first of the body.
     pub start: u64,
+    /// It ends where the part that was asked for ends, or where the registry likes.
+    pub is_part: bool,
     /// Of the whole blob; a registry may leave it out.
     pub size: Option<u64>,
     /// `Content-Encoding`, although none was asked for. Some say so of blobs that are compressed files; then
@@ -194,6 +196,7 @@ impl Upstream {
             .map(str::to_owned);
         Ok(FetchedBlob::Inline(Box::new(BlobBody {
             start,
+            is_part: response.head.status == 206,
             size,
             coding,
             body: response.body,
