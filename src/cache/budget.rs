@@ -129,9 +129,8 @@ impl Reservation {
         self.budget.give_back_blocks(blocks);
     }
 
-    /// The bytes stay counted: they are a blob's now.
+    /// `size` of the bytes stay counted, as a blob's.
     pub(super) fn hand_over(mut self, size: u64) {
-        debug_assert!(size <= self.bytes, "{size} of {} bytes", self.bytes);
         self.shrink_to(size);
         // What is left when it is dropped is nothing.
         self.bytes = 0;

@@ -16,9 +16,19 @@
 
 mod budget;
 mod disk;
+#[doc(hidden)]
+pub mod eviction;
 mod fill;
 mod flight;
+mod floor;
+mod folder;
+#[doc(hidden)]
+pub mod index;
+mod open_files;
+mod pins;
 mod room;
+mod scrub;
+mod stock;
 mod store;
 
 pub use fill::{Fill, FillError, FillWriter};
