@@ -13,7 +13,7 @@ use std::sync::{
 const BLOCK: u64 = 4096;
 
 /// What a file of `size` bytes occupies.
-pub fn on_disk(size: u64) -> u64 {
+pub(super) fn on_disk(size: u64) -> u64 {
     size.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX)
 }
 
@@ -98,18 +98,18 @@ impl Budget {
 }
 
 /// Bytes that may be written. Dropping it gives them back.
-pub struct Reservation {
+pub(super) struct Reservation {
     budget: Arc<Budget>,
     bytes: u64,
 }
 
 impl Reservation {
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Takes `bytes` more if there is room without removing anything. Never blocks.
-    pub fn grow(&mut self, bytes: u64) -> bool {
+    pub(super) fn grow(&mut self, bytes: u64) -> bool {
         let Some(sum) = self.bytes.checked_add(bytes) else {
             return false;
         };
@@ -122,7 +122,7 @@ impl Reservation {
     }
 
     /// Gives back what is beyond `bytes`.
-    pub fn shrink_to(&mut self, bytes: u64) {
+    pub(super) fn shrink_to(&mut self, bytes: u64) {
         let kept = bytes.min(self.bytes);
         let blocks = on_disk(self.bytes).saturating_sub(on_disk(kept));
         self.bytes = kept;

@@ -132,12 +132,12 @@ impl Queues {
             let is_over = self.small.bytes > small_capacity || main_left == 0;
             if small_left > 0 && (is_over || self.main.places.is_empty()) {
                 small_left -= 1;
-                if let Some(victim) = self.from_small(shelf) {
+                if let Some(victim) = self.next_of_small(shelf) {
                     return Some(victim);
                 }
             } else if main_left > 0 && !self.main.places.is_empty() {
                 main_left -= 1;
-                if let Some(victim) = self.from_main(shelf) {
+                if let Some(victim) = self.next_of_main(shelf) {
                     return Some(victim);
                 }
             } else {
@@ -152,7 +152,7 @@ impl Queues {
         self.queue(victim.is_main).push(victim.place, victim.bytes);
     }
 
-    fn from_small(&mut self, shelf: &mut impl Shelf) -> Option<Victim> {
+    fn next_of_small(&mut self, shelf: &mut impl Shelf) -> Option<Victim> {
         let place = self.small.places.pop_front()?;
         let look = shelf.look(place)?;
         if look.is_kept {
@@ -175,7 +175,7 @@ impl Queues {
         })
     }
 
-    fn from_main(&mut self, shelf: &mut impl Shelf) -> Option<Victim> {
+    fn next_of_main(&mut self, shelf: &mut impl Shelf) -> Option<Victim> {
         let place = self.main.places.pop_front()?;
         let look = shelf.look(place)?;
         if look.is_kept {
@@ -244,6 +244,8 @@ impl Ghosts {
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
     use super::*;
 
     #[derive(Default)]
@@ -337,7 +339,7 @@ mod tests {
             cache.pull(number, 10);
         }
         let gone = (0..200)
-            .find(|number| !cache.has(*number))
+            .rfind(|number| !cache.has(*number))
             .expect("some went");
         assert!(!cache.pull(gone, 10));
         for number in 1000..1300 {
@@ -369,15 +371,31 @@ mod tests {
     }
 
     #[test]
-    fn in_the_same_order_the_same_goes() {
-        let mut cache = Cache::new(100);
-        for number in 0..10 {
+    fn what_was_not_used_again_goes_in_the_order_in_which_it_came() {
+        let mut cache = Cache::new(1000);
+        for number in 0..100 {
             cache.pull(number, 10);
         }
         cache.pull(0, 10);
-        let order: Vec<u32> = std::iter::from_fn(|| cache.queues.victim(&mut cache.model))
+        let order: Vec<u32> = iter::from_fn(|| cache.queues.victim(&mut cache.model))
             .map(|victim| victim.place.slot)
+            .take(80)
             .collect();
-        assert_eq!(order, [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]);
+        assert_eq!(order, (1..=80).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_large_blob_must_be_used_more_to_stay() {
+        for (bytes, uses, stays) in [(10, 1, true), (100, 1, false), (100, 2, true)] {
+            let mut cache = Cache::new(1000);
+            cache.pull(0, bytes);
+            for _ in 0..uses {
+                cache.pull(0, bytes);
+            }
+            for number in 1..200 {
+                cache.pull(number, 10);
+            }
+            assert_eq!(cache.has(0), stays, "{bytes} bytes, used {uses} times");
+        }
     }
 }

@@ -33,6 +33,7 @@ mod store;
 
 pub use fill::{Fill, FillError, FillWriter};
 pub use flight::{Ending, Reader, Release};
+pub use store::{GcMode, Listed, Pin, RegistryUsage, Usage, Verdict};
 
 use std::{
     collections::VecDeque,

@@ -136,7 +136,7 @@ mod tests {
         let reader = files.get(7).expect("open");
         assert!(files.is_read(7));
         assert!(files.take_unread(7).is_err());
-        for slot in 100..100 + 2 * KEPT_OPEN as u32 {
+        for slot in (100..).take(2 * KEPT_OPEN) {
             files.put(place(slot), file(), &mut order);
         }
         assert_eq!(order.0.len(), KEPT_OPEN);

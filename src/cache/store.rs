@@ -24,10 +24,11 @@ use std::{
     time::Duration,
 };
 
+pub(super) use super::budget::Reservation;
 use super::{
     Blob, Key, Options,
     budget::{Budget, on_disk},
-    eviction::{Look, Queues, Shelf, Victim},
+    eviction::{Look, Queues, Shelf},
     floor::Floor,
     folder::{Folder, remove_file},
     index::{
@@ -38,7 +39,7 @@ use super::{
     scrub::{self, Stop},
     stock,
 };
-pub use super::{budget::Reservation, pins::Pin, scrub::Verdict};
+pub use super::{pins::Pin, scrub::Verdict};
 use crate::{
     blocking::{Errand, Pool, lock},
     oci::{Registry, Repository},
@@ -53,7 +54,7 @@ const FULL_DISK_PART: u64 = 32;
 /// A name found to have changed hands while its file was opened is looked up again, for as long as this.
 const MOST_LOOKS: usize = 8;
 
-pub struct Store {
+pub(super) struct Store {
     pub(super) index: Index,
     pub(super) folder: Folder,
     budget: Arc<Budget>,
@@ -88,7 +89,7 @@ pub(super) struct Desk {
 }
 
 /// A stored blob, as far as a core can have it without waiting.
-pub enum Found {
+pub(super) enum Found {
     Open(Blob),
     /// Its file is to be opened on the pool: `Store::open`.
     Closed,
@@ -145,7 +146,11 @@ struct Retired {
 
 impl Store {
     /// Creates the folders, takes the lock, and opens the index. Blocks: for start-up.
-    pub fn load(directory: PathBuf, options: &Options, pool: Arc<Pool>) -> io::Result<Arc<Self>> {
+    pub(super) fn load(
+        directory: PathBuf,
+        options: &Options,
+        pool: Arc<Pool>,
+    ) -> io::Result<Arc<Self>> {
         let folder = Folder::load(directory)?;
         let registries = folder.registries()?;
         let max = options.max_size.bytes();
@@ -206,7 +211,7 @@ impl Store {
     // On cores: no lock, no system call.
 
     /// Counts as a use. `repository` is who uses it: what is pinned is known by it.
-    pub fn find(&self, key: &Key, repository: Option<&Repository>) -> Option<Found> {
+    pub(super) fn find(&self, key: &Key, repository: Option<&Repository>) -> Option<Found> {
         let name = self.name(key);
         let seen = self.index.find(&name)?;
         let is_counted = self.index.touch(&seen, coarse_seconds());
@@ -242,12 +247,12 @@ impl Store {
     }
 
     /// Does not count as a use.
-    pub fn size_of(&self, key: &Key) -> Option<u64> {
+    pub(super) fn size_of(&self, key: &Key) -> Option<u64> {
         self.index.find(&self.name(key)).map(|seen| seen.size)
     }
 
     /// Whether its digest was computed by this process.
-    pub fn is_verified(&self, key: &Key) -> bool {
+    pub(super) fn is_verified(&self, key: &Key) -> bool {
         self.index
             .find(&self.name(key))
             .is_some_and(|seen| self.is_place_verified(seen.place))
@@ -255,20 +260,20 @@ impl Store {
 
     /// The files are being listed: what is not found may be there all the same (`open` knows), and nothing can be
     /// reserved.
-    pub fn is_taking_stock(&self) -> bool {
+    pub(super) fn is_taking_stock(&self) -> bool {
         self.is_taking_stock.load(Ordering::Acquire)
     }
 
     /// Blobs, and what is reserved.
-    pub fn used_bytes(&self) -> u64 {
+    pub(super) fn used_bytes(&self) -> u64 {
         self.budget.used()
     }
 
-    pub fn max_bytes(&self) -> u64 {
+    pub(super) fn max_bytes(&self) -> u64 {
         self.budget.max()
     }
 
-    pub fn blob_count(&self) -> u64 {
+    pub(super) fn blob_count(&self) -> u64 {
         self.index.blob_count()
     }
 
@@ -279,7 +284,7 @@ impl Store {
     // On the pool: opening.
 
     /// `None`: there is no such blob (any more). An error: the disk, or too many open files; the blob may be good.
-    pub fn open(&self, key: &Key) -> io::Result<Option<Blob>> {
+    pub(super) fn open(&self, key: &Key) -> io::Result<Option<Blob>> {
         let name = self.name(key);
         for _ in 0..MOST_LOOKS {
             let Some(seen) = self.index.find(&name) else {
@@ -362,7 +367,7 @@ impl Store {
     // On the pool: room.
 
     /// Room for `bytes` more, without removing anything.
-    pub fn try_reserve(&self, bytes: u64) -> Option<Reservation> {
+    pub(super) fn try_reserve(&self, bytes: u64) -> Option<Reservation> {
         if !self.may_reserve(bytes) || !self.floor.shortfall(bytes).is_none() {
             return None;
         }
@@ -372,7 +377,7 @@ impl Store {
     }
 
     /// Room for `bytes` more; other blobs make it, if that is enough.
-    pub fn reserve(&self, bytes: u64) -> Option<Reservation> {
+    pub(super) fn reserve(&self, bytes: u64) -> Option<Reservation> {
         if !self.may_reserve(bytes) {
             return None;
         }
@@ -391,7 +396,7 @@ impl Store {
     }
 
     /// As `Reservation::grow`, but other blobs make room.
-    pub fn grow(&self, reservation: &mut Reservation, bytes: u64) -> bool {
+    pub(super) fn grow(&self, reservation: &mut Reservation, bytes: u64) -> bool {
         if !self.may_reserve(reservation.bytes().saturating_add(bytes)) {
             return false;
         }
@@ -407,14 +412,14 @@ impl Store {
     }
 
     /// Counts what is on disk already: a partial download that survived a restart.
-    pub fn count_existing(&self, bytes: u64) -> Reservation {
+    pub(super) fn count_existing(&self, bytes: u64) -> Reservation {
         let reservation = self.budget.count(bytes);
         self.mind_watermark();
         reservation
     }
 
     /// The disk was full although bytes were reserved: somebody else fills it.
-    pub fn note_full_disk(&self) {
+    pub(super) fn note_full_disk(&self) {
         metrics::add(Counter::FullDisks, 1);
         tracing::warn!("the cache's disk is full; blobs are removed to make room");
         let target = self
@@ -534,7 +539,7 @@ impl Store {
             let Some(victim) = queues.victim(&mut shelf) else {
                 break;
             };
-            evicted = self.evict_victim(desk, &victim);
+            evicted = self.evict_place(desk, victim.place);
             if evicted.is_some() {
                 break;
             }
@@ -546,15 +551,16 @@ impl Store {
         evicted
     }
 
-    fn evict_victim(&self, desk: &mut Desk, victim: &Victim) -> Option<Retired> {
-        let entry = self.index.begin_removal(&mut desk.pen, victim.place)?;
-        if self.open_files.take_unread(victim.place.slot).is_err() {
-            self.index.undo_removal(&mut desk.pen, victim.place);
+    /// `None`: it is read, or not there any more.
+    fn evict_place(&self, desk: &mut Desk, place: Place) -> Option<Retired> {
+        let entry = self.index.begin_removal(&mut desk.pen, place)?;
+        if self.open_files.take_unread(place.slot).is_err() {
+            self.index.undo_removal(&mut desk.pen, place);
             return None;
         }
         let key = key(&desk.registries, &self.folder, &entry.name);
         let path = key.as_ref().and_then(|key| self.folder.retire(key));
-        self.index.finish_removal(&mut desk.pen, victim.place);
+        self.index.finish_removal(&mut desk.pen, place);
         self.forget_pinned(&entry);
         Some(Retired {
             entry,
@@ -641,7 +647,7 @@ impl Store {
 
     /// Syncs the file and gives it its name. The file stays open for readers. On an error the file is still at `path`, and
     /// no longer counted.
-    pub fn commit(
+    pub(super) fn commit(
         &self,
         key: &Key,
         repository: Option<&Repository>,
@@ -706,11 +712,11 @@ impl Store {
         Ok(())
     }
 
-    /// If the index is full, another blob makes room in it.
+    /// If its buckets are full, the rival that was used least makes room.
     fn insert(&self, desk: &mut Desk, entry: &Entry, stage: Stage) -> Result<Place, InsertError> {
         let mut inserted = self.index.insert(&mut desk.pen, entry, stage);
         if inserted == Err(InsertError::Full)
-            && let Some(retired) = self.evict_one(desk)
+            && let Some(retired) = self.evict_rival(desk, &entry.name)
         {
             self.discard(Some(retired));
             metrics::add(Counter::BlobsEvicted, 1);
@@ -721,8 +727,24 @@ impl Store {
         Ok(place)
     }
 
+    fn evict_rival(&self, desk: &mut Desk, name: &Name) -> Option<Retired> {
+        let rivals = self.index.rivals(name);
+        let mut rivals: Vec<Entry> = rivals
+            .filter(|entry| !self.pins.has(entry.repository))
+            .collect();
+        rivals.sort_by_key(|entry| (entry.frequency, entry.last_use));
+        rivals
+            .iter()
+            .find_map(|rival| self.evict_place(desk, rival.place))
+            .inspect(|retired| {
+                if let Some(queues) = &mut desk.queues {
+                    queues.removed(on_disk(retired.entry.size), retired.entry.is_main);
+                }
+            })
+    }
+
     /// Reads and hashes a blob; what is damaged is removed at once.
-    pub fn verify(&self, key: &Key) -> io::Result<Verdict> {
+    pub(super) fn verify(&self, key: &Key) -> io::Result<Verdict> {
         let Some(seen) = self.index.find(&self.name(key)) else {
             return Ok(Verdict::Absent);
         };
@@ -763,7 +785,7 @@ impl Store {
         Ok(verdict)
     }
 
-    pub fn remove(&self, key: &Key) -> bool {
+    pub(super) fn remove(&self, key: &Key) -> bool {
         let mut desk = self.desk();
         let seen = self.index.find(&self.name(key));
         let retired = seen.and_then(|seen| self.remove_place(&mut desk, key, seen.place));
@@ -774,13 +796,13 @@ impl Store {
     }
 
     /// Called with each blob that was found damaged and has been removed.
-    pub fn when_damaged(&self, notify: impl Fn(&Key) + Send + Sync + 'static) {
+    pub(super) fn when_damaged(&self, notify: impl Fn(&Key) + Send + Sync + 'static) {
         *lock(&self.on_damage) = Some(Arc::new(notify));
     }
 
     // For people, on the pool.
 
-    pub fn list(&self) -> Vec<Listed> {
+    pub(super) fn list(&self) -> Vec<Listed> {
         self.listed(self.index.entries())
     }
 
@@ -805,7 +827,7 @@ impl Store {
         }
     }
 
-    pub fn usage(&self) -> Usage {
+    pub(super) fn usage(&self) -> Usage {
         let mut registries: HashMap<u64, RegistryUsage> = self
             .desk()
             .registries
@@ -842,7 +864,7 @@ impl Store {
     }
 
     /// Evicts down to `target` bytes, or to the low watermark; says what went, or would go.
-    pub fn gc(&self, target: Option<u64>, mode: GcMode) -> Vec<Listed> {
+    pub(super) fn gc(&self, target: Option<u64>, mode: GcMode) -> Vec<Listed> {
         let target = target.unwrap_or(self.low);
         if mode == GcMode::DryRun {
             return self.would_go(target);
@@ -885,20 +907,20 @@ impl Store {
     }
 
     /// How many stored blobs it protects.
-    pub fn pin(&self, pin: &Pin) -> io::Result<usize> {
+    pub(super) fn pin(&self, pin: &Pin) -> io::Result<usize> {
         self.pins.add(pin, &self.index)?;
         self.count_pinned();
         Ok(self.count_of(pin))
     }
 
     /// How many stored blobs it protected; `None` if it was not pinned.
-    pub fn unpin(&self, pin: &Pin) -> io::Result<Option<usize>> {
+    pub(super) fn unpin(&self, pin: &Pin) -> io::Result<Option<usize>> {
         let was_pinned = self.pins.remove(pin, &self.index)?;
         self.count_pinned();
         Ok(was_pinned.then(|| self.count_of(pin)))
     }
 
-    pub fn pins(&self) -> Vec<Pin> {
+    pub(super) fn pins(&self) -> Vec<Pin> {
         self.pins.all()
     }
 
@@ -924,7 +946,7 @@ impl Store {
     }
 
     /// All is on disk, and the next start may trust the index as it is. Nothing is stored or removed afterwards.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         self.stop.set();
         let mut desk = self.desk();
         // What has not been listed would be missing at the next start.
@@ -945,8 +967,9 @@ impl Store {
         self.index.complete(&mut desk.pen);
         drop(desk);
         self.count_pinned();
-        self.is_taking_stock.store(false, Ordering::Release);
+        // What was found may be more than the cap of today.
         self.evict_until(|store| store.budget.missing(0) == 0);
+        self.is_taking_stock.store(false, Ordering::Release);
     }
 
     /// What the blob in a slot is called.

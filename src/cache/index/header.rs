@@ -10,9 +10,8 @@
 //!       8  1: closed, 2: the files are being listed, 0: in use
 //!       9  blobs        ┐
 //!      10  their bytes  │ as of the close
-//!      11  tombstones   ┘
-//!      12  checksum of 6 to 11, as of the close
-//!      13  the next slot to be scrubbed
+//!      11  checksum of 6 to 10, as of the close
+//!      12  the next slot to be scrubbed
 //! ```
 
 use std::{
@@ -36,9 +35,8 @@ const BOOT: usize = 6;
 const STATE: usize = 8;
 const BLOBS: usize = 9;
 const BYTES: usize = 10;
-const TOMBSTONES: usize = 11;
-const CLOSE_SUM: usize = 12;
-const SCRUBBED: usize = 13;
+const CLOSE_SUM: usize = 11;
+const SCRUBBED: usize = 12;
 
 pub const FEWEST_SLOTS: usize = 1 << 12;
 pub const MOST_SLOTS: usize = 1 << 21;
@@ -47,7 +45,6 @@ pub const MOST_SLOTS: usize = 1 << 21;
 pub(super) struct Totals {
     pub(super) blobs: u64,
     pub(super) bytes: u64,
-    pub(super) tombstones: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -131,10 +128,9 @@ impl Header<'_> {
     pub(super) fn trust(self, boot: Boot) -> Trust {
         let [high, low] = boot.0;
         match self.load(STATE) {
-            CLOSED if self.load(CLOSE_SUM) == self.sum(BOOT, 6) => Trust::Closed(Totals {
+            CLOSED if self.load(CLOSE_SUM) == self.sum(BOOT, 5) => Trust::Closed(Totals {
                 blobs: self.load(BLOBS),
                 bytes: self.load(BYTES),
-                tombstones: self.load(TOMBSTONES),
             }),
             IN_USE
                 if boot != Boot([0, 0])
@@ -157,9 +153,8 @@ impl Header<'_> {
     pub(super) fn close(self, totals: Totals) {
         self.store(BLOBS, totals.blobs);
         self.store(BYTES, totals.bytes);
-        self.store(TOMBSTONES, totals.tombstones);
         self.store(STATE, CLOSED);
-        self.store(CLOSE_SUM, self.sum(BOOT, 6));
+        self.store(CLOSE_SUM, self.sum(BOOT, 5));
     }
 
     pub(super) fn scrubbed(self) -> u64 {

@@ -36,13 +36,11 @@ pub struct Name {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// Never used, or freed with nothing behind it: a search ends here.
+    /// Free.
     Empty,
     Live,
     /// Its file is about to be removed. Readers that have it open may go on.
     Removing,
-    /// Free, but a search goes on.
-    Tombstone,
     /// The words are being written.
     Writing,
     /// Its file is about to get its name.
@@ -73,9 +71,8 @@ impl Control {
             0 => State::Empty,
             1 => State::Live,
             2 => State::Removing,
-            3 => State::Tombstone,
-            4 => State::Writing,
-            5 => State::Committing,
+            3 => State::Writing,
+            4 => State::Committing,
             _ => State::Unknown,
         }
     }
@@ -85,9 +82,8 @@ impl Control {
             State::Empty => 0,
             State::Live => 1,
             State::Removing => 2,
-            State::Tombstone => 3,
-            State::Writing => 4,
-            State::Committing => 5,
+            State::Writing => 3,
+            State::Committing => 4,
             State::Unknown => 7,
         };
         Self(self.0 & !STATE | bits)
@@ -130,11 +126,11 @@ impl Control {
 
     pub(super) fn with_last_use(self, seconds: u64) -> Self {
         let seconds = seconds.min(u64::from(u32::MAX));
-        Self(self.0 & (1 << LAST_USE_SHIFT) - 1 | seconds << LAST_USE_SHIFT)
+        Self(self.0 & ((1 << LAST_USE_SHIFT) - 1) | seconds << LAST_USE_SHIFT)
     }
 
     fn next_generation(self) -> Self {
-        let next = u64::from(self.generation()) + 1 & GENERATION_BITS;
+        let next = (u64::from(self.generation()) + 1) & GENERATION_BITS;
         Self(next << GENERATION_SHIFT)
     }
 }
@@ -251,8 +247,8 @@ impl Slot<'_> {
     }
 
     /// Frees it, and keeps its generation for the next one to count on.
-    pub(super) fn free(self, state: State) {
+    pub(super) fn free(self) {
         let kept = Control(self.control().0 & GENERATION_BITS << GENERATION_SHIFT);
-        self.0[0].store(kept.with_state(state).0, Ordering::Release);
+        self.0[0].store(kept.with_state(State::Empty).0, Ordering::Release);
     }
 }
