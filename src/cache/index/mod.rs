@@ -363,59 +363,62 @@ impl Index {
         }
     }
 
-    /// One look at each slot: what was in between is settled, what is written twice or cannot be is freed, and all is
-    /// counted anew.
-    fn recover(&self, pen: &mut Pen, files: &mut impl Files) {
+    /// One look at each slot: what was in between is settled, what stands where no search would find it is freed, and all
+    /// is counted anew.
+    fn recover(&self, _: &mut Pen, files: &mut impl Files) {
+        let mut totals = Totals::default();
         for number in 0..self.slots() {
             let slot = self.slot(number);
             let Some(content) = slot.read() else {
                 slot.free();
                 continue;
             };
-            let is_first = || {
-                self.find_in(
-                    &content.name,
-                    &[State::Live, State::Removing, State::Committing],
-                )
-                .is_some_and(|found| self.number(found.place.slot) == number)
-            };
             let stays = match content.control.state() {
                 State::Empty => continue,
-                State::Live => is_first(),
-                State::Committing if is_first() => {
+                State::Live => self.is_reachable(number, &content.name),
+                State::Committing if self.is_alone(number, &content.name) => {
                     let is_there = files.size_of(self, &content.name) == Some(content.size);
                     if !is_there {
                         files.remove(self, &content.name);
                     }
                     is_there
                 }
-                State::Removing if is_first() => {
+                State::Removing if self.is_alone(number, &content.name) => {
                     files.remove(self, &content.name);
                     false
                 }
                 _ => false,
             };
-            match stays {
-                true => slot.change_control(|control| Some(control.with_state(State::Live))),
-                false => {
-                    slot.free();
-                    None
+            if stays {
+                if content.control.state() != State::Live {
+                    slot.change_control(|control| Some(control.with_state(State::Live)));
                 }
-            };
-        }
-        self.recount(pen);
-    }
-
-    fn recount(&self, _: &mut Pen) {
-        let mut totals = Totals::default();
-        for slot in (0..self.slots()).map(|number| self.slot(number)) {
-            if slot.control().state() == State::Live {
                 totals.blobs += 1;
-                totals.bytes = totals.bytes.saturating_add(on_disk(slot.size()));
+                totals.bytes = totals.bytes.saturating_add(on_disk(content.size));
+            } else {
+                slot.free();
             }
         }
         self.blobs.store(totals.blobs, Ordering::Relaxed);
         self.bytes.store(totals.bytes, Ordering::Relaxed);
+    }
+
+    fn is_reachable(&self, number: usize, name: &Name) -> bool {
+        let bucket = number / BUCKET * BUCKET;
+        self.buckets(name).iter().any(|one| one.first == bucket)
+    }
+
+    /// Reachable, and no other slot has the same blob.
+    fn is_alone(&self, number: usize, name: &Name) -> bool {
+        let states = [State::Live, State::Committing, State::Removing];
+        self.is_reachable(number, name)
+            && self.search(name).all(|other| {
+                let slot = self.slot(other);
+                let control = slot.control();
+                other == number
+                    || !states.contains(&control.state())
+                    || !slot.is_named(control, name)
+            })
     }
 
     pub fn slots(&self) -> usize {

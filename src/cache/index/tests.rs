@@ -241,9 +241,18 @@ fn after_a_kill_the_index_says_what_the_files_say() {
     index
         .slot(place.slot as usize)
         .change_control(|control| Some(control.with_state(State::Unknown)));
-    // 9: twice.
+    // 9: stored, and about to be stored and removed once more, which no version of ours does.
     put(&index, &mut pen, 9);
-    put(&index, &mut pen, 9);
+    let again = entry(&index, 9);
+    index
+        .insert(&mut pen, &again, Stage::Committing)
+        .expect("room");
+    let place = index
+        .insert(&mut pen, &again, Stage::Committing)
+        .expect("room");
+    index
+        .slot(place.slot as usize)
+        .change_control(|control| Some(control.with_state(State::Removing)));
     files.0.insert(name(9), 9);
 
     let (index, mut pen, condition) = Index::from_bytes(&index.to_bytes(), &mut files)
@@ -443,6 +452,7 @@ fn readers_never_see_a_mixture() {
         }
         is_over.store(true, Ordering::Relaxed);
     });
-    index.recount(&mut pen);
     assert_eq!(index.blob_count(), index.entries().count() as u64);
+    let bytes: u64 = index.entries().map(|entry| on_disk(entry.size)).sum();
+    assert_eq!(index.bytes(), bytes);
 }
