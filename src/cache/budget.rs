@@ -13,7 +13,7 @@ use std::sync::{
 const BLOCK: u64 = 4096;
 
 /// What a file of `size` bytes occupies.
-pub fn on_disk(size: u64) -> u64 {
+pub(super) fn on_disk(size: u64) -> u64 {
     size.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX)
 }
 
@@ -98,18 +98,18 @@ impl Budget {
 }
 
 /// Bytes that may be written. Dropping it gives them back.
-pub struct Reservation {
+pub(super) struct Reservation {
     budget: Arc<Budget>,
     bytes: u64,
 }
 
 impl Reservation {
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Takes `bytes` more if there is room without removing anything. Never blocks.
-    pub fn grow(&mut self, bytes: u64) -> bool {
+    pub(super) fn grow(&mut self, bytes: u64) -> bool {
         let Some(sum) = self.bytes.checked_add(bytes) else {
             return false;
         };
@@ -122,16 +122,15 @@ impl Reservation {
     }
 
     /// Gives back what is beyond `bytes`.
-    pub fn shrink_to(&mut self, bytes: u64) {
+    pub(super) fn shrink_to(&mut self, bytes: u64) {
         let kept = bytes.min(self.bytes);
         let blocks = on_disk(self.bytes).saturating_sub(on_disk(kept));
         self.bytes = kept;
         self.budget.give_back_blocks(blocks);
     }
 
-    /// The bytes stay counted: they are a blob's now.
+    /// `size` of the bytes stay counted, as a blob's.
     pub(super) fn hand_over(mut self, size: u64) {
-        debug_assert!(size <= self.bytes, "{size} of {} bytes", self.bytes);
         self.shrink_to(size);
         // What is left when it is dropped is nothing.
         self.bytes = 0;

@@ -18,13 +18,23 @@
 //! matched. Whether the asker *may* have the blob is not known here (`pull/proof.rs`), nor is any network.
 
 mod budget;
+#[doc(hidden)]
+pub mod eviction;
 mod extents;
 mod fill;
 mod flight;
+mod floor;
+mod folder;
 mod hash_line;
+#[doc(hidden)]
+pub mod index;
+mod open_files;
 mod partial;
+mod pins;
 #[doc(hidden)]
 pub mod progress;
+mod scrub;
+mod stock;
 mod store;
 mod tend;
 
@@ -32,6 +42,7 @@ pub use extents::Extents;
 pub use fill::{Begun, Fill, FillError, Run, Writing};
 pub use flight::{Ending, Next, Reader, Release};
 pub use progress::{Course, HELD_BACK, SMALL};
+pub use store::{GcMode, Listed, Pin, RegistryUsage, Usage, Verdict};
 
 use std::{fs::File, io, path::PathBuf, sync::Arc};
 
@@ -45,7 +56,7 @@ use crate::{
 };
 use flight::Flight;
 use partial::Partials;
-use store::{Found, Store, Verdict};
+use store::{Found, Store};
 
 /// `[cache]`
 #[derive(Clone, Debug, Deserialize)]

@@ -105,6 +105,7 @@ impl Check<'_> {
             listener,
             tokens,
             upstream,
+            cache,
             ..
         } = config;
         for (path, duration) in [
@@ -122,9 +123,10 @@ impl Check<'_> {
             }
             self.duration_is_bounded(&path, *duration);
         }
-        // These two may be 0: end at once, forget at once.
+        // These may be 0: end at once, forget at once, never.
         self.duration_is_bounded(&["listener", "shutdown_grace"], *listener.shutdown_grace);
         self.duration_is_bounded(&["tokens", "record_retention"], *tokens.record_retention);
+        self.duration_is_bounded(&["cache", "scrub_interval"], *cache.scrub_interval);
         if upstream.retry_count > MOST_RETRIES {
             self.report(
                 &["upstream", "retry_count"],
@@ -147,6 +149,13 @@ impl Check<'_> {
             self.report(
                 &["cache", "max_size"],
                 format_args!("is less than {SMALLEST_CACHE}"),
+            );
+        }
+        let (low, high) = (config.cache.low_watermark, config.cache.high_watermark);
+        if low > high {
+            self.report(
+                &["cache", "low_watermark"],
+                format_args!("is above high_watermark, {high}"),
             );
         }
     }

@@ -57,6 +57,7 @@ fn the_example_shows_the_defaults() {
         shown.cache.directory.take(),
         Some("/var/cache/tidegate".into())
     );
+    assert_eq!(shown.cache.min_free.take(), Some(crate::units::ByteSize::gib(1)));
     assert_eq!(shown.directory.file.take(), Some("directory.toml".into()));
     let names: Vec<String> = std::mem::take(&mut shown.registry).into_keys().collect();
     assert_eq!(names, ["docker.io", "quay.io", "registry.example.com:5000"]);
@@ -198,6 +199,15 @@ fn broken_rules_are_named_with_their_lines() {
         (
             "[cache]\nmax_size = \"1023KiB\"",
             ":2: cache.max_size: is less than 1MiB",
+        ),
+        (
+            "[cache]\nhigh_watermark = \"80%\"\nlow_watermark = \"81%\"",
+            ":3: cache.low_watermark: is above high_watermark, 80%",
+        ),
+        ("[cache]\nlow_watermark = 0.9", ":2: cache.low_watermark: "),
+        (
+            "[cache]\nscrub_interval = \"4000days\"",
+            ":2: cache.scrub_interval: is more than 3650 days",
         ),
         (
             "[upstream]\nretry_count = 11",

@@ -38,6 +38,9 @@ counters! {
     FillsResumed "tidegate_fills_resumed_total" "Fills that went on with what an earlier one had left.";
     DiskFull "tidegate_cache_disk_full_total" "Fills given up because the cache's disk was full.";
     BlobsEvicted "tidegate_blobs_evicted_total" "Blobs removed to make room.";
+    BlobsScrubbed "tidegate_blobs_scrubbed_total" "Stored blobs that were read and hashed again.";
+    BlobsDamaged "tidegate_blobs_damaged_total" "Stored blobs that were removed because their content had changed.";
+    FullDisks "tidegate_cache_disk_full_total" "Times the cache's disk was full although bytes were reserved.";
     ManifestHits "tidegate_manifest_hits_total" "Manifests served from memory.";
     ManifestFetches "tidegate_manifest_fetches_total" "Manifests fetched from registries.";
     StaleManifests "tidegate_manifests_stale_total" "Manifests served from memory because the registry was down.";

@@ -1,0 +1,48 @@
+//! What a file system has left.
+
+use std::{ffi::CString, io, mem::MaybeUninit, os::unix::ffi::OsStrExt as _, path::Path};
+
+use super::checked;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileSystem {
+    pub total_bytes: u64,
+    /// For us: what is set aside for root is not ours.
+    pub free_bytes: u64,
+    /// Zero where inodes are made as they are needed.
+    pub total_inodes: u64,
+    pub free_inodes: u64,
+}
+
+impl FileSystem {
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        let mut answer = MaybeUninit::<libc::statvfs>::zeroed();
+        // SAFETY: the path ends with a zero byte, and `answer` is writable.
+        let result = unsafe { libc::statvfs(path.as_ptr(), answer.as_mut_ptr()) };
+        checked(result as isize)?;
+        // SAFETY: the call has filled it, and plain integers may be zero anyway.
+        let answer = unsafe { answer.assume_init() };
+        Ok(Self {
+            total_bytes: answer.f_blocks.saturating_mul(answer.f_frsize),
+            free_bytes: answer.f_bavail.saturating_mul(answer.f_frsize),
+            total_inodes: answer.f_files,
+            free_inodes: answer.f_favail,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_has_a_size() {
+        let root = FileSystem::of(Path::new("/")).expect("the root");
+        assert!(
+            root.total_bytes > 0 && root.free_bytes <= root.total_bytes,
+            "{root:?}"
+        );
+        assert!(FileSystem::of(Path::new("/no such folder")).is_err());
+    }
+}

@@ -1,0 +1,126 @@
+//! A file's words, shared by all threads, and by whoever opens the file next.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::AsRawFd,
+    ptr::{self, NonNull},
+    slice,
+    sync::atomic::AtomicU64,
+};
+
+use super::{checked, file::offset_of};
+
+const WORD_SIZE: usize = size_of::<AtomicU64>();
+
+/// Memory as 64-bit words that any thread may change: of a file, or nobody's.
+///
+/// A store is in the page cache as soon as it is done, so it outlives the process, not the machine. The kernel ends the
+/// process if the file is cut shorter meanwhile or its disk cannot be read.
+pub struct MappedWords {
+    base: NonNull<AtomicU64>,
+    count: usize,
+}
+
+// SAFETY: the mapping belongs to no thread.
+unsafe impl Send for MappedWords {}
+// SAFETY: it is only given out as atomics.
+unsafe impl Sync for MappedWords {}
+
+impl MappedWords {
+    /// The first `count` words of `file`, which is made that long and gets disk for all of them first: a store to a
+    /// page that the disk has no room for would end the process.
+    pub fn of_file(file: &File, count: usize) -> io::Result<Self> {
+        let size = size_of_words(count)?;
+        // SAFETY: plain values only; the descriptor is borrowed from `file`.
+        let error = unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, offset_of(size as u64)?) };
+        if error != 0 {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        Self::map(size, libc::MAP_SHARED, file.as_raw_fd())
+    }
+
+    /// `count` words that are zero and end with this value.
+    pub fn anonymous(count: usize) -> io::Result<Self> {
+        let size = size_of_words(count)?;
+        Self::map(size, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
+    }
+
+    fn map(size: usize, flags: i32, descriptor: i32) -> io::Result<Self> {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the kernel chooses the place, so nothing of ours is replaced.
+        let base = unsafe { libc::mmap(ptr::null_mut(), size, access, flags, descriptor, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            base: NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidInput)?,
+            count: size / WORD_SIZE,
+        })
+    }
+
+    pub fn words(&self) -> &[AtomicU64] {
+        // SAFETY: `base` is a page-aligned, readable and writable mapping of `count` words that `Drop` unmaps, so it
+        // outlives the borrow. Any bits are a valid `AtomicU64`, and others may change them.
+        unsafe { slice::from_raw_parts(self.base.as_ptr(), self.count) }
+    }
+
+    /// Waits until the words from `first` on are on disk; they begin a page.
+    pub fn sync(&self, first: usize, count: usize) -> io::Result<()> {
+        let Some(words) = self.words().get(first..first.saturating_add(count)) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let base = words.as_ptr().cast_mut().cast();
+        // SAFETY: the range is within the mapping, which `self` keeps.
+        let answer = unsafe { libc::msync(base, size_of_val(words), libc::MS_SYNC) };
+        checked(answer as isize).map(drop)
+    }
+}
+
+impl Drop for MappedWords {
+    fn drop(&mut self) {
+        // SAFETY: this is the mapping that `map` made, and no borrow of it is left.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.count * WORD_SIZE) };
+    }
+}
+
+fn size_of_words(count: usize) -> io::Result<usize> {
+    match count.checked_mul(WORD_SIZE) {
+        Some(size) if size > 0 => Ok(size),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read as _, sync::atomic::Ordering};
+
+    use super::*;
+
+    #[test]
+    fn stores_are_in_the_file_at_once() {
+        let mut file = tempfile::tempfile().expect("a file");
+        let mapped = MappedWords::of_file(&file, 1024).expect("mapped");
+        mapped.words()[1023].store(0x0102_0304_0506_0708, Ordering::Relaxed);
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).expect("read");
+        assert_eq!(bytes.len(), 8192);
+        assert_eq!(bytes[8184..], 0x0102_0304_0506_0708_u64.to_ne_bytes());
+        mapped.sync(512, 512).expect("on disk");
+        drop(mapped);
+        let again = MappedWords::of_file(&file, 1024).expect("mapped again");
+        assert_eq!(
+            again.words()[1023].load(Ordering::Relaxed),
+            0x0102_0304_0506_0708
+        );
+    }
+
+    #[test]
+    fn a_wrong_range_is_an_error() {
+        let mapped = MappedWords::anonymous(512).expect("mapped");
+        assert!(mapped.sync(512, 1).is_err());
+        assert!(mapped.sync(usize::MAX, 2).is_err());
+        assert!(MappedWords::anonymous(0).is_err());
+        assert!(MappedWords::anonymous(usize::MAX).is_err());
+    }
+}
