@@ -57,7 +57,10 @@ fn the_example_shows_the_defaults() {
         shown.cache.directory.take(),
         Some("/var/cache/tidegate".into())
     );
-    assert_eq!(shown.cache.min_free.take(), Some(crate::units::ByteSize::gib(1)));
+    assert_eq!(
+        shown.cache.min_free.take(),
+        Some(crate::units::ByteSize::gib(1))
+    );
     assert_eq!(shown.directory.file.take(), Some("directory.toml".into()));
     let names: Vec<String> = std::mem::take(&mut shown.registry).into_keys().collect();
     assert_eq!(names, ["docker.io", "quay.io", "registry.example.com:5000"]);

@@ -9,8 +9,8 @@ mod clock;
 mod file;
 mod file_system;
 mod limits;
-mod mmap;
 mod mapped;
+mod mmap;
 mod signals;
 mod socket;
 mod splice;
@@ -20,8 +20,8 @@ pub use clock::coarse_seconds;
 pub use file::{is_cached, preallocate, read_if_cached};
 pub use file_system::FileSystem;
 pub use limits::raise_open_files;
-pub use mmap::FileWindow;
 pub use mapped::MappedWords;
+pub use mmap::FileWindow;
 pub use signals::Signals;
 pub use socket::{
     Liveness, More, accept_waiting, liveness, prepare_accepted, reset_on_close, send,
