@@ -6,12 +6,14 @@
 
 mod file;
 mod limits;
+mod mmap;
 mod signals;
 mod socket;
 mod splice;
 
 pub use file::{is_cached, preallocate, read_if_cached};
 pub use limits::raise_open_files;
+pub use mmap::FileWindow;
 pub use signals::Signals;
 pub use socket::{
     Liveness, More, accept_waiting, liveness, prepare_accepted, reset_on_close, send,
