@@ -80,6 +80,7 @@ async fn work(plan: Plan) {
     let api = Rc::new(Api::new(Rc::clone(&pull), Arc::clone(&shared.api)));
     let edge = Edge::new(
         shared.listener.clone(),
+        shared.identity.clone(),
         Arc::clone(&shared.load),
         Arc::clone(&shared.pool),
     );
@@ -112,6 +113,7 @@ async fn work(plan: Plan) {
         // A flood of clients must not make us look dead to whoever watches.
         let edge = Edge::new(
             shared.listener.clone(),
+            None,
             Arc::default(),
             Arc::clone(&shared.pool),
         );

@@ -95,6 +95,24 @@ impl Check<'_> {
                 format_args!("{} is one of `addresses` too", listener.admin),
             );
         }
+        if let Some(tls) = &listener.tls {
+            let (certificate, key) = (
+                ["listener", "tls", "cert_file"],
+                ["listener", "tls", "key_file"],
+            );
+            let known = self.problems.len();
+            self.file(&certificate, &tls.cert_file);
+            self.file(&key, &tls.key_file);
+            if self.problems.len() == known
+                && let Err(error) = tls.load()
+            {
+                let path = match error.is_about_the_key() {
+                    true => key,
+                    false => certificate,
+                };
+                self.report(&path, error);
+            }
+        }
         if listener.max_connections == 0 {
             self.report(&["listener", "max_connections"], "must not be 0");
         }

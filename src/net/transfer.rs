@@ -1,4 +1,5 @@
-//! Sending to a client: bytes we hold, and ranges of files that never pass through our memory.
+//! Sending to a client: bytes we hold, and ranges of files that never pass through our memory. What goes through TLS
+//! is in `sealing.rs`.
 //!
 //! One turn sends at most a budget and then awaits the socket's writability, even if it is writable still:
 //! that await is what gives every other task of the core its turn. What is not in the page cache is brought there by a
@@ -17,13 +18,14 @@ use std::{
 
 use monoio::{net::TcpStream, time::timeout};
 
+use super::socket::{Kind, Socket};
 use crate::{
     blocking::{Errand, Pool},
-    sys::{self, More, Pipe, Sent},
+    sys::{self, FileWindow, More, Pipe, Sent},
 };
 
 /// What one response may send in one turn. Sub-millisecond tails for the others, and no dearer per byte.
-const BUDGET: usize = 256 << 10;
+pub(super) const BUDGET: usize = 256 << 10;
 /// Up to here a copy is cheapest: one read, and one send together with the head.
 const COPIED: usize = 16 << 10;
 /// From here on a pipe is cheaper than `sendfile`, below it dearer.
@@ -55,6 +57,53 @@ impl Transfer {
 
     /// `patience`: how long the client may take no byte at all.
     pub async fn send(
+        &self,
+        socket: &mut Socket,
+        bytes: &[u8],
+        more: More,
+        patience: Duration,
+    ) -> io::Result<()> {
+        match &mut socket.0 {
+            Kind::Plain(tcp) => self.send_plain(tcp, bytes, more, patience).await,
+            Kind::Tls(session) => self.send_through(session, bytes, more, patience).await,
+        }
+    }
+
+    /// Sends `head`, then `range` of `file`; both may be empty. `more`: whether another piece follows the range.
+    pub async fn send_file(
+        &self,
+        socket: &mut Socket,
+        head: &[u8],
+        file: &Arc<File>,
+        range: Range<u64>,
+        more: More,
+        patience: Duration,
+    ) -> io::Result<()> {
+        let size = range.end.saturating_sub(range.start);
+        if let Ok(size) = usize::try_from(size)
+            && size <= COPIED
+        {
+            let mut joined = self.scratch.take();
+            if read_behind(&mut joined, head, file, range.start, size)? {
+                let bytes = joined.get(..head.len() + size).unwrap_or_default();
+                let sent = self.send(socket, bytes, more, patience).await;
+                self.scratch.set(joined);
+                return sent;
+            }
+        }
+        match &mut socket.0 {
+            Kind::Plain(tcp) => {
+                self.send_file_plain(tcp, head, file, range, more, patience)
+                    .await
+            }
+            Kind::Tls(session) => {
+                self.send_file_through(session, head, file, range, more, patience)
+                    .await
+            }
+        }
+    }
+
+    async fn send_plain(
         &self,
         socket: &TcpStream,
         mut bytes: &[u8],
@@ -89,8 +138,7 @@ impl Transfer {
         Ok(())
     }
 
-    /// Sends `head`, then `range` of `file`; both may be empty. `more`: whether another piece follows the range.
-    pub async fn send_file(
+    async fn send_file_plain(
         &self,
         socket: &TcpStream,
         head: &[u8],
@@ -99,20 +147,9 @@ impl Transfer {
         more: More,
         patience: Duration,
     ) -> io::Result<()> {
-        let size = range.end.saturating_sub(range.start);
-        if let Ok(size) = usize::try_from(size)
-            && size <= COPIED
-        {
-            let mut joined = self.scratch.take();
-            if read_behind(&mut joined, head, file, range.start, size)? {
-                let bytes = joined.get(..head.len() + size).unwrap_or_default();
-                let sent = self.send(socket, bytes, more, patience).await;
-                self.scratch.set(joined);
-                return sent;
-            }
-        }
         if !head.is_empty() {
-            self.send(socket, head, More::Follows, patience).await?;
+            self.send_plain(socket, head, More::Follows, patience)
+                .await?;
         }
         if range.end.saturating_sub(range.start) < PIPED {
             return self.send_from_file(socket, file, range, patience).await;
@@ -201,7 +238,7 @@ impl Transfer {
     }
 
     /// Sees to it that the bytes from `offset` on are in memory, and says up to where.
-    async fn warm(
+    pub(super) async fn warm(
         &self,
         file: &Arc<File>,
         offset: u64,
@@ -216,7 +253,7 @@ impl Transfer {
             let (file, window) = (Arc::clone(file), window.clone());
             let read = self
                 .pool
-                .run(Errand::Disk, move || read_through(&file, window))
+                .run(Errand::Disk, move || read_in(&file, window))
                 .await;
             // A pool that is too busy to help is no reason to fail: the core waits, this once.
             read.unwrap_or(Ok(()))?;
@@ -258,7 +295,15 @@ fn read_behind(
     Ok(true)
 }
 
-/// Reads a window for the sake of having it read.
+/// Brings a window into memory.
+fn read_in(file: &File, window: Range<u64>) -> io::Result<()> {
+    match FileWindow::map(file, window.clone())?.populate() {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => read_through(file, window),
+        settled => settled,
+    }
+}
+
+/// The same on an old kernel: reads it for the sake of having it read.
 fn read_through(file: &File, window: Range<u64>) -> io::Result<()> {
     let mut buffer = vec![0; 256 << 10];
     let mut offset = window.start;
@@ -275,14 +320,14 @@ fn read_through(file: &File, window: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-fn is_transient(error: &io::Error) -> bool {
+pub(super) fn is_transient(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
     )
 }
 
-async fn writable(socket: &TcpStream, patience: Duration) -> io::Result<()> {
+pub(super) async fn writable(socket: &TcpStream, patience: Duration) -> io::Result<()> {
     match timeout(patience, socket.writable(false)).await {
         Ok(result) => result,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),

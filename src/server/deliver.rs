@@ -2,13 +2,11 @@
 
 use std::io::Write as _;
 
-use monoio::net::TcpStream;
-
 use super::{Edge, date};
 use crate::{
     api::{BodyError, Length, Piece, Response},
     http::Version,
-    net::{More, reset_on_close},
+    net::{More, Socket},
     telemetry::metrics::{self, Counter},
 };
 
@@ -53,7 +51,7 @@ enum Framing {
 
 pub(super) async fn deliver(
     edge: &Edge,
-    socket: &TcpStream,
+    socket: &mut Socket,
     version: Version,
     mut afterwards: Afterwards,
     response: Response,
@@ -140,7 +138,7 @@ pub(super) async fn deliver(
             metrics::add(Counter::ResponsesCut, 1);
             if framing == Framing::UntilClose {
                 // A proper close would make half a body look whole.
-                reset_on_close(socket);
+                socket.reset_on_close();
             }
             Err(Cut { body_bytes, cause })
         }

@@ -16,7 +16,8 @@ pub use limits::raise_open_files;
 pub use mmap::FileWindow;
 pub use signals::Signals;
 pub use socket::{
-    Liveness, More, accept_waiting, liveness, prepare_accepted, reset_on_close, send,
+    Liveness, More, accept_waiting, bound_unsent, liveness, peek, prepare_accepted, receive,
+    receive_more, reset_on_close, send, send_pieces,
 };
 pub use splice::{Pipe, Sent, send_file};
 

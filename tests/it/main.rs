@@ -35,4 +35,5 @@ mod shutdown;
 mod submit;
 mod support;
 mod support_works;
+mod tls_listener;
 mod upstream_tokens;

@@ -150,7 +150,11 @@ impl Setup {
 
     fn command(&self, home: &Path, port: u16) -> Command {
         let config = home.join("tidegate.toml");
-        let mut text = format!("url = \"http://127.0.0.1:{port}\"\n{}", self.top);
+        let scheme = match self.sections.contains("tls = {") {
+            true => "https",
+            false => "http",
+        };
+        let mut text = format!("url = \"{scheme}://127.0.0.1:{port}\"\n{}", self.top);
         if let Some(directory) = &self.directory {
             fs::write(home.join("directory.toml"), directory).expect("a writable folder");
             text.push_str("[directory]\nfile = \"directory.toml\"\n");
