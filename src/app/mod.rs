@@ -1,5 +1,6 @@
 //! The process: composes the parts from a configuration, runs them on all cores, and ends them in order.
 
+mod open_files;
 mod runtime;
 mod shared;
 mod worker;
@@ -17,7 +18,7 @@ use crate::{
     blocking::{self, Pool, PoolError},
     config::{BaseUrl, Config, NoDirectory},
     credentials::DirectoryError,
-    net::{Identity, IdentityError, Renewed, bind},
+    net::{Identity, IdentityError, Renewed, bind, pipes_for_each},
     requests::OpenError,
     sys,
     telemetry::log,
@@ -66,7 +67,7 @@ enum Event {
 }
 
 /// Runs until SIGTERM or SIGINT. The warnings are the configuration's, to be logged once there is a log.
-pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
+pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError> {
     // First of all: threads inherit the mask.
     let signals = sys::Signals::block_termination().map_err(StartError::Thread)?;
     let log = log::start(&config.log);
@@ -79,6 +80,7 @@ pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
         count => count,
     };
     let open_files = sys::raise_open_files();
+    let pipes_per_core = pipes_for_each(core_count);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         driver = choice.name(),
@@ -89,6 +91,12 @@ pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
     if let Choice::Epoll { why: Some(why) } = &choice {
         tracing::warn!("io_uring is not to be had, so epoll is used, with every feature: {why}");
     }
+    config.listener.max_connections = open_files::connections_within(
+        open_files,
+        config.listener.max_connections,
+        core_count,
+        pipes_per_core,
+    );
     if let Some(address) = config.listener.clash() {
         return Err(StartError::Listen {
             address,
@@ -118,6 +126,7 @@ pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
         let plan = worker::Plan {
             shared: Arc::clone(&shared),
             choice: choice.clone(),
+            pipes: pipes_per_core,
             addresses: addresses.clone(),
             // Rarely asked, so one core is enough.
             admin: (core == 0).then_some(admin),

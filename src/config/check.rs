@@ -143,6 +143,9 @@ impl Check<'_> {
         // These two may be 0: end at once, forget at once.
         self.duration_is_bounded(&["listener", "shutdown_grace"], *listener.shutdown_grace);
         self.duration_is_bounded(&["tokens", "record_retention"], *tokens.record_retention);
+        if upstream.max_connections_per_host == 0 {
+            self.report(&["upstream", "max_connections_per_host"], "must not be 0");
+        }
         if upstream.retry_count > MOST_RETRIES {
             self.report(
                 &["upstream", "retry_count"],

@@ -18,6 +18,6 @@ pub use resolve::{Addresses, ResolveError, is_public, look_up};
 pub use socket::{Refused, Socket};
 pub use stream::Stream;
 pub use tls::{Trust, TrustError};
-pub use transfer::Transfer;
+pub use transfer::{Transfer, pipes_for_each};
 
 pub use crate::sys::More;

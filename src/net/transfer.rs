@@ -30,27 +30,39 @@ pub(super) const BUDGET: usize = 256 << 10;
 const COPIED: usize = 16 << 10;
 /// From here on a pipe is cheaper than `sendfile`, below it dearer.
 const PIPED: u64 = 512 << 10;
-const PIPE_SIZE: usize = 1 << 20;
+/// A turn's budget fits: a larger pipe would only use up what all pipes of a user may hold.
+const PIPE_SIZE: usize = BUDGET;
 /// A pipe below this is what the kernel gives a user who has used up his budget of pages.
 const SMALLEST_PIPE: usize = 64 << 10;
+const PAGE_SIZE: usize = 4 << 10;
 /// What is looked at, and brought in, at a time. The kernel reads ahead, so that most windows after the first are there.
 const WINDOW: u64 = 1 << 20;
-/// Idle pipes a core keeps; each holds no pages.
+/// Pipes of a core where the system sets no limit.
 const MOST_PIPES: usize = 64;
+
+/// How many pipes each core may have. Half of what the system lets our user have is for others.
+pub fn pipes_for_each(core_count: usize) -> usize {
+    let of_user = sys::pipe_pages().map(|pages| pages / (PIPE_SIZE / PAGE_SIZE));
+    let of_core = of_user.map_or(MOST_PIPES, |pipes| pipes / 2 / core_count.max(1));
+    of_core.min(MOST_PIPES)
+}
 
 /// One core's sender: it keeps the pipes.
 pub struct Transfer {
     pool: Arc<Pool>,
     pipes: RefCell<Vec<Pipe>>,
+    /// Pipes that may still be made.
+    pipes_left: Cell<usize>,
     /// Head and body of a small answer; lent to one at a time.
     scratch: Cell<Vec<u8>>,
 }
 
 impl Transfer {
-    pub fn new(pool: Arc<Pool>) -> Rc<Self> {
+    pub fn new(pool: Arc<Pool>, most_pipes: usize) -> Rc<Self> {
         Rc::new(Self {
             pool,
             pipes: RefCell::default(),
+            pipes_left: Cell::new(most_pipes),
             scratch: Cell::default(),
         })
     }
@@ -154,19 +166,14 @@ impl Transfer {
         if range.end.saturating_sub(range.start) < PIPED {
             return self.send_from_file(socket, file, range, patience).await;
         }
-        match self.take_pipe() {
-            Some(mut pipe) => {
-                self.splice(socket, &mut pipe, file, range, more, patience)
-                    .await?;
-                // Only an empty pipe comes back: on any error above it is closed with what it holds.
-                let mut pipes = self.pipes.borrow_mut();
-                if pipe.held() == 0 && pipes.len() < MOST_PIPES {
-                    pipes.push(pipe);
-                }
-                Ok(())
-            }
-            None => self.send_from_file(socket, file, range, patience).await,
-        }
+        let Some(mut pipe) = self.take_pipe() else {
+            return self.send_from_file(socket, file, range, patience).await;
+        };
+        let sent = self
+            .splice(socket, &mut pipe, file, range, more, patience)
+            .await;
+        self.give_back(pipe);
+        sent
     }
 
     async fn splice(
@@ -261,9 +268,24 @@ impl Transfer {
         Ok(window.end)
     }
 
+    /// `None`: there are as many as there may be, or the system gives no good one.
     fn take_pipe(&self) -> Option<Pipe> {
         let kept = self.pipes.borrow_mut().pop();
-        kept.or_else(|| Pipe::with_capacity(PIPE_SIZE, SMALLEST_PIPE).ok())
+        kept.or_else(|| {
+            let left = self.pipes_left.get().checked_sub(1)?;
+            let pipe = Pipe::with_capacity(PIPE_SIZE, SMALLEST_PIPE).ok()?;
+            self.pipes_left.set(left);
+            Some(pipe)
+        })
+    }
+
+    /// Only an empty pipe is used again: one that an error has left full is closed with what it holds.
+    fn give_back(&self, pipe: Pipe) {
+        if pipe.held() == 0 {
+            self.pipes.borrow_mut().push(pipe);
+        } else {
+            self.pipes_left.set(self.pipes_left.get() + 1);
+        }
     }
 }
 

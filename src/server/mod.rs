@@ -22,7 +22,7 @@ use serde::Deserialize;
 
 use crate::{
     api::Service,
-    blocking::{Pool, without_panic},
+    blocking::without_panic,
     net::{Identity, IdentityError, Listener, Transfer},
     telemetry::metrics::{self, Counter},
     units::{ByteSize, HumanDuration},
@@ -132,12 +132,12 @@ impl Edge {
         options: Options,
         identity: Option<Arc<Identity>>,
         load: Arc<Load>,
-        pool: Arc<Pool>,
+        transfer: Rc<Transfer>,
     ) -> Rc<Self> {
         Rc::new(Self {
             options,
             identity,
-            transfer: Transfer::new(pool),
+            transfer,
             load,
             busy: Cell::new(0),
             is_stopping: Cell::new(false),

@@ -12,7 +12,7 @@ mod socket;
 mod splice;
 
 pub use file::{is_cached, preallocate, read_if_cached};
-pub use limits::raise_open_files;
+pub use limits::{pipe_pages, raise_open_files};
 pub use mmap::FileWindow;
 pub use signals::Signals;
 pub use socket::{

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{
     auth::Authorization,
     endpoint::Endpoint,
-    error::{FetchError, Said},
+    error::{Busy, FetchError, Said},
     exchange::{ExchangeError, Request, Response},
     fetch::{Source, Upstream},
 };
@@ -254,8 +254,9 @@ impl Problem {
                 ),
                 registry,
             },
-            Self::Exchange(ExchangeError::Connect(ConnectError::Busy(error))) => {
-                FetchError::Busy(error)
+            Self::Exchange(ExchangeError::Connect(ConnectError::Busy(error))) => error.into(),
+            Self::Exchange(ExchangeError::Crowded(count)) => {
+                FetchError::Busy(Busy::Crowded { registry, count })
             }
             Self::Exchange(ExchangeError::Malformed(problem)) => {
                 FetchError::Malformed { registry, problem }
@@ -273,7 +274,10 @@ fn is_passing(error: &ExchangeError) -> bool {
     match error {
         ExchangeError::Broken(_) => true,
         ExchangeError::Connect(ConnectError::Refused { .. }) => true,
-        ExchangeError::Connect(_) | ExchangeError::Silent(_) | ExchangeError::Malformed(_) => false,
+        ExchangeError::Connect(_)
+        | ExchangeError::Silent(_)
+        | ExchangeError::Malformed(_)
+        | ExchangeError::Crowded(_) => false,
     }
 }
 

@@ -24,6 +24,7 @@ mod dial_rules;
 mod drivers;
 mod full_disk;
 mod http_edge;
+mod load_limits;
 mod lying_upstream;
 mod manifests;
 mod operations;

@@ -334,6 +334,19 @@ impl Tidegate {
         self.process.signal(signal);
     }
 
+    /// Bytes of its own memory, without what it maps of files.
+    pub fn anonymous_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))
+            .expect("it is running");
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"))
+            .and_then(|value| value.trim().strip_suffix("kB"))
+            .and_then(|value| value.trim().parse::<u64>().ok())
+            .unwrap_or_else(|| panic!("no RssAnon in {status}"));
+        kib * 1024
+    }
+
     pub fn kill(&mut self) {
         self.process.kill();
     }
