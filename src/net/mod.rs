@@ -3,6 +3,7 @@
 mod connect;
 mod identity;
 mod listener;
+mod patience;
 mod resolve;
 mod sealing;
 mod socket;
@@ -14,6 +15,7 @@ mod transfer;
 pub use connect::{ConnectError, Dialer};
 pub use identity::{Identity, IdentityError, Renewed};
 pub use listener::{Listener, bind};
+pub use patience::{Clock, Deadline};
 pub use resolve::{Addresses, ResolveError, is_public, look_up};
 pub use socket::{Refused, Socket};
 pub use stream::Stream;

@@ -3,12 +3,11 @@
 
 use std::{
     fs::File, io, io::IoSlice, ops::Deref, ops::Range, os::unix::fs::FileExt as _, sync::Arc,
-    time::Duration,
 };
 
 use super::{
     tls_session::TlsSession,
-    transfer::{BUDGET, Transfer, writable},
+    transfer::{BUDGET, Patience, Transfer},
 };
 use crate::sys::{FileWindow, More, Sent};
 
@@ -18,7 +17,7 @@ impl Transfer {
         session: &mut TlsSession,
         bytes: &[u8],
         more: More,
-        patience: Duration,
+        patience: Patience<'_>,
     ) -> io::Result<()> {
         let mut batches = bytes.chunks(BUDGET).peekable();
         while let Some(batch) = batches.next() {
@@ -31,7 +30,7 @@ impl Transfer {
             )
             .await?;
             if !is_last {
-                writable(session.tcp(), patience).await?;
+                patience.writable(session.tcp()).await?;
             }
         }
         Ok(())
@@ -44,7 +43,7 @@ impl Transfer {
         file: &Arc<File>,
         range: Range<u64>,
         more: More,
-        patience: Duration,
+        patience: Patience<'_>,
     ) -> io::Result<()> {
         if range.is_empty() {
             return self.send_through(session, head, more, patience).await;
@@ -66,7 +65,7 @@ impl Transfer {
                 )
                 .await?;
                 if !is_last {
-                    writable(session.tcp(), patience).await?;
+                    patience.writable(session.tcp()).await?;
                 }
             }
         }
@@ -74,11 +73,15 @@ impl Transfer {
     }
 }
 
-/// Sends what was sealed. `patience`: how long the client may take no byte at all.
-async fn send_batch(session: &mut TlsSession, more: More, patience: Duration) -> io::Result<()> {
+/// Sends what was sealed.
+async fn send_batch(
+    session: &mut TlsSession,
+    more: More,
+    patience: Patience<'_>,
+) -> io::Result<()> {
     while !session.is_sent() {
         if session.send_sealed(more)? == Sent::Full {
-            writable(session.tcp(), patience).await?;
+            patience.writable(session.tcp()).await?;
         }
     }
     Ok(())

@@ -1,13 +1,25 @@
 //! A client's connection, with or without TLS.
 
-use std::{io, time::Duration};
+use std::{io, rc::Rc, time::Duration};
 
-use monoio::{io::AsyncWriteRent as _, net::TcpStream, time::timeout};
+use monoio::{
+    buf::IoBufMut as _,
+    io::{AsyncReadRent as _, AsyncWriteRent as _},
+    net::TcpStream,
+};
 
-use super::{Identity, tls_session::TlsSession, transfer::is_transient};
+use super::{
+    Identity,
+    patience::{Alarm, Clock, Deadline},
+    tls_session::TlsSession,
+    transfer::is_transient,
+};
 use crate::sys::{self, reset_on_close};
 
-pub struct Socket(pub(super) Kind);
+pub struct Socket {
+    pub(super) kind: Kind,
+    pub(super) alarm: Alarm,
+}
 
 pub(super) enum Kind {
     Plain(TcpStream),
@@ -22,45 +34,65 @@ pub enum Refused {
 }
 
 impl Socket {
-    pub fn plain(tcp: TcpStream) -> Self {
-        Self(Kind::Plain(tcp))
+    pub fn plain(tcp: TcpStream, clock: &Rc<Clock>) -> Self {
+        Self {
+            kind: Kind::Plain(tcp),
+            alarm: clock.alarm(),
+        }
     }
 
     /// Waits for the client's hello and agrees on a session with it, all within `patience`.
     pub async fn accept_tls(
         tcp: TcpStream,
+        clock: &Rc<Clock>,
         identity: &Identity,
         patience: Duration,
     ) -> Result<Self, Refused> {
+        let alarm = clock.alarm();
+        let deadline = clock.after(patience);
+        match alarm.within(deadline, speaks_http(&tcp)).await {
+            Ok(false) => {}
+            Ok(true) => return Err(Refused::PlainHttp(Self::plain(tcp, clock))),
+            Err(error) => return Err(Refused::Failed(error)),
+        }
         let accepting = async {
-            if speaks_http(&tcp).await.map_err(Refused::Failed)? {
-                return Err(Refused::PlainHttp(Self::plain(tcp)));
-            }
-            let mut session = TlsSession::new(tcp, identity).map_err(Refused::Failed)?;
-            session.handshake().await.map_err(Refused::Failed)?;
-            Ok(Self(Kind::Tls(Box::new(session))))
+            let mut session = TlsSession::new(tcp, identity)?;
+            session.handshake().await?;
+            Ok(session)
         };
-        match timeout(patience, accepting).await {
-            Ok(accepted) => accepted,
-            Err(_) => Err(Refused::Failed(io::ErrorKind::TimedOut.into())),
+        match alarm.within(deadline, accepting).await {
+            Ok(session) => Ok(Self {
+                kind: Kind::Tls(Box::new(session)),
+                alarm,
+            }),
+            Err(error) => Err(Refused::Failed(error)),
         }
     }
 
-    /// Appends what comes next to `buffer`, up to its capacity; 0 is the end. Nothing is lost if it takes longer than
-    /// `patience`.
-    pub async fn read(&mut self, buffer: &mut Vec<u8>, patience: Duration) -> io::Result<usize> {
-        if buffer.len() == buffer.capacity() {
+    /// A wait of at least `patience` from now, for `read`.
+    pub fn after(&self, patience: Duration) -> Deadline {
+        self.alarm.clock().after(patience)
+    }
+
+    /// Appends what comes next to `buffer`, up to its capacity; 0 is the end. After a time-out what `buffer` held may be
+    /// gone: it is the kernel's then.
+    pub async fn read(&mut self, buffer: &mut Vec<u8>, deadline: Deadline) -> io::Result<usize> {
+        let start = buffer.len();
+        if start == buffer.capacity() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let reading = async {
-            match &mut self.0 {
-                Kind::Plain(tcp) => read_plain(tcp, buffer).await,
-                Kind::Tls(session) => session.read(buffer).await,
+        match &mut self.kind {
+            Kind::Plain(tcp) => {
+                let lent = std::mem::take(buffer);
+                let capacity = lent.capacity();
+                let reading = async {
+                    let (result, slice) = tcp.read(lent.slice_mut(start..capacity)).await;
+                    *buffer = slice.into_inner();
+                    result
+                };
+                self.alarm.within(deadline, reading).await
             }
-        };
-        match timeout(patience, reading).await {
-            Ok(result) => result,
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            Kind::Tls(session) => self.alarm.within(deadline, session.read(buffer)).await,
         }
     }
 
@@ -68,8 +100,10 @@ impl Socket {
     /// than `patience`. Closing with unread bytes in the receive buffer would reset the connection, and with it might go
     /// the answer that the client has not read yet.
     pub async fn close(self, most: usize, patience: Duration) {
+        let deadline = self.after(patience);
+        let Self { kind, alarm } = self;
         let closing = async {
-            let mut tcp = match self.0 {
+            let mut tcp = match kind {
                 Kind::Plain(tcp) => tcp,
                 Kind::Tls(mut session) => {
                     session.close().await?;
@@ -81,37 +115,25 @@ impl Socket {
             let mut buffer = Vec::with_capacity(4 << 10);
             while drained < most {
                 buffer.clear();
-                match read_plain(&tcp, &mut buffer).await? {
-                    0 => break,
-                    count => drained += count,
+                tcp.readable(false).await?;
+                match sys::receive_more(&tcp, &mut buffer) {
+                    Ok(0) => break,
+                    Ok(count) => drained += count,
+                    Err(error) if is_transient(&error) => {}
+                    Err(error) => return Err(error),
                 }
             }
-            Ok::<(), io::Error>(())
+            Ok(())
         };
         // Whatever goes wrong, it ends here.
-        let _ = timeout(patience, closing).await;
+        let _ = alarm.within(deadline, closing).await;
     }
 
     /// Makes closing the connection reset it, so that what was sent cannot pass for a whole answer.
     pub fn reset_on_close(&self) {
-        reset_on_close(self.tcp());
-    }
-
-    pub(super) fn tcp(&self) -> &TcpStream {
-        match &self.0 {
-            Kind::Plain(tcp) => tcp,
-            Kind::Tls(session) => session.tcp(),
-        }
-    }
-}
-
-/// Waiting first, and reading what is there then: an idle connection lends no buffer to the kernel.
-async fn read_plain(tcp: &TcpStream, buffer: &mut Vec<u8>) -> io::Result<usize> {
-    loop {
-        tcp.readable(false).await?;
-        match sys::receive_more(tcp, buffer) {
-            Err(error) if is_transient(&error) => {}
-            settled => return settled,
+        match &self.kind {
+            Kind::Plain(tcp) => reset_on_close(tcp),
+            Kind::Tls(session) => reset_on_close(session.tcp()),
         }
     }
 }

@@ -16,9 +16,12 @@ use std::{
     time::Duration,
 };
 
-use monoio::{net::TcpStream, time::timeout};
+use monoio::net::TcpStream;
 
-use super::socket::{Kind, Socket};
+use super::{
+    patience::Alarm,
+    socket::{Kind, Socket},
+};
 use crate::{
     blocking::{Errand, Pool},
     sys::{self, FileWindow, More, Pipe, Sent},
@@ -75,7 +78,12 @@ impl Transfer {
         more: More,
         patience: Duration,
     ) -> io::Result<()> {
-        match &mut socket.0 {
+        let Socket { kind, alarm } = socket;
+        let patience = Patience {
+            alarm,
+            most: patience,
+        };
+        match kind {
             Kind::Plain(tcp) => self.send_plain(tcp, bytes, more, patience).await,
             Kind::Tls(session) => self.send_through(session, bytes, more, patience).await,
         }
@@ -103,7 +111,12 @@ impl Transfer {
                 return sent;
             }
         }
-        match &mut socket.0 {
+        let Socket { kind, alarm } = socket;
+        let patience = Patience {
+            alarm,
+            most: patience,
+        };
+        match kind {
             Kind::Plain(tcp) => {
                 self.send_file_plain(tcp, head, file, range, more, patience)
                     .await
@@ -120,7 +133,7 @@ impl Transfer {
         socket: &TcpStream,
         mut bytes: &[u8],
         more: More,
-        patience: Duration,
+        patience: Patience<'_>,
     ) -> io::Result<()> {
         let mut budget = BUDGET;
         while !bytes.is_empty() {
@@ -145,7 +158,7 @@ impl Transfer {
                 Err(error) => return Err(error),
             }
             budget = BUDGET;
-            writable(socket, patience).await?;
+            patience.writable(socket).await?;
         }
         Ok(())
     }
@@ -157,7 +170,7 @@ impl Transfer {
         file: &Arc<File>,
         range: Range<u64>,
         more: More,
-        patience: Duration,
+        patience: Patience<'_>,
     ) -> io::Result<()> {
         if !head.is_empty() {
             self.send_plain(socket, head, More::Follows, patience)
@@ -183,7 +196,7 @@ impl Transfer {
         file: &Arc<File>,
         range: Range<u64>,
         more: More,
-        patience: Duration,
+        patience: Patience<'_>,
     ) -> io::Result<()> {
         let mut offset = range.start;
         let mut warm_until = offset;
@@ -213,7 +226,7 @@ impl Transfer {
             let is_done = offset == range.end && pipe.held() == 0;
             if !is_done && (sent == 0 || budget == 0) {
                 budget = BUDGET;
-                writable(socket, patience).await?;
+                patience.writable(socket).await?;
             }
         }
         Ok(())
@@ -225,7 +238,7 @@ impl Transfer {
         socket: &TcpStream,
         file: &Arc<File>,
         range: Range<u64>,
-        patience: Duration,
+        patience: Patience<'_>,
     ) -> io::Result<()> {
         let mut offset = range.start;
         let mut warm_until = offset;
@@ -238,7 +251,7 @@ impl Transfer {
                 Sent::Full => {}
             }
             if offset < range.end {
-                writable(socket, patience).await?;
+                patience.writable(socket).await?;
             }
         }
         Ok(())
@@ -349,9 +362,17 @@ pub(super) fn is_transient(error: &io::Error) -> bool {
     )
 }
 
-pub(super) async fn writable(socket: &TcpStream, patience: Duration) -> io::Result<()> {
-    match timeout(patience, socket.writable(false)).await {
-        Ok(result) => result,
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+/// How long the client may take no byte at all.
+#[derive(Clone, Copy)]
+pub(super) struct Patience<'a> {
+    alarm: &'a Alarm,
+    most: Duration,
+}
+
+impl Patience<'_> {
+    /// The next turn: when the socket takes more.
+    pub(super) async fn writable(self, socket: &TcpStream) -> io::Result<()> {
+        let deadline = self.alarm.clock().after(self.most);
+        self.alarm.within(deadline, socket.writable(false)).await
     }
 }

@@ -92,10 +92,11 @@ async fn open<S: Service>(
     peer: SocketAddr,
 ) -> Option<Socket> {
     let Some(identity) = &edge.identity else {
-        return Some(Socket::plain(tcp));
+        return Some(Socket::plain(tcp, &edge.clock));
     };
     let client = peer.ip().to_canonical();
-    match Socket::accept_tls(tcp, identity, *edge.options.head_timeout).await {
+    let patience = *edge.options.head_timeout;
+    match Socket::accept_tls(tcp, &edge.clock, identity, patience).await {
         Ok(socket) => Some(socket),
         Err(Refused::PlainHttp(mut socket)) => {
             metrics::add(Counter::RequestsBad, 1);
@@ -135,10 +136,9 @@ async fn exchange<S: Service>(
     head: RequestHead,
     buffer: &mut Vec<u8>,
 ) -> Next {
-    let started = Instant::now();
     metrics::add(Counter::Requests, 1);
     let (version, method) = (head.version, head.method);
-    let path = access_log::is_on().then(|| head.path().to_owned());
+    let path = access_log::is_on().then(|| (head.path().to_owned(), Instant::now()));
     let agent = path
         .is_some()
         .then(|| head.headers.get("user-agent").map(str::to_owned))
@@ -185,7 +185,7 @@ async fn exchange<S: Service>(
     };
     let status = response.status;
     let delivered = deliver(edge, socket, version, afterwards, response).await;
-    if let Some(path) = path {
+    if let Some((path, started)) = path {
         access_log::write(&Line {
             client: peer.ip().to_canonical(),
             method: method.as_str(),
@@ -301,16 +301,13 @@ async fn read_head(
         }
         searched = buffer.len();
         if !buffer.is_empty() && deadline.is_none() {
-            deadline = Some(Instant::now() + *edge.options.head_timeout);
+            deadline = Some(socket.after(*edge.options.head_timeout));
         }
-        let patience = match deadline {
-            Some(deadline) => deadline.saturating_duration_since(Instant::now()),
-            None => *edge.options.idle_timeout,
-        };
         if buffer.len() == buffer.capacity() {
             buffer.reserve(buffer.len().max(HEAD_BUFFER));
         }
-        match socket.read(buffer, patience).await {
+        let until = deadline.unwrap_or_else(|| socket.after(*edge.options.idle_timeout));
+        match socket.read(buffer, until).await {
             Ok(0) if buffer.is_empty() => return Err(NoHead::Over),
             // The end of the stream within a head: bare line ends show here too.
             Ok(0) => {
@@ -320,7 +317,7 @@ async fn read_head(
                 });
             }
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::TimedOut && !buffer.is_empty() => {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && deadline.is_some() => {
                 return Err(NoHead::Slow);
             }
             Err(_) => return Err(NoHead::Over),

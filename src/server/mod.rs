@@ -23,7 +23,7 @@ use serde::Deserialize;
 use crate::{
     api::Service,
     blocking::without_panic,
-    net::{Identity, IdentityError, Listener, Transfer},
+    net::{Clock, Identity, IdentityError, Listener, Transfer},
     telemetry::metrics::{self, Counter},
     units::{ByteSize, HumanDuration},
 };
@@ -121,6 +121,7 @@ pub struct Edge {
     /// Of a listener with TLS.
     identity: Option<Arc<Identity>>,
     transfer: Rc<Transfer>,
+    clock: Rc<Clock>,
     load: Arc<Load>,
     /// Connections in the middle of a request.
     busy: Cell<usize>,
@@ -138,6 +139,7 @@ impl Edge {
             options,
             identity,
             transfer,
+            clock: Clock::start(),
             load,
             busy: Cell::new(0),
             is_stopping: Cell::new(false),

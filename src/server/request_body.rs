@@ -147,7 +147,8 @@ fn take_chunks(
 
 async fn receive(socket: &mut Socket, buffer: &mut Vec<u8>) -> Result<(), BodyError> {
     buffer.reserve(READ_SIZE);
-    match socket.read(buffer, PATIENCE).await? {
+    let deadline = socket.after(PATIENCE);
+    match socket.read(buffer, deadline).await? {
         0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
         _ => Ok(()),
     }
