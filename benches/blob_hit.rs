@@ -152,6 +152,7 @@ fn table(report: &mut Report, servers: &[Server], rows: &[Row]) {
             "requests/s",
             "p50 ms",
             "p99 ms",
+            "cores busy",
             "CPU µs/request",
             "CPU-s/GiB",
             "tidegate ÷ it: rate",
@@ -219,8 +220,9 @@ fn show(
         server.name.to_owned(),
         format!("{:.2}", figures.gib_per_second()),
         format!("{:.0}", figures.requests_per_second()),
-        format!("{:.2}", p50 * 1e3),
-        format!("{:.2}", p99 * 1e3),
+        milliseconds(p50),
+        milliseconds(p99),
+        format!("{:.2}", figures.cores_busy()),
         if is_small {
             format!("{:.1}", figures.cpu_per_request() * 1e6)
         } else {
@@ -235,10 +237,19 @@ fn show(
         "blob_bytes": row.blob.size, "connections": row.connections,
         "bytes_per_second": figures.bytes / figures.seconds,
         "requests_per_second": figures.requests_per_second(),
-        "p50_seconds": p50, "p99_seconds": p99,
+        "cores_busy": figures.cores_busy(), "p50_seconds": p50, "p99_seconds": p99,
         "cpu_seconds_per_request": if is_small { Some(figures.cpu_per_request()) } else { None },
         "cpu_seconds_per_gib": figures.cpu_per_gib(),
         "tidegate_to_it_rate": ratios.map(|(rate, _)| rate),
         "tidegate_to_it_cpu": ratios.map(|(_, cpu)| cpu),
     }));
+}
+
+/// None, if no request of a round had ended when the round did.
+fn milliseconds(seconds: f64) -> String {
+    if seconds > 0.0 {
+        format!("{:.2}", seconds * 1e3)
+    } else {
+        "–".to_owned()
+    }
 }

@@ -154,7 +154,6 @@ fn cpu(report: &mut Report, folder: &std::path::Path, origin: &Origin, servers: 
     let mut bare = Vec::new();
     let mut all = vec![Vec::new(); servers.len()];
     for _ in 0..CPU_ROUNDS {
-        origin.touch();
         bare.push(bare_loop(folder, origin));
         for (server, costs) in servers.iter().zip(&mut all) {
             costs.push(cost(origin, server));
@@ -185,6 +184,7 @@ struct Cost {
 /// Until the blob is in its place: hash, write and commit may go on behind the client's last byte.
 fn cost(origin: &Origin, server: &Server) -> Cost {
     let blob = origin.new_blob(LARGE);
+    origin.touch();
     server.wait_until_quiet();
     let (before, by_thread) = (server.cpu(), server.cpu_by_thread());
     let transfers = Load::once(&server.target(), 1, &server.get(&blob));
@@ -242,6 +242,7 @@ fn show_cpu(report: &mut Report, driver: &str, name: &str, costs: &[Cost], bare_
 /// The least that can be done: one blocking thread that receives, writes, sends and hashes, a MiB at a time.
 fn bare_loop(folder: &std::path::Path, origin: &Origin) -> Cost {
     let blob = origin.new_blob(LARGE);
+    origin.touch();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
     let path = folder.join("bare");

@@ -95,7 +95,6 @@ fn table(
         if !arguments.wants(&name) {
             continue;
         }
-        origin.touch();
         let mut all: Vec<Vec<Outcome>> = vec![Vec::new(); servers.len()];
         for _ in 0..ROUNDS {
             for (server, outcomes) in servers.iter().zip(&mut all) {
@@ -150,6 +149,7 @@ fn table(
 
 fn run(origin: &Origin, server: &Server, clients: usize, size: u64) -> Outcome {
     let blob = origin.new_blob(size);
+    origin.touch();
     server.wait_until_quiet();
     let transfers = Load::once(&server.target(), clients, &server.get(&blob));
     server.wait_until_stored(&blob);

@@ -48,7 +48,7 @@ fn main() {
     let mut report = Report::start("mixed", "hot 2 KiB hits beside large cold reads and fills");
     sys::stay_on_core(1).expect("a second core for the clients");
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let origin = Origin::start(folder.path(), COLD);
+    let origin = Origin::start_in_background(folder.path(), COLD);
     let hot = origin.new_blob(HOT);
     let cold: Vec<Blob> = (0..COLD_CONNECTIONS * COLD_BLOBS)
         .map(|_| origin.new_blob(COLD))
@@ -135,6 +135,7 @@ struct Seen {
 impl Scene<'_> {
     fn measure(&self, server: &Server, part: Part) -> Seen {
         let (target, hot) = (server.target(), server.get(self.hot));
+        self.origin.touch();
         Load::once(&target, 1, &hot);
         server.wait_until_stored(self.hot);
         let stayed = Arc::new(AtomicU64::new(0));

@@ -311,6 +311,11 @@ impl Figures {
         self.bytes / super::GIB / self.seconds
     }
 
+    /// Cores that the server kept busy. Below what it has, something else was the limit.
+    pub fn cores_busy(&self) -> f64 {
+        self.cpu / self.seconds
+    }
+
     pub fn cpu_per_gib(&self) -> f64 {
         self.cpu / (self.bytes / super::GIB)
     }

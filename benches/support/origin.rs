@@ -21,6 +21,9 @@ const TAIL_SIZE: usize = 64;
 /// What is sent between two looks at the counters.
 const PIECE: u64 = 1 << 20;
 
+/// Of every image: a token is given only for images that exist. No bench asks for its content.
+const MANIFEST: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}"#;
+
 #[derive(Clone, Debug)]
 pub struct Blob {
     /// Hex.
@@ -57,6 +60,15 @@ struct Table {
 impl Origin {
     /// `largest` is the size of its largest blob.
     pub fn start(folder: &Path, largest: u64) -> Self {
+        Self::start_with(folder, largest, false)
+    }
+
+    /// On a core that it shares with the clients that are measured, behind them.
+    pub fn start_in_background(folder: &Path, largest: u64) -> Self {
+        Self::start_with(folder, largest, true)
+    }
+
+    fn start_with(folder: &Path, largest: u64, is_background: bool) -> Self {
         let path = folder.join("base");
         write_noise(&path, largest).expect("space for the blobs");
         let state = Arc::new(State {
@@ -72,7 +84,12 @@ impl Origin {
             for stream in listener.incoming().flatten() {
                 let state = Arc::clone(&served);
                 // It ends when its peer goes away.
-                thread::spawn(move || serve(&state, stream));
+                thread::spawn(move || {
+                    if is_background {
+                        sys::yield_to_others();
+                    }
+                    serve(&state, stream);
+                });
             }
         });
         Self { address, state }
@@ -129,12 +146,21 @@ impl Origin {
         format!("/v2/bench/blobs/blobs/sha256:{}", blob.digest)
     }
 
-    /// Brings its bytes back into memory, where they may have been dropped meanwhile.
+    /// Brings its bytes back into memory, where they may have been dropped meanwhile, and memory for as many more
+    /// back into this machine: a virtual one gives what is free to its host, and whoever touches it first pays for that.
     pub fn touch(&self) {
         let mut buffer = vec![0; 1 << 20];
         let mut offset = 0;
         while let Ok(count @ 1..) = self.state.base.read_at(&mut buffer, offset) {
             offset += count as u64;
+        }
+        let scratch = self.state.path.with_extension("scratch");
+        if let Ok(mut file) = File::create(&scratch) {
+            let mut left = self.state.base_size.div_ceil(buffer.len() as u64);
+            while left > 0 && file.write_all(&buffer).is_ok() {
+                left -= 1;
+            }
+            let _ = fs::remove_file(scratch);
         }
     }
 }
@@ -185,6 +211,16 @@ fn answer(state: &State, stream: &mut TcpStream, request: &str) -> io::Result<()
         return stream.write_all(
             b"HTTP/1.1 200 OK\r\nDocker-Distribution-API-Version: registry/2.0\r\nContent-Length: 0\r\n\r\n",
         );
+    }
+    if path.contains("/manifests/") {
+        let body = if method == "HEAD" { "" } else { MANIFEST };
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.oci.image.manifest.v1+json\r\nContent-Length: {}\r\n\
+             Docker-Content-Digest: sha256:{}\r\n\r\n{body}",
+            MANIFEST.len(),
+            hex(&Sha256::digest(MANIFEST)),
+        );
+        return stream.write_all(answer.as_bytes());
     }
     let digest = path.rsplit(':').next().unwrap_or_default();
     let Some((size, tail)) = state.find(digest) else {

@@ -19,7 +19,13 @@ use super::{
     tls::Certificate,
 };
 
-pub const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
+/// The one built with the bench, or `TIDEGATE_BINARY`: so an older one can be measured with the same clients.
+fn tidegate_binary() -> PathBuf {
+    std::env::var_os("TIDEGATE_BINARY").map_or_else(
+        || PathBuf::from(env!("CARGO_BIN_EXE_tidegate")),
+        PathBuf::from,
+    )
+}
 
 /// Which cores a server gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +107,7 @@ impl Tidegate<'_> {
         }
         let config = folder.join("tidegate.toml");
         fs::write(&config, text).expect("a writable folder");
-        let check = Command::new(TIDEGATE)
+        let check = Command::new(tidegate_binary())
             .args(["check-config", "--config"])
             .arg(&config)
             .output()
@@ -114,7 +120,7 @@ impl Tidegate<'_> {
             }
             panic!("the configuration is not taken:\n{said}");
         }
-        let mut command = self.cores.command(TIDEGATE);
+        let mut command = self.cores.command(tidegate_binary());
         command.args(["serve", "--config"]).arg(&config);
         let mut server = Server::spawn("tidegate", command, address, folder, Kind::Registry)
             .expect("tidegate starts");
