@@ -63,23 +63,12 @@ fn main() {
         origin.write_blob(blob, &files);
     }
     let certificate = Certificate::create(folder.path());
-    for driver in &arguments.drivers {
-        for tls in [None, Some(&certificate)] {
-            let rows = rows(&arguments, &blobs, tls.is_some());
-            if !rows.is_empty() {
-                let started = start(
-                    &arguments,
-                    folder.path(),
-                    &files,
-                    &origin,
-                    cores,
-                    driver,
-                    tls,
-                );
-                match started {
-                    Ok(servers) => table(&mut report, &servers, &rows),
-                    Err(why) => report.note(&format!("left out: {why}")),
-                }
+    for tls in [None, Some(&certificate)] {
+        let rows = rows(&arguments, &blobs, tls.is_some());
+        if !rows.is_empty() {
+            match start(&arguments, folder.path(), &files, &origin, cores, tls) {
+                Ok(servers) => table(&mut report, &servers, &rows),
+                Err(why) => report.note(&format!("left out: {why}")),
             }
         }
     }
@@ -109,23 +98,25 @@ fn rows(arguments: &Arguments, blobs: &[Blob], is_tls: bool) -> Vec<Row> {
         .collect()
 }
 
-/// tidegate first.
+/// tidegate first, once for each driver.
 fn start(
     arguments: &Arguments,
     folder: &Path,
     files: &Path,
     origin: &Origin,
     cores: Cores,
-    driver: &str,
     tls: Option<&Certificate>,
 ) -> Result<Vec<Server>, String> {
-    let tidegate = Tidegate {
-        origin,
-        cores,
-        driver,
-        tls,
-    };
-    let mut servers = vec![tidegate.start(folder)?];
+    let mut servers = Vec::new();
+    for driver in &arguments.drivers {
+        let tidegate = Tidegate {
+            origin,
+            cores,
+            driver,
+            tls,
+        };
+        servers.push(tidegate.start(folder)?);
+    }
     match Nginx::Files(files).start(folder, cores, tls) {
         Some(nginx) => servers.push(nginx),
         None => println!("\nleft out: nginx is not installed (apt-get install nginx-light)"),
@@ -142,7 +133,9 @@ fn start(
 
 fn table(report: &mut Report, servers: &[Server], rows: &[Row]) {
     let driver = servers.first().map_or_else(String::new, Server::driver);
-    report.note(&format!("tidegate on {driver}:"));
+    report.note(&format!(
+        "tidegate on {driver}; the ratios are its figures ÷ those of the row:"
+    ));
     report.head(
         2,
         &[
@@ -155,7 +148,7 @@ fn table(report: &mut Report, servers: &[Server], rows: &[Row]) {
             "cores busy",
             "CPU µs/request",
             "CPU-s/GiB",
-            "tidegate ÷ it: rate",
+            "÷ it: rate",
             "CPU",
         ],
     );
@@ -173,14 +166,7 @@ fn table(report: &mut Report, servers: &[Server], rows: &[Row]) {
         }
         let ours = sums.first().cloned().unwrap_or_default();
         for (place, (server, figures)) in servers.iter().zip(&sums).enumerate() {
-            show(
-                report,
-                row,
-                &driver,
-                server,
-                figures,
-                (place > 0).then_some(&ours),
-            );
+            show(report, row, server, figures, (place > 0).then_some(&ours));
         }
     }
 }
@@ -197,7 +183,6 @@ fn measure(server: &Server, row: &Row) -> Figures {
 fn show(
     report: &mut Report,
     row: &Row,
-    driver: &str,
     server: &Server,
     figures: &Figures,
     ours: Option<&Figures>,
@@ -233,15 +218,15 @@ fn show(
         ratios.map_or_else(|| "–".to_owned(), |(_, cpu)| format!("{cpu:.2}")),
     ]);
     report.record(json!({
-        "row": row.name, "server": server.name, "driver": driver, "tls": row.is_tls,
+        "row": row.name, "server": server.name, "driver": server.driver(), "tls": row.is_tls,
         "blob_bytes": row.blob.size, "connections": row.connections,
         "bytes_per_second": figures.bytes / figures.seconds,
         "requests_per_second": figures.requests_per_second(),
         "cores_busy": figures.cores_busy(), "p50_seconds": p50, "p99_seconds": p99,
         "cpu_seconds_per_request": if is_small { Some(figures.cpu_per_request()) } else { None },
         "cpu_seconds_per_gib": figures.cpu_per_gib(),
-        "tidegate_to_it_rate": ratios.map(|(rate, _)| rate),
-        "tidegate_to_it_cpu": ratios.map(|(_, cpu)| cpu),
+        "first_to_it_rate": ratios.map(|(rate, _)| rate),
+        "first_to_it_cpu": ratios.map(|(_, cpu)| cpu),
     }));
 }
 

@@ -88,22 +88,22 @@ fn latency(report: &mut Report, origin: &Origin, servers: &[Server]) {
             .iter()
             .map(|server| connect(server.target()))
             .collect();
-        let mut own = Vec::new();
-        let mut all: Vec<Vec<Transfer>> = vec![Vec::new(); servers.len()];
+        // With the origin's own right before.
+        let mut all: Vec<Vec<(Transfer, Transfer)>> = vec![Vec::new(); servers.len()];
         // The first opens connections, there and behind.
         for round in 0..=count {
             for ((server, single), transfers) in servers.iter().zip(&mut through).zip(&mut all) {
                 let blob = origin.new_blob(size);
                 let get = Get::new(origin.address, &Origin::path(&blob), &blob);
-                let transfer = direct.fetch(&get).expect("a whole answer");
+                let own = direct.fetch(&get).expect("a whole answer");
                 let cold = single.fetch(&server.get(&blob)).expect("a whole answer");
                 server.wait_until_stored(&blob);
                 if round > 0 {
-                    own.push(transfer);
-                    transfers.push(cold);
+                    transfers.push((own, cold));
                 }
             }
         }
+        let own: Vec<Transfer> = all.iter().flatten().map(|(own, _)| *own).collect();
         let (own_first, own_whole) = medians(&own);
         report.row(&[
             size_name(size),
@@ -114,20 +114,33 @@ fn latency(report: &mut Report, origin: &Origin, servers: &[Server]) {
             "–".to_owned(),
         ]);
         for (server, transfers) in servers.iter().zip(&all) {
-            let (first, whole) = medians(transfers);
+            let (first, whole) =
+                medians(&transfers.iter().map(|(_, cold)| *cold).collect::<Vec<_>>());
+            let beyond = median(
+                transfers
+                    .iter()
+                    .map(|(own, cold)| cold.first_byte_seconds() - own.first_byte_seconds())
+                    .collect(),
+            );
+            let to_own = median(
+                transfers
+                    .iter()
+                    .map(|(own, cold)| cold.seconds() / own.seconds())
+                    .collect(),
+            );
             report.row(&[
                 String::new(),
                 server.name.to_owned(),
                 format!("{:.0}", first * 1e6),
-                format!("{:.0}", (first - own_first) * 1e6),
+                format!("{:.0}", beyond * 1e6),
                 format!("{:.2}", whole * 1e3),
-                format!("{:.2}", whole / own_whole),
+                format!("{to_own:.2}"),
             ]);
             report.record(json!({
                 "row": format!("first byte {}", size_name(size)), "server": server.name,
                 "driver": servers.first().map(Server::driver), "blob_bytes": size,
-                "first_byte_seconds": first, "first_byte_beyond_origin_seconds": first - own_first,
-                "whole_seconds": whole, "whole_to_origin": whole / own_whole,
+                "first_byte_seconds": first, "first_byte_beyond_origin_seconds": beyond,
+                "whole_seconds": whole, "whole_to_origin": to_own,
             }));
         }
     }

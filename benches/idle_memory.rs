@@ -116,7 +116,7 @@ fn table(
             drop(connections);
             let each = with.saturating_sub(before) as f64 / count as f64;
             report.row(&[
-                if server.name == "tidegate" {
+                if server.name.starts_with("tidegate") {
                     name.clone()
                 } else {
                     String::new()
@@ -127,7 +127,7 @@ fn table(
                 format!("{:.1}", each / 1024.0),
             ]);
             report.record(json!({
-                "row": name, "server": server.name, "tls": is_tls, "connections": count,
+                "row": name, "server": server.name, "driver": server.driver(), "tls": is_tls, "connections": count,
                 "before_bytes": before, "with_bytes": with, "bytes_per_connection": each,
             }));
         }

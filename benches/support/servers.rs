@@ -61,13 +61,15 @@ pub struct Server {
     child: Child,
     folder: PathBuf,
     tls: Option<std::sync::Arc<rustls::ClientConfig>>,
-    /// `/wt/<token>` for tidegate.
+    /// `/wt/<token>`
     prefix: String,
     kind: Kind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
+    /// Paths as an origin has them, behind a token.
+    Tidegate,
     /// Paths as an origin has them.
     Registry,
     /// The digest alone.
@@ -91,9 +93,9 @@ impl Tidegate<'_> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let mut text = format!(
             "url = \"{scheme}://{address}\"\nstate_dir = \"state\"\ndriver = \"{}\"\ncores = {}\n\
-             [cache]\ndirectory = \"cache\"\nmax_size = \"200GiB\"\n[log]\naccess = \"off\"\n\
+             [cache]\ndirectory = \"cache\"\nmax_size = \"60GiB\"\n[log]\naccess = \"off\"\n\
              [registry.\"{origin}\"]\ninsecure = true\nallow_private = true\n\
-             [listener]\naddresses = [\"{address}\"]\nadmin = \"{}\"\n",
+             [listener]\naddresses = [\"{address}\"]\nadmin = \"{}\"\nidle_timeout = \"600s\"\n",
             self.driver,
             self.cores.count(),
             free_address(),
@@ -122,8 +124,13 @@ impl Tidegate<'_> {
         }
         let mut command = self.cores.command(tidegate_binary());
         command.args(["serve", "--config"]).arg(&config);
-        let mut server = Server::spawn("tidegate", command, address, folder, Kind::Registry)
-            .expect("tidegate starts");
+        let name = match self.driver {
+            "io_uring" => "tidegate, io_uring",
+            "epoll" => "tidegate, epoll",
+            _ => "tidegate",
+        };
+        let mut server =
+            Server::spawn(name, command, address, folder, Kind::Tidegate).expect("tidegate starts");
         server.tls = self.tls.map(|tls| std::sync::Arc::clone(&tls.client));
         // Under a token, as a runtime pulls: every request is checked.
         let image = format!("{{\"containerImage\": \"{origin}/bench/blobs:v1\"}}");
@@ -228,6 +235,7 @@ pub fn varnish(folder: &Path, origin: &Origin, cores: Cores) -> Option<Server> {
     command
         .arg("-F")
         .args(["-j", "none"])
+        .args(["-p", "timeout_idle=600"])
         .args(["-a", &address.to_string()])
         .args(["-b", &origin.address.to_string()])
         .arg("-n")
@@ -302,8 +310,8 @@ impl Server {
     pub fn get(&self, blob: &Blob) -> Get {
         let path = match self.kind {
             Kind::Files => format!("/{}", blob.digest),
-            // Behind `/v2` comes the token, if there is one.
-            Kind::Registry => Origin::path(blob).replacen("/v2", &format!("/v2{}", self.prefix), 1),
+            Kind::Registry => Origin::path(blob),
+            Kind::Tidegate => Origin::path(blob).replacen("/v2", &format!("/v2{}", self.prefix), 1),
         };
         Get::new(self.address, &path, blob)
     }
@@ -312,8 +320,11 @@ impl Server {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
-    /// What tidegate says it runs on.
+    /// What tidegate says it runs on; nothing for others.
     pub fn driver(&self) -> String {
+        if self.kind != Kind::Tidegate {
+            return String::new();
+        }
         self.log()
             .split_once("driver=")
             .map(|(_, rest)| {
@@ -335,7 +346,7 @@ impl Server {
     /// A client has the last byte before the blob is committed. Where the files tell nothing, quiet tells it.
     pub fn wait_until_stored(&self, blob: &Blob) {
         // Other servers name their files otherwise, or keep all in one.
-        if self.name == "tidegate" {
+        if self.kind == Kind::Tidegate {
             let is_stored = comes_true(|| {
                 self.stored(blob).is_some_and(|path| {
                     // A fill may have the name of its blob, but not among the blobs.
