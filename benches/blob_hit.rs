@@ -19,7 +19,7 @@ use serde_json::json;
 use support::{
     client::{Figures, Load},
     origin::{Blob, Origin},
-    report::{Arguments, Report, size_name},
+    report::{Arguments, Report, median, size_name},
     servers::{Cores, Nginx, Server, Tidegate, docker_registry},
     sys,
     tls::Certificate,
@@ -27,9 +27,9 @@ use support::{
 
 const SIZES: [u64; 6] = [2 << 10, 64 << 10, 1 << 20, 32 << 20, 256 << 20, 1 << 30];
 const CONNECTIONS: [usize; 3] = [1, 64, 1000];
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 const WARM_UP: Duration = Duration::from_millis(300);
-const WINDOW: Duration = Duration::from_millis(1500);
+const WINDOW: Duration = Duration::from_secs(1);
 
 fn main() {
     let arguments = Arguments::read();
@@ -153,20 +153,20 @@ fn table(report: &mut Report, servers: &[Server], rows: &[Row]) {
         ],
     );
     for row in rows {
-        let mut sums = vec![Figures::default(); servers.len()];
+        let mut all: Vec<Vec<Figures>> = vec![Vec::new(); servers.len()];
         for server in servers {
             // Into its cache.
             Load::once(&server.target(), 1, &server.get(&row.blob));
             server.wait_until_stored(&row.blob);
         }
         for _ in 0..ROUNDS {
-            for (server, sum) in servers.iter().zip(&mut sums) {
-                sum.add(measure(server, row));
+            for (server, rounds) in servers.iter().zip(&mut all) {
+                rounds.push(measure(server, row));
             }
         }
-        let ours = sums.first().cloned().unwrap_or_default();
-        for (place, (server, figures)) in servers.iter().zip(&sums).enumerate() {
-            show(report, row, server, figures, (place > 0).then_some(&ours));
+        for (place, (server, rounds)) in servers.iter().zip(&all).enumerate() {
+            let ours = all.first().filter(|_| place > 0);
+            show(report, row, server, rounds, ours.map(Vec::as_slice));
         }
     }
 }
@@ -184,15 +184,24 @@ fn show(
     report: &mut Report,
     row: &Row,
     server: &Server,
-    figures: &Figures,
-    ours: Option<&Figures>,
+    rounds: &[Figures],
+    ours: Option<&[Figures]>,
 ) {
+    let mut figures = Figures::default();
+    for round in rounds {
+        figures.add(round.clone());
+    }
     let [p50, p99] = figures.quantiles([0.5, 0.99]);
+    // Of the rounds beside each other, the middle: what disturbs one round does not count. A round ends within large
+    // blobs, so bytes are compared, not requests.
+    let ratio = |ours: &[Figures], what: fn(&Figures) -> f64| {
+        let pairs = ours.iter().zip(rounds);
+        median(pairs.map(|(our, their)| what(our) / what(their)).collect())
+    };
     let ratios = ours.map(|ours| {
-        // A round ends within large blobs, so they are compared by bytes.
         (
-            ours.gib_per_second() / figures.gib_per_second(),
-            ours.cpu_per_gib() / figures.cpu_per_gib(),
+            ratio(ours, Figures::gib_per_second),
+            ratio(ours, Figures::cpu_per_gib),
         )
     });
     let is_small = row.blob.size < 1 << 20;

@@ -34,9 +34,9 @@ use support::{
 
 /// Blobs of each size, and the size.
 const LATENCY_ROWS: [(usize, u64); 4] =
-    [(41, 2 << 10), (41, 1 << 20), (9, 64 << 20), (3, 512 << 20)];
+    [(41, 2 << 10), (41, 1 << 20), (9, 64 << 20), (5, 512 << 20)];
 const LARGE: u64 = 512 << 20;
-const CPU_ROUNDS: usize = 3;
+const CPU_ROUNDS: usize = 5;
 
 fn main() {
     let arguments = Arguments::read();

@@ -19,7 +19,7 @@ use support::{
     servers::{Cores, Nginx, Server, Tidegate, docker_registry, varnish},
 };
 
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 fn main() {
     let arguments = Arguments::read();
