@@ -128,6 +128,20 @@ impl Poller {
     }
 }
 
+/// Raises the soft limit of open files to the hard one, which servers started from here inherit, and returns it.
+pub fn raise_open_files() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is writable.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is initialised. A refusal leaves the limit as it was.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    limit.rlim_max
+}
+
 /// Keeps the calling thread, and every thread it starts from now on, on one core.
 pub fn stay_on_core(core: usize) -> io::Result<()> {
     // SAFETY: a set of processors is plain bits, for which zero is valid.
