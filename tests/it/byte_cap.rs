@@ -35,7 +35,7 @@ fn blobs(count: u64, size: u64) -> Vec<Content> {
         .collect()
 }
 
-/// On disk, the index aside: it is small, of a fixed size, and no blob. Files come, go and are renamed while they are
+/// On disk, the index and the list of pins aside: they are small, and no blobs. Files come, go and are renamed while they are
 /// listed; those that are in two listings were all there between the two, and their sum is no guess.
 fn used(tidegate: &Tidegate) -> u64 {
     let first = listing(tidegate);
@@ -51,7 +51,7 @@ fn used(tidegate: &Tidegate) -> u64 {
 fn listing(tidegate: &Tidegate) -> HashMap<(u64, Option<SystemTime>), u64> {
     files_below(&tidegate.cache_folder())
         .into_iter()
-        .filter(|(path, _)| path.file_name().is_none_or(|name| name != "index"))
+        .filter(|(path, _)| !path.ends_with("index") && !path.ends_with("pins"))
         .map(|(_, metadata)| {
             let file = (metadata.ino(), metadata.created().ok());
             (file, metadata.blocks() * 512)

@@ -281,7 +281,7 @@ fn a_wrong_part_never_becomes_part_of_a_whole_among_many_clients() {
     });
     assert_eq!(scene.tidegate.stored(&blob.digest), None);
     scene.behave(&blob);
-    scene.assert_arrives(&blob, "when the upstream has come to its senses");
+    scene.assert_recovers(&blob);
 }
 
 /// What a client does that reads here and there, and then all of it.

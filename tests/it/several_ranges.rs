@@ -156,7 +156,7 @@ fn ranges_outside_the_blob_are_left_out() {
         let response = scene.range(&blob, "bytes=500-599,100000-100001");
         match response.header("content-range") {
             Some(_) => blob.assert_is_part(&response, &(500..600)),
-            None => assert_has_parts(&response, &blob, &[500..600]),
+            None => assert_has_parts(&response, &blob, std::slice::from_ref(&(500..600))),
         }
         let response = scene.range(&blob, "bytes=0-9, 99990-200000, -5");
         if response.status() == 200 {

@@ -8,7 +8,7 @@ use crate::support::{
     docker_registry::{DockerRegistry, Login, PASSWORD, USER},
     http::{self, Connection, End},
     image::{Image, file_digest},
-    liar::{Auth, Behaviour, Gate, Liar, blob_path, manifest_path},
+    liar::{Auth, Behaviour, Gate, Liar, blob_path, covered, manifest_path, sent_again},
     programs::{require, run},
     runtimes::{Containerd, podman_pull, skopeo_copy},
     storage::Storage,
@@ -72,6 +72,206 @@ fn the_liar_serves_and_misbehaves_as_told() {
     gate.open();
     assert_eq!(body.read_exactly(299_995), layer.bytes()[5..]);
     assert_eq!(liar.blob_gets("acme/app", &image.layers[0]), 12);
+}
+
+#[test]
+fn the_liar_sends_parts_and_lies_about_them_as_told() {
+    let liar = Liar::open();
+    let content = Content::Generated {
+        seed: 1,
+        size: 1000,
+    };
+    let digest = liar.blob("acme/app", content.clone());
+    let path = blob_path("acme/app", &digest);
+    let whole = content.bytes();
+    let all = |behaviours: &[Behaviour]| Behaviour::All(behaviours.to_vec());
+    for (behaviour, range, content_range, sent) in [
+        (
+            Behaviour::Honest,
+            "bytes=100-199",
+            "bytes 100-199/1000",
+            100..200,
+        ),
+        (
+            Behaviour::Honest,
+            "bytes=900-",
+            "bytes 900-999/1000",
+            900..1000,
+        ),
+        (
+            Behaviour::Honest,
+            "bytes=900-5000",
+            "bytes 900-999/1000",
+            900..1000,
+        ),
+        (
+            Behaviour::Honest,
+            "bytes=-10",
+            "bytes 990-999/1000",
+            990..1000,
+        ),
+        (Behaviour::Honest, "bytes=1-2,5-6", "", 0..1000),
+        (Behaviour::IgnoreRange, "bytes=100-199", "", 0..1000),
+        (
+            Behaviour::PartFromEarlier(50),
+            "bytes=100-199",
+            "bytes 50-199/1000",
+            50..200,
+        ),
+        (
+            Behaviour::ShorterPart(7),
+            "bytes=100-199",
+            "bytes 100-106/1000",
+            100..107,
+        ),
+        (
+            Behaviour::PartOfOther(5),
+            "bytes=100-199",
+            "bytes 100-199/5",
+            100..200,
+        ),
+        (
+            Behaviour::PartOfUnknown,
+            "bytes=100-199",
+            "bytes 100-199/*",
+            100..200,
+        ),
+        (Behaviour::UnaskedPart(3..9), "", "bytes 3-8/1000", 3..9),
+        (
+            Behaviour::CutAfter(30),
+            "bytes=100-199",
+            "bytes 100-199/1000",
+            100..130,
+        ),
+        (
+            all(&[Behaviour::Chunked, Behaviour::ShorterPart(7)]),
+            "bytes=100-199",
+            "bytes 100-106/1000",
+            100..107,
+        ),
+        (
+            all(&[Behaviour::UntilClose, Behaviour::CutAfter(30)]),
+            "bytes=100-199",
+            "bytes 100-199/1000",
+            100..130,
+        ),
+    ] {
+        let before = liar.sent(&path).len();
+        liar.misbehave_in_turn(&path, std::slice::from_ref(&behaviour));
+        let headers = [("Range", range)];
+        let response = http::request(liar.address(), "GET", &path, &headers, b"");
+        let what = format!("{behaviour:?} {range}");
+        let said = response.header("content-range").unwrap_or_default();
+        assert_eq!(said, content_range, "{what}");
+        let status = if said.is_empty() { 200 } else { 206 };
+        assert_eq!(response.status(), status, "{what}");
+        let expected = &whole[sent.start as usize..sent.end as usize];
+        assert!(response.body == expected, "{what}");
+        assert_eq!(liar.sent(&path)[before..], [sent], "{what}");
+    }
+    let response = http::request(
+        liar.address(),
+        "GET",
+        &path,
+        &[("Range", "bytes=1000-")],
+        b"",
+    );
+    let said = response.header("content-range");
+    assert_eq!((response.status(), said), (416, Some("bytes */1000")));
+
+    liar.misbehave(&path, Behaviour::WrongByteAt(500));
+    for (range, wrong) in [("bytes=0-499", None), ("bytes=400-600", Some(100))] {
+        let response = http::request(liar.address(), "GET", &path, &[("Range", range)], b"");
+        let start = response.head.content_range().expect("a part").bytes.start;
+        let expected = &whole[start as usize..];
+        let differs = response.body.iter().zip(expected).position(|(a, b)| a != b);
+        assert_eq!(differs, wrong, "{range}");
+    }
+}
+
+#[test]
+fn the_liar_notices_who_leaves_and_what_was_sent_again() {
+    let liar = Liar::open();
+    let content = Content::Generated {
+        seed: 1,
+        size: 1 << 20,
+    };
+    let digest = liar.blob("acme/app", content);
+    let path = blob_path("acme/app", &digest);
+    for behaviour in [
+        Behaviour::StallAfter(1000),
+        Behaviour::Trickling(1000, Gate::default()),
+    ] {
+        liar.misbehave(&path, behaviour);
+        let mut connection = Connection::open(liar.address());
+        connection.request("GET", &path, &[], b"");
+        let head = connection.head().expect("an answer");
+        connection.body("GET", &head).read_exactly(1000);
+    }
+    liar.wait_for_leavers(&path, 2);
+    assert_eq!(
+        (
+            covered(&[0..10, 5..20, 30..40]),
+            sent_again(&[0..10, 5..20, 30..40])
+        ),
+        (30, 5)
+    );
+    let spans = liar.sent(&path);
+    assert!(
+        spans
+            .iter()
+            .all(|span| span.end >= 1000 && span.end < 1 << 20),
+        "{spans:?}"
+    );
+}
+
+#[test]
+fn content_is_packed_and_named_as_other_programs_do_it() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for size in [0, 1, 65_535, 65_536, 300_000] {
+        let content = Content::Generated { seed: 5, size };
+        let packed = folder.path().join("packed");
+        std::fs::write(&packed, content.gzip().bytes()).expect("a writable folder");
+        let unpacked = run(Command::new("gzip").arg("-dc").arg(&packed)).stdout;
+        assert!(unpacked == content.bytes(), "{size} bytes");
+        let plain = folder.path().join("plain");
+        std::fs::write(&plain, &unpacked).expect("a writable folder");
+        let sum = run(Command::new("sha512sum").arg(&plain)).stdout;
+        let sum = String::from_utf8_lossy(&sum);
+        let hex = sum.split(' ').next().expect("a sum");
+        assert_eq!(content.sha512(), format!("sha512:{hex}"), "{size} bytes");
+    }
+}
+
+#[test]
+fn parts_are_told_apart() {
+    let mut headers = vec![(
+        "Content-Type".to_owned(),
+        "multipart/byteranges; boundary=x--y".to_owned(),
+    )];
+    let body = "--x--y\r\nContent-Range: bytes 0-2/10\r\n\r\nabc\r\n--x--y\r\n\
+                content-type: a/b\r\ncontent-range: bytes 8-9/10\r\n\r\n\r\n\r\n--x--y--\r\n";
+    let mut answer = |body: &str| http::Response {
+        head: http::Head {
+            version: "HTTP/1.1".to_owned(),
+            status: 206,
+            headers: std::mem::take(&mut headers),
+        },
+        body: body.as_bytes().to_vec(),
+        end: End::Complete,
+    };
+    let parts = answer(body).parts();
+    let got: Vec<_> = parts
+        .iter()
+        .map(|part| {
+            (
+                part.range.bytes.clone(),
+                part.range.size,
+                part.bytes.as_slice(),
+            )
+        })
+        .collect();
+    assert_eq!(got, [(0..3, 10, &b"abc"[..]), (8..10, 10, &b"\r\n"[..])]);
 }
 
 #[test]

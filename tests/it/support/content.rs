@@ -74,14 +74,19 @@ impl Content {
     pub fn gzip(&self) -> Self {
         let bytes = self.bytes();
         let mut packed = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
-        let mut blocks = bytes.chunks(65_535).peekable();
-        while let Some(block) = blocks.next() {
+        let mut rest = bytes.as_slice();
+        loop {
+            let block;
+            (block, rest) = rest.split_at(rest.len().min(65_535));
             // Stored as it is (RFC 1951 §3.2.4).
             let length = block.len() as u16;
-            packed.push(u8::from(blocks.peek().is_none()));
+            packed.push(u8::from(rest.is_empty()));
             packed.extend_from_slice(&length.to_le_bytes());
             packed.extend_from_slice(&(!length).to_le_bytes());
             packed.extend_from_slice(block);
+            if rest.is_empty() {
+                break;
+            }
         }
         packed.extend_from_slice(&crc32(&bytes).to_le_bytes());
         packed.extend_from_slice(&(bytes.len() as u32).to_le_bytes());

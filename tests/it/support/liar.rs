@@ -843,6 +843,9 @@ fn send_body(
         if let Some(byte) = offset.and_then(|offset| bytes.get_mut(offset as usize)) {
             *byte ^= 1;
         }
+        position += count as u64;
+        // Before it is sent: whoever has it finds it counted.
+        state.note_sent(place, position);
         if manners.framing == Framing::Chunked {
             write!(stream, "{count:x}\r\n")?;
             stream.write_all(bytes)?;
@@ -850,8 +853,6 @@ fn send_body(
         } else {
             stream.write_all(bytes)?;
         }
-        position += count as u64;
-        state.note_sent(place, position);
     }
     Ok(())
 }

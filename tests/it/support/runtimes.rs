@@ -79,6 +79,83 @@ pub fn podman_pull(target: &str) -> String {
     String::from_utf8_lossy(&digest).trim().to_owned()
 }
 
+/// A podman that fetches only those chunks of a layer that it has not yet (`zstd:chunked`, `enable_partial_images`).
+/// Only root has the storage driver that can.
+pub struct PartialPodman {
+    home: TempDir,
+}
+
+impl PartialPodman {
+    pub fn new() -> Self {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let folder = home.path().display();
+        let storage = format!(
+            "[storage]\ndriver = \"overlay\"\nrunroot = \"{folder}/runroot\"\ngraphroot = \"{folder}/root\"\n\
+             [storage.options]\n\
+             pull_options = {{enable_partial_images = \"true\", use_hard_links = \"false\", ostree_repos = \"\"}}\n\
+             [storage.options.overlay]\nskip_mount_home = \"true\"\n"
+        );
+        fs::write(home.path().join("storage.conf"), storage).expect("a writable folder");
+        Self { home }
+    }
+
+    fn podman(&self) -> Command {
+        let mut podman = command("podman");
+        podman
+            .args(["--cgroup-manager=cgroupfs", "--events-backend=file"])
+            .env(
+                "CONTAINERS_STORAGE_CONF",
+                self.home.path().join("storage.conf"),
+            )
+            .env("TMPDIR", self.home.path());
+        podman
+    }
+
+    /// Whether this machine lets it unpack at all.
+    pub fn works(&self) -> bool {
+        output(self.podman().args(["info"])).status.success()
+    }
+
+    /// Makes an image of one layer with these files and pushes it in chunks.
+    pub fn push(&self, folder: &Path, name: &str, target: &str) {
+        let archive = self.home.path().join("image.tar");
+        run(Command::new("tar")
+            .args(["--sort=name", "--mtime=@0", "-cf"])
+            .arg(&archive)
+            .arg("-C")
+            .arg(folder)
+            .arg("."));
+        run(self.podman().arg("import").arg(&archive).arg(name));
+        run(self
+            .podman()
+            .args([
+                "push",
+                "--tls-verify=false",
+                "--compression-format=zstd:chunked",
+            ])
+            .arg(name)
+            .arg(format!("docker://{target}")));
+    }
+
+    /// Pulls, and says what it did.
+    pub fn pull(&self, target: &str) -> String {
+        let pull = ["--log-level=debug", "pull", "--tls-verify=false", target];
+        let output = run(self.podman().args(pull));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// sha256 of every file with this name in the layers that are unpacked.
+    pub fn unpacked(&self, name: &str) -> Vec<String> {
+        let layers = fs::read_dir(self.home.path().join("root/overlay")).expect("a storage");
+        layers
+            .flatten()
+            .map(|layer| layer.path().join("diff").join(name))
+            .filter(|path| path.is_file())
+            .map(|path| file_digest(&path))
+            .collect()
+    }
+}
+
 /// A containerd with nothing but its content and its client.
 pub struct Containerd {
     home: TempDir,
@@ -125,6 +202,17 @@ impl Containerd {
             "--plain-http",
             target,
         ]));
+    }
+
+    /// Fetches what an image consists of, unpacking nothing, and breaks off when it is told to.
+    pub fn fetch_until(&self, target: &str, is_enough: impl FnOnce()) {
+        let mut fetching = Process::spawn(
+            "ctr",
+            self.ctr()
+                .args(["content", "fetch", "--plain-http", target]),
+        );
+        is_enough();
+        fetching.kill();
     }
 
     /// Pulls with tidegate as the mirror of a registry: the name is the registry's, the way goes over `mirror`.

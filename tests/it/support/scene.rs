@@ -52,6 +52,12 @@ impl Scene {
         Blob::new(content, digest)
     }
 
+    /// Under a digest of another algorithm.
+    pub fn blob_as(&self, content: Content, digest: &str) -> Blob {
+        self.liar.blob_as(REPOSITORY, content.clone(), digest);
+        Blob::new(content, digest.to_owned())
+    }
+
     /// A blob whose size tidegate knows from its manifest.
     pub fn layer(&self, seed: u64, size: u64) -> Blob {
         let content = Content::Generated { seed, size };
@@ -113,6 +119,20 @@ impl Scene {
         let pulled = self.pull(blob);
         let got = (pulled.head.status, pulled.digest.as_str(), pulled.end);
         assert_eq!(got, (200, blob.digest.as_str(), End::Complete), "{what}");
+    }
+
+    /// The upstream was wrong and is right now. What it said of parts is only known to be wrong when all are there, so
+    /// one more pull may break off.
+    pub fn assert_recovers(&self, blob: &Blob) {
+        let pulled = self.pull(blob);
+        if pulled.digest != blob.digest || pulled.end != End::Complete {
+            assert!(
+                pulled.end == End::Cut || pulled.head.status >= 500,
+                "{pulled:?}"
+            );
+            self.assert_arrives(blob, "when what was wrong is gone");
+        }
+        self.assert_is_a_hit(blob);
     }
 
     /// A pull that no upstream hears of.

@@ -305,6 +305,17 @@ impl Tidegate {
         self.metric("tidegate_fetched_bytes_total")
     }
 
+    /// `tidegate cache … -o json`, which must succeed.
+    pub fn cache_json(&self, arguments: &[&str]) -> Value {
+        let output = self.cache_command(&[arguments, &["-o", "json"]].concat());
+        let (said, told) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert!(output.status.success(), "{arguments:?}: {said}{told}");
+        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {said}"))
+    }
+
     /// `tidegate cache …`, as an operator types it beside the server or instead of it.
     pub fn cache_command(&self, arguments: &[&str]) -> Output {
         let config = self.home.path().join("operator.toml");
