@@ -317,7 +317,8 @@ impl Partials {
         (kept.len(), bytes)
     }
 
-    /// For the end of the process: the files stay for the next one.
+    /// As at the end of a process: the files stay for the next one.
+    #[cfg(test)]
     pub(super) fn leave_to_successor(&self) {
         for partial in lock(&self.kept).values_mut() {
             partial.draft.is_kept = true;
