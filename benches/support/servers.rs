@@ -428,6 +428,62 @@ impl Server {
         sums
     }
 
+    /// What its CPU goes to while `work` runs, in parts of one, as `perf` samples it. `None` without `perf`, or where it
+    /// may not look.
+    pub fn profile(&self, folder: &Path, work: impl FnOnce()) -> Option<Vec<(&'static str, f64)>> {
+        let data = folder.join("perf.data");
+        let processes: Vec<String> = self.processes().iter().map(u32::to_string).collect();
+        let mut recorder = Command::new(find("perf")?)
+            .args([
+                "record",
+                "-q",
+                "-F",
+                "499",
+                "-g",
+                "-p",
+                &processes.join(","),
+            ])
+            .arg("-o")
+            .arg(&data)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        // It says nothing when it has begun, but it has made its file by then.
+        comes_true(|| data.exists() || !matches!(recorder.try_wait(), Ok(None)));
+        super::pause(Duration::from_millis(200));
+        work();
+        let _ = Command::new("kill")
+            .args(["-INT", &recorder.id().to_string()])
+            .status();
+        let _ = recorder.wait();
+        let told = Command::new(find("perf")?)
+            .args(["script", "-F", "ip,sym", "-i"])
+            .arg(&data)
+            .stderr(Stdio::null())
+            .output()
+            .ok()?;
+        let _ = fs::remove_file(&data);
+        let told = String::from_utf8_lossy(&told.stdout);
+        let stacks: Vec<&str> = told
+            .split("\n\n")
+            .filter(|stack| !stack.trim().is_empty())
+            .collect();
+        if stacks.is_empty() {
+            return None;
+        }
+        let part = |name: &str| {
+            let count = stacks.iter().filter(|stack| purpose(stack) == name).count();
+            count as f64 / stacks.len() as f64
+        };
+        Some(
+            ["hash", "write", "receive", "send", "other"]
+                .map(|name| (name, part(name)))
+                .into(),
+        )
+    }
+
     /// Resident memory of all of it, in bytes.
     pub fn resident(&self) -> u64 {
         self.processes()
@@ -440,6 +496,30 @@ impl Server {
             })
             .sum()
     }
+}
+
+/// By the functions in a sample's stack. Sending comes first: a file that is sent is read within it.
+fn purpose(stack: &str) -> &'static str {
+    const SIGNS: [(&str, &[&str]); 4] = [
+        ("send", &["tcp_sendmsg", "splice", "sendfile"]),
+        ("receive", &["tcp_recvmsg", "sock_recvmsg"]),
+        ("hash", &["sha2", "sha256", "sha512"]),
+        (
+            "write",
+            &[
+                "_write_iter",
+                "perform_write",
+                "vfs_write",
+                "fallocate",
+                "fsync",
+                "sync_file",
+            ],
+        ),
+    ];
+    SIGNS
+        .iter()
+        .find(|(_, signs)| signs.iter().any(|sign| stack.contains(sign)))
+        .map_or("other", |(purpose, _)| purpose)
 }
 
 /// The scheduler's account in nanoseconds, or else the ticks of a hundredth of a second.
