@@ -1,6 +1,7 @@
 //! The servers under comparison: each a child process with a folder of its own, which ends with its owner.
 
 use std::{
+    ffi::{OsStr, OsString},
     fmt::Write as _,
     fs::{self, File},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -42,16 +43,21 @@ impl Cores {
         }
     }
 
-    fn command(self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        match self {
-            Self::All => Command::new(program),
-            Self::Only(core) => {
-                // It becomes the program, so the process is the same.
-                let mut command = Command::new("taskset");
-                command.args(["-c", &core.to_string()]).arg(program);
-                command
-            }
+    /// Each launcher becomes what follows it, so the process stays the same.
+    fn command(self, program: impl AsRef<OsStr>) -> Command {
+        let mut line: Vec<OsString> = Vec::new();
+        // A bench that is killed takes its servers with it.
+        if let Some(launcher) = find("setpriv") {
+            line.extend([launcher.into(), "--pdeathsig".into(), "TERM".into()]);
         }
+        if let Self::Only(core) = self {
+            line.extend(["taskset".into(), "-c".into(), core.to_string().into()]);
+        }
+        line.push(program.as_ref().to_owned());
+        let mut line = line.into_iter();
+        let mut command = Command::new(line.next().expect("at least the program"));
+        command.args(line);
+        command
     }
 }
 
