@@ -180,9 +180,34 @@ fn cpu(report: &mut Report, folder: &std::path::Path, origin: &Origin, servers: 
         &bare,
         bare_cpu,
     );
+    let driver = servers.first().map_or_else(String::new, Server::driver);
     for (server, costs) in servers.iter().zip(&all) {
-        let driver = servers.first().map_or_else(String::new, Server::driver);
         show_cpu(report, &driver, server.name, costs, bare_cpu);
+    }
+    for server in servers {
+        // Rounds of their own: being watched costs something.
+        let profile = server.profile(folder, || {
+            for _ in 0..2 {
+                cost(origin, server);
+            }
+        });
+        let Some(profile) = profile else {
+            report.note("left out: what the CPU goes to; perf is not installed, or may not look");
+            return;
+        };
+        let shown: Vec<String> = profile
+            .iter()
+            .map(|(name, part)| format!("{name} {:.0} %", part * 1e2))
+            .collect();
+        report.note(&format!(
+            "{}'s CPU by purpose: {}",
+            server.name,
+            shown.join(", ")
+        ));
+        let profile: BTreeMap<&str, f64> = profile.into_iter().collect();
+        report.record(json!({
+            "row": "CPU 512 MiB by purpose", "server": server.name, "driver": driver, "parts": profile,
+        }));
     }
 }
 

@@ -1,6 +1,7 @@
 //! The servers under comparison: each a child process with a folder of its own, which ends with its owner.
 
 use std::{
+    ffi::{OsStr, OsString},
     fmt::Write as _,
     fs::{self, File},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -42,16 +43,21 @@ impl Cores {
         }
     }
 
-    fn command(self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        match self {
-            Self::All => Command::new(program),
-            Self::Only(core) => {
-                // It becomes the program, so the process is the same.
-                let mut command = Command::new("taskset");
-                command.args(["-c", &core.to_string()]).arg(program);
-                command
-            }
+    /// Each launcher becomes what follows it, so the process stays the same.
+    fn command(self, program: impl AsRef<OsStr>) -> Command {
+        let mut line: Vec<OsString> = Vec::new();
+        // A bench that is killed takes its servers with it.
+        if let Some(launcher) = find("setpriv") {
+            line.extend([launcher.into(), "--pdeathsig".into(), "TERM".into()]);
         }
+        if let Self::Only(core) = self {
+            line.extend(["taskset".into(), "-c".into(), core.to_string().into()]);
+        }
+        line.push(program.as_ref().to_owned());
+        let mut line = line.into_iter();
+        let mut command = Command::new(line.next().expect("at least the program"));
+        command.args(line);
+        command
     }
 }
 
@@ -428,6 +434,62 @@ impl Server {
         sums
     }
 
+    /// What its CPU goes to while `work` runs, in parts of one, as `perf` samples it. `None` without `perf`, or where it
+    /// may not look.
+    pub fn profile(&self, folder: &Path, work: impl FnOnce()) -> Option<Vec<(&'static str, f64)>> {
+        let data = folder.join("perf.data");
+        let processes: Vec<String> = self.processes().iter().map(u32::to_string).collect();
+        let mut recorder = Command::new(find("perf")?)
+            .args([
+                "record",
+                "-q",
+                "-F",
+                "499",
+                "-g",
+                "-p",
+                &processes.join(","),
+            ])
+            .arg("-o")
+            .arg(&data)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        // It says nothing when it has begun, but it has made its file by then.
+        comes_true(|| data.exists() || !matches!(recorder.try_wait(), Ok(None)));
+        super::pause(Duration::from_millis(200));
+        work();
+        let _ = Command::new("kill")
+            .args(["-INT", &recorder.id().to_string()])
+            .status();
+        let _ = recorder.wait();
+        let told = Command::new(find("perf")?)
+            .args(["script", "-F", "ip,sym", "-i"])
+            .arg(&data)
+            .stderr(Stdio::null())
+            .output()
+            .ok()?;
+        let _ = fs::remove_file(&data);
+        let told = String::from_utf8_lossy(&told.stdout);
+        let stacks: Vec<&str> = told
+            .split("\n\n")
+            .filter(|stack| !stack.trim().is_empty())
+            .collect();
+        if stacks.is_empty() {
+            return None;
+        }
+        let part = |name: &str| {
+            let count = stacks.iter().filter(|stack| purpose(stack) == name).count();
+            count as f64 / stacks.len() as f64
+        };
+        Some(
+            ["hash", "write", "receive", "send", "other"]
+                .map(|name| (name, part(name)))
+                .into(),
+        )
+    }
+
     /// Resident memory of all of it, in bytes.
     pub fn resident(&self) -> u64 {
         self.processes()
@@ -440,6 +502,30 @@ impl Server {
             })
             .sum()
     }
+}
+
+/// By the functions in a sample's stack. Sending comes first: a file that is sent is read within it.
+fn purpose(stack: &str) -> &'static str {
+    const SIGNS: [(&str, &[&str]); 4] = [
+        ("send", &["tcp_sendmsg", "splice", "sendfile"]),
+        ("receive", &["tcp_recvmsg", "sock_recvmsg"]),
+        ("hash", &["sha2", "sha256", "sha512"]),
+        (
+            "write",
+            &[
+                "_write_iter",
+                "perform_write",
+                "vfs_write",
+                "fallocate",
+                "fsync",
+                "sync_file",
+            ],
+        ),
+    ];
+    SIGNS
+        .iter()
+        .find(|(_, signs)| signs.iter().any(|sign| stack.contains(sign)))
+        .map_or("other", |(purpose, _)| purpose)
 }
 
 /// The scheduler's account in nanoseconds, or else the ticks of a hundredth of a second.
