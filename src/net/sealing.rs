@@ -50,7 +50,7 @@ impl Transfer {
         }
         let mut offset = range.start;
         while offset < range.end {
-            let end = self.warm(file, offset, offset, range.end).await?;
+            let end = self.warm(file, offset, offset, range.end, patience).await?;
             let window = Window::of(file, offset..end)?;
             offset = end;
             let mut batches = window.chunks(BUDGET).peekable();

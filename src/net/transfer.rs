@@ -19,11 +19,11 @@ use std::{
 use monoio::net::TcpStream;
 
 use super::{
-    patience::Alarm,
+    patience::{Alarm, Deadline},
     socket::{Kind, Socket},
 };
 use crate::{
-    blocking::{Errand, Pool},
+    blocking::{Errand, Pool, PoolError},
     sys::{self, FileWindow, More, Pipe, Sent},
 };
 
@@ -31,6 +31,8 @@ use crate::{
 pub(super) const BUDGET: usize = 256 << 10;
 /// Up to here a copy is cheapest: one read, and one send together with the head.
 const COPIED: usize = 16 << 10;
+/// The same with TLS, where a mapping costs five calls more than a read, and the encrypted bytes are copied either way.
+const COPIED_SEALED: usize = 64 << 10;
 /// From here on a pipe is cheaper than `sendfile`, below it dearer.
 const PIPED: u64 = 512 << 10;
 /// A turn's budget fits: a larger pipe would only use up what all pipes of a user may hold.
@@ -40,6 +42,8 @@ const SMALLEST_PIPE: usize = 64 << 10;
 const PAGE_SIZE: usize = 4 << 10;
 /// What is looked at, and brought in, at a time. The kernel reads ahead, so that most windows after the first are there.
 const WINDOW: u64 = 1 << 20;
+/// How long a window waits before it asks the pool again, whose queue is full.
+const POOL_PAUSE: Duration = Duration::from_millis(10);
 /// Pipes of a core where the system sets no limit.
 const MOST_PIPES: usize = 64;
 
@@ -100,8 +104,12 @@ impl Transfer {
         patience: Duration,
     ) -> io::Result<()> {
         let size = range.end.saturating_sub(range.start);
+        let copied = match &socket.kind {
+            Kind::Plain(_) => COPIED,
+            Kind::Tls(_) => COPIED_SEALED,
+        };
         if let Ok(size) = usize::try_from(size)
-            && size <= COPIED
+            && size <= copied
         {
             let mut joined = self.scratch.take();
             if read_behind(&mut joined, head, file, range.start, size)? {
@@ -203,7 +211,9 @@ impl Transfer {
         let mut budget = BUDGET;
         while offset < range.end || pipe.held() > 0 {
             if pipe.held() == 0 {
-                warm_until = self.warm(file, offset, warm_until, range.end).await?;
+                warm_until = self
+                    .warm(file, offset, warm_until, range.end, patience)
+                    .await?;
                 let left = usize::try_from(warm_until - offset).unwrap_or(usize::MAX);
                 match pipe.fill(file, offset, left.min(pipe.capacity()).min(BUDGET)) {
                     // The file is shorter than it was said to be.
@@ -243,7 +253,9 @@ impl Transfer {
         let mut offset = range.start;
         let mut warm_until = offset;
         while offset < range.end {
-            warm_until = self.warm(file, offset, warm_until, range.end).await?;
+            warm_until = self
+                .warm(file, offset, warm_until, range.end, patience)
+                .await?;
             let left = usize::try_from(warm_until - offset).unwrap_or(usize::MAX);
             match sys::send_file(socket, file, offset, left.min(BUDGET))? {
                 Sent::Bytes(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -264,21 +276,31 @@ impl Transfer {
         offset: u64,
         warm_until: u64,
         end: u64,
+        patience: Patience<'_>,
     ) -> io::Result<u64> {
         if offset < warm_until {
             return Ok(warm_until);
         }
         let window = offset..end.min(offset + WINDOW);
         if !(sys::is_cached(file, window.start) && sys::is_cached(file, window.end - 1)) {
-            let (file, window) = (Arc::clone(file), window.clone());
-            let read = self
-                .pool
-                .run(Errand::Disk, move || read_in(&file, window))
-                .await;
-            // A pool that is too busy to help is no reason to fail: the core waits, this once.
-            read.unwrap_or(Ok(()))?;
+            let bringing = self.bring(file, &window);
+            let deadline = patience.deadline();
+            patience.alarm.within(deadline, bringing).await?;
         }
         Ok(window.end)
+    }
+
+    async fn bring(&self, file: &Arc<File>, window: &Range<u64>) -> io::Result<()> {
+        loop {
+            let (file, window) = (Arc::clone(file), window.clone());
+            let read = self.pool.run(Errand::Pages, move || read_in(&file, window));
+            match read.await {
+                Ok(read) => return read,
+                // The core must not wait for the disk itself, so the client waits for a thread.
+                Err(PoolError::Full(_)) => monoio::time::sleep(POOL_PAUSE).await,
+                Err(error @ PoolError::Panicked(_)) => return Err(io::Error::other(error)),
+            }
+        }
     }
 
     /// `None`: there are as many as there may be, or the system gives no good one.
@@ -372,7 +394,12 @@ pub(super) struct Patience<'a> {
 impl Patience<'_> {
     /// The next turn: when the socket takes more.
     pub(super) async fn writable(self, socket: &TcpStream) -> io::Result<()> {
-        let deadline = self.alarm.clock().after(self.most);
-        self.alarm.within(deadline, socket.writable(false)).await
+        self.alarm
+            .within(self.deadline(), socket.writable(false))
+            .await
+    }
+
+    fn deadline(self) -> Deadline {
+        self.alarm.clock().after(self.most)
     }
 }

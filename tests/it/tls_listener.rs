@@ -340,6 +340,26 @@ fn a_handshake_that_stalls_is_cut() {
 }
 
 #[test]
+fn a_reader_that_stalls_is_cut() {
+    let size = 24 * MIB;
+    let scene = Scene::new(&blobs(&[size]), "send_timeout = \"1s\"");
+    let path = scene.grant.blob(&scene.layers[0]);
+    assert_eq!(scene.request("GET", &path, &[]).digest(), scene.layers[0]);
+    scene.tidegate.wait_until_stored(&scene.layers[0]);
+    let mut connection = scene.connect();
+    connection.request("GET", &path, &[], b"");
+    assert_eq!(connection.head().expect("an answer").status, 200);
+    let cut = "tidegate_responses_cut_total 1\n";
+    wait_until("the end of the stalled", || {
+        let metrics = crate::support::http::get(scene.tidegate.admin, "/metrics");
+        metrics.text().contains(cut)
+    });
+    let received = connection.rest();
+    assert!((received.len() as u64) < size, "it was not cut");
+    assert_eq!(scene.request("GET", &path, &[]).digest(), scene.layers[0]);
+}
+
+#[test]
 fn plain_http_is_told_to_use_https_and_garbage_is_cut() {
     let scene = Scene::new(&[], "");
     let mut connection = scene.tidegate.connect();
