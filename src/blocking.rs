@@ -47,7 +47,7 @@ struct Lane {
 }
 
 // Threads and queues are guesses on the generous side: a thread that waits costs a stack, an errand its closure.
-const LANES: [Lane; 7] = [
+const LANES: [Lane; 8] = [
     Lane {
         errand: Errand::Names,
         name: "names",
