@@ -8,7 +8,6 @@
 use std::{
     future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Poll, Waker},
     thread,
@@ -29,6 +28,8 @@ pub enum Errand {
     Grants,
     /// Opening, creating and removing files.
     Disk,
+    /// Bringing into memory what is to be sent next.
+    Pages,
     /// Waiting until a blob's bytes are on disk, which may take seconds.
     Commit,
     /// Digests of what is being filled.
@@ -48,7 +49,7 @@ struct Lane {
 }
 
 // Threads and queues are guesses on the generous side: a thread that waits costs a stack, an errand its closure.
-const LANES: [Lane; 8] = [
+const LANES: [Lane; 9] = [
     Lane {
         errand: Errand::Names,
         name: "names",
@@ -72,6 +73,13 @@ const LANES: [Lane; 8] = [
         name: "disk",
         threads: 4,
         queue: 8192,
+    },
+    // A lane of its own: many readers of what is not in memory must not keep others from opening what is.
+    Lane {
+        errand: Errand::Pages,
+        name: "pages",
+        threads: 8,
+        queue: 4096,
     },
     Lane {
         errand: Errand::Commit,
@@ -169,18 +177,23 @@ impl Pool {
 }
 
 /// A bug costs the task in which it is, not the core with all the others.
-pub async fn without_panic(task: &'static str, future: impl Future<Output = ()>) {
-    let mut future = pin!(future);
-    let ended =
-        poll_fn(
-            |context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+pub fn without_panic(
+    task: &'static str,
+    future: impl Future<Output = ()>,
+) -> impl Future<Output = ()> {
+    // As an argument that is then pinned it would lie in the task twice, and an idle connection is mostly its task.
+    let mut future = Box::pin(future);
+    async move {
+        let ended = poll_fn(|context| {
+            match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
                 Ok(poll) => poll.map(|()| true),
                 Err(_) => Poll::Ready(false),
-            },
-        );
-    if !ended.await {
-        metrics::add(Counter::Panics, 1);
-        tracing::error!("{task} was lost to a bug of tidegate; the panic's message is above");
+            }
+        });
+        if !ended.await {
+            metrics::add(Counter::Panics, 1);
+            tracing::error!("{task} was lost to a bug of tidegate; the panic's message is above");
+        }
     }
 }
 

@@ -193,7 +193,7 @@ impl Service for Api {
         let mut response = self.dispatch(&request).await;
         if Shape::of(request.head.path()) == Shape::Registry {
             // Old clients look for it.
-            response = response.field("Docker-Distribution-Api-Version", "registry/2.0");
+            response = response.fixed("Docker-Distribution-Api-Version: registry/2.0\r\n");
         }
         if request.head.method == Method::Head {
             response.drop_body();

@@ -88,8 +88,9 @@ impl Api {
         if let (Holder::Token(token), Some(_)) = (&access.holder, &bytes) {
             self.note_first_pull(*token, digest);
         }
-        let response =
-            content_fields(Response::new(200), &digest).field("Content-Type", media_type);
+        let response = Response::new(200)
+            .content_digest(&digest)
+            .field("Content-Type", media_type);
         // distribution-spec, warnings: for people, shown by clients.
         let response = if is_stale {
             response.field(
@@ -184,28 +185,20 @@ impl Api {
     }
 }
 
-fn content_fields(response: Response, digest: &Digest) -> Response {
-    response
-        .field("Docker-Content-Digest", digest)
-        .field("ETag", format_args!("\"{digest}\""))
-}
-
 const BYTES: &str = "application/octet-stream";
 
 fn blob_fields(response: Response, digest: &Digest) -> Response {
-    blob_fields_of(response, digest, BYTES)
-}
-
-fn blob_fields_of(response: Response, digest: &Digest, content_type: &str) -> Response {
-    content_fields(response, digest)
-        .field("Content-Type", content_type)
-        .field("Accept-Ranges", "bytes")
-        // Named by its content, so it never changes; but it is this client's, not everybody's.
-        .field("Cache-Control", "private, max-age=31536000, immutable")
+    // Named by its content, so it never changes; but it is this client's, not everybody's.
+    response.content_digest(digest).fixed(
+        "Content-Type: application/octet-stream\r\nAccept-Ranges: bytes\r\n\
+         Cache-Control: private, max-age=31536000, immutable\r\n",
+    )
 }
 
 fn not_modified(digest: &Digest) -> Response {
-    content_fields(Response::new(304), digest).length(Length::Absent)
+    Response::new(304)
+        .content_digest(digest)
+        .length(Length::Absent)
 }
 
 /// The body of the registry's redirect, if it had one, is not passed on, and the length says so: clients wait
@@ -293,7 +286,10 @@ fn multipart(digest: &Digest, size: u64, parts: &[Range<u64>], content: Content)
     length += end.len() as u64;
     bodies.push(Body::bytes(end));
     let content_type = format!("multipart/byteranges; boundary={boundary}");
-    blob_fields_of(Response::new(206), digest, &content_type)
+    Response::new(206)
+        .content_digest(digest)
+        .field("Content-Type", content_type)
+        .fixed("Accept-Ranges: bytes\r\n")
         .body(Some(length), Body::parts(bodies))
 }
 

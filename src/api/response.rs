@@ -1,8 +1,9 @@
 //! An answer as a value: status, fields, body. How it travels is `server`'s business.
 
-use std::{fmt, io::Write as _};
+use std::fmt::{self, Write as _};
 
 use super::Body;
+use crate::oci::Digest;
 
 /// How long the body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,14 +40,33 @@ impl Response {
     /// same would start a field of its own, so it is left out.
     pub fn field(mut self, name: &str, value: impl fmt::Display) -> Self {
         let start = self.fields.len();
-        let _ = write!(self.fields, "{name}: {value}\r\n");
-        let line = self
-            .fields
-            .get(start..self.fields.len() - 2)
-            .unwrap_or_default();
+        self.fields.extend_from_slice(name.as_bytes());
+        self.fields.extend_from_slice(b": ");
+        let _ = write!(Text(&mut self.fields), "{value}");
+        let line = self.fields.get(start..).unwrap_or_default();
         if line.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
             self.fields.truncate(start);
+        } else {
+            self.fields.extend_from_slice(b"\r\n");
         }
+        self
+    }
+
+    /// Whole field lines that are always the same.
+    pub(super) fn fixed(mut self, lines: &'static str) -> Self {
+        self.fields.extend_from_slice(lines.as_bytes());
+        self
+    }
+
+    /// What names the content, for runtimes and for caches.
+    pub(super) fn content_digest(mut self, digest: &Digest) -> Self {
+        self.fields.extend_from_slice(b"Docker-Content-Digest: ");
+        let start = self.fields.len();
+        let _ = write!(Text(&mut self.fields), "{digest}");
+        let end = self.fields.len();
+        self.fields.extend_from_slice(b"\r\nETag: \"");
+        self.fields.extend_from_within(start..end);
+        self.fields.extend_from_slice(b"\"\r\n");
         self
     }
 
@@ -89,9 +109,27 @@ impl Response {
     }
 }
 
+/// Formats without the detour over `io::Write`, whose errors a vector does not have.
+struct Text<'a>(&'a mut Vec<u8>);
+
+impl fmt::Write for Text<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_digest_names_the_content_twice() {
+        let digest = Digest::of(b"");
+        let response = Response::new(200).content_digest(&digest).fixed("A: b\r\n");
+        let expected = format!("Docker-Content-Digest: {digest}\r\nETag: \"{digest}\"\r\nA: b\r\n");
+        assert_eq!(response.fields, expected.as_bytes());
+    }
 
     #[test]
     fn no_value_starts_a_field_of_its_own() {

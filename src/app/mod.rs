@@ -1,5 +1,6 @@
 //! The process: composes the parts from a configuration, runs them on all cores, and ends them in order.
 
+mod open_files;
 mod runtime;
 mod shared;
 mod worker;
@@ -17,7 +18,7 @@ use crate::{
     blocking::{self, Pool, PoolError},
     config::{BaseUrl, Config, NoDirectory},
     credentials::DirectoryError,
-    net::bind,
+    net::{Identity, IdentityError, Renewed, bind, pipes_for_each},
     requests::OpenError,
     sys,
     telemetry::log,
@@ -28,6 +29,8 @@ use shared::Shared;
 
 /// How often expired container requests are swept out.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
+/// How often the files of certificate and key are looked at.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -39,6 +42,8 @@ pub enum StartError {
     Login(String),
     #[error("{0}")]
     Requests(#[from] OpenError),
+    #[error("listener.tls: {0}")]
+    Identity(#[from] IdentityError),
     #[error("the cache cannot be opened: {0}")]
     Cache(#[source] io::Error),
     #[error("cannot listen on {address}: {cause}; choose another with {setting}")]
@@ -62,7 +67,7 @@ enum Event {
 }
 
 /// Runs until SIGTERM or SIGINT. The warnings are the configuration's, to be logged once there is a log.
-pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
+pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError> {
     // First of all: threads inherit the mask.
     let signals = sys::Signals::block_termination().map_err(StartError::Thread)?;
     let log = log::start(&config.log);
@@ -75,6 +80,7 @@ pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
         count => count,
     };
     let open_files = sys::raise_open_files();
+    let pipes_per_core = pipes_for_each(core_count);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         driver = choice.name(),
@@ -85,6 +91,12 @@ pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
     if let Choice::Epoll { why: Some(why) } = &choice {
         tracing::warn!("io_uring is not to be had, so epoll is used, with every feature: {why}");
     }
+    config.listener.max_connections = open_files::connections_within(
+        open_files,
+        config.listener.max_connections,
+        core_count,
+        pipes_per_core,
+    );
     if let Some(address) = config.listener.clash() {
         return Err(StartError::Listen {
             address,
@@ -98,7 +110,11 @@ pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
     }
     let admin = listen(config.listener.admin, "--admin or listener.admin")?;
     let url = config.url.clone().unwrap_or_else(|| {
-        BaseUrl::on_this_machine(addresses.first().map_or(5000, SocketAddr::port))
+        let port = addresses.first().map_or(5000, SocketAddr::port);
+        match config.listener.tls {
+            Some(_) => BaseUrl::https_on_this_machine(port),
+            None => BaseUrl::on_this_machine(port),
+        }
     });
     let pool = Pool::start().map_err(StartError::Thread)?;
     let shared = Shared::load(&config, &url, pool)?;
@@ -110,6 +126,7 @@ pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
         let plan = worker::Plan {
             shared: Arc::clone(&shared),
             choice: choice.clone(),
+            pipes: pipes_per_core,
             addresses: addresses.clone(),
             // Rarely asked, so one core is enough.
             admin: (core == 0).then_some(admin),
@@ -126,6 +143,12 @@ pub fn serve(config: Config, warnings: &[Problem]) -> Result<(), StartError> {
         .name("sweeper".to_owned())
         .spawn(move || sweep(&requests))
         .map_err(StartError::Thread)?;
+    if let Some(identity) = shared.identity.clone() {
+        thread::Builder::new()
+            .name("certificates".to_owned())
+            .spawn(move || keep_current(&identity))
+            .map_err(StartError::Thread)?;
+    }
     for _ in 0..core_count {
         let _ = told.recv();
     }
@@ -187,6 +210,34 @@ fn sweep(requests: &crate::requests::Requests) {
             Ok(0) => {}
             Ok(count) => tracing::debug!(count, "expired container requests were removed"),
             Err(error) => tracing::warn!(%error, "expired container requests could not be removed"),
+        }
+    }
+}
+
+/// A certificate is replaced while the server runs, by whoever renews it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a thread of its own, which serves nobody"
+)]
+fn keep_current(identity: &Identity) {
+    let mut last_problem = None;
+    loop {
+        thread::sleep(RENEWAL_INTERVAL);
+        match identity.renew() {
+            Ok(Renewed::Unchanged) => {}
+            Ok(Renewed::Changed) => {
+                last_problem = None;
+                tracing::info!("new connections get the new certificate");
+            }
+            Err(error) => {
+                let problem = error.to_string();
+                if last_problem.as_ref() != Some(&problem) {
+                    tracing::warn!(
+                        "the new certificate is not used, the old one stays: {problem}; put a matching pair into the files of listener.tls"
+                    );
+                }
+                last_problem = Some(problem);
+            }
         }
     }
 }

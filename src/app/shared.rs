@@ -15,6 +15,7 @@ use crate::{
     cache::Cache,
     config::{BaseUrl, Config},
     credentials::{Directory, Keyring, OperatorLogin, load_password},
+    net::Identity,
     pull::{Proofs, Shelf},
     requests::Requests,
     server::{self, Load},
@@ -33,6 +34,7 @@ pub(super) struct Shared {
     pub(super) api: Arc<api::Shared>,
     pub(super) load: Arc<Load>,
     pub(super) listener: server::Options,
+    pub(super) identity: Option<Arc<Identity>>,
     pub(super) upstream: upstream::Options,
     is_ready: AtomicBool,
 }
@@ -89,6 +91,10 @@ impl Shared {
             anonymous = config.anonymous,
             "registries"
         );
+        let identity = match &config.listener.tls {
+            Some(files) => Some(Arc::new(files.load()?)),
+            None => None,
+        };
         let api = Arc::new(api::Shared {
             pool: Arc::clone(&pool),
             requests,
@@ -109,6 +115,7 @@ impl Shared {
             api,
             load: Arc::default(),
             listener: config.listener.clone(),
+            identity,
             upstream: config.upstream.clone(),
             is_ready: AtomicBool::new(false),
         }))

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     api::{Admin, Api},
     blocking::Receiver,
-    net::{Dialer, Listener},
+    net::{Dialer, Listener, Transfer},
     pull::Pull,
     server::Edge,
     upstream::{Exchange, Upstream},
@@ -27,6 +27,8 @@ const IDLE_CHECK: Duration = Duration::from_secs(10);
 pub(super) struct Plan {
     pub(super) shared: Arc<Shared>,
     pub(super) choice: Choice,
+    /// How many it may have for sending.
+    pub(super) pipes: usize,
     pub(super) addresses: Vec<SocketAddr>,
     pub(super) admin: Option<SocketAddr>,
     /// Answers, with nothing, when the process is to stop.
@@ -57,6 +59,7 @@ async fn work(plan: Plan) {
         shared,
         addresses,
         admin,
+        pipes,
         stopped,
         events,
         ..
@@ -80,8 +83,9 @@ async fn work(plan: Plan) {
     let api = Rc::new(Api::new(Rc::clone(&pull), Arc::clone(&shared.api)));
     let edge = Edge::new(
         shared.listener.clone(),
+        shared.identity.clone(),
         Arc::clone(&shared.load),
-        Arc::clone(&shared.pool),
+        Transfer::new(Arc::clone(&shared.pool), pipes),
     );
     monoio::spawn(async move {
         loop {
@@ -116,8 +120,10 @@ async fn work(plan: Plan) {
         // A flood of clients must not make us look dead to whoever watches.
         let edge = Edge::new(
             shared.listener.clone(),
+            None,
             Arc::default(),
-            Arc::clone(&shared.pool),
+            // Its answers are small and come from memory.
+            Transfer::new(Arc::clone(&shared.pool), 0),
         );
         monoio::spawn(edge.serve(listener, admin, std::future::pending()));
     }

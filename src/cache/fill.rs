@@ -24,6 +24,9 @@ use crate::{
 /// What a fill of unknown size takes from the budget at a time.
 const GROWTH: u64 = 8 << 20;
 
+/// How much of the disk a run claims at a time. A large file in one piece would keep the first byte waiting.
+const CLAIMED_AHEAD: u64 = 64 << 20;
+
 /// Why no blob came of a fill.
 #[derive(Debug, thiserror::Error)]
 pub enum FillError {
@@ -93,6 +96,11 @@ impl Fill {
         self.cache.0.partials.peek(&self.flight.key)
     }
 
+    /// Bytes of it were given out and are forgotten: it is to be fetched as a whole.
+    pub fn is_doubtful(&self) -> bool {
+        self.cache.0.doubts.has(&self.flight.key)
+    }
+
     /// Gives the claim up; those who wait are told why.
     pub fn release(mut self, why: Release) {
         self.settle(Ending::Released(why));
@@ -108,12 +116,11 @@ impl Fill {
     pub async fn begin(mut self, size: Option<u64>, wanted: Range<u64>) -> Result<Begun, Release> {
         let shared = Arc::clone(&self.cache.0);
         let key = self.flight.key.clone();
-        let part = wanted.clone();
         let begun = self
             .cache
             .0
             .pool
-            .run(Errand::Disk, move || shared.begin_fill(&key, size, part))
+            .run(Errand::Disk, move || shared.begin_fill(&key, size))
             .await;
         let (draft, kept) = match begun {
             Ok(Ok(begun)) => begun,
@@ -229,9 +236,9 @@ impl Run {
             (range, progress.part(self.id))
         };
         let count = range.end - range.start;
-        let ahead = if range.start >= self.claimed_disk && part.end != u64::MAX {
-            self.claimed_disk = part.end;
-            range.start..part.end
+        let ahead = if range.end >= self.claimed_disk && part.end != u64::MAX {
+            self.claimed_disk = part.end.min(range.end.saturating_add(CLAIMED_AHEAD));
+            range.end..self.claimed_disk
         } else {
             0..0
         };
@@ -319,6 +326,7 @@ impl Run {
             if is_worth_keeping {
                 shared.keep(&flight, draft);
             } else {
+                shared.doubts.add(&flight.key, flight.progress().size());
                 drop(draft);
             }
             // Now, so that the next one who asks finds what was kept.
@@ -347,6 +355,7 @@ impl Run {
             Ok(Err(error)) => Some(error.to_string()),
             Err(error) => Some(error.to_string()),
         };
+        self.shared.doubts.clear(&self.flight.key);
         // Whoever asks from now on finds it in the store, or nowhere.
         self.shared.forget(&self.flight);
         if let Some(problem) = problem {
@@ -369,12 +378,7 @@ fn copy(error: &io::Error) -> io::Error {
 }
 
 impl Shared {
-    fn begin_fill(
-        &self,
-        key: &Key,
-        size: Option<u64>,
-        wanted: Range<u64>,
-    ) -> Result<(Draft, Extents), FillError> {
+    fn begin_fill(&self, key: &Key, size: Option<u64>) -> Result<(Draft, Extents), FillError> {
         let room = partial::room_for(size.unwrap_or(GROWTH));
         let kept = self
             .partials
@@ -396,10 +400,6 @@ impl Shared {
             .partials
             .create(reservation)
             .map_err(FillError::of_write)?;
-        if let Some(size) = size {
-            let ahead = wanted.start..wanted.end.min(size);
-            partial::preallocate(draft.file(), ahead).map_err(FillError::of_write)?;
-        }
         Ok((draft, Extents::default()))
     }
 
@@ -435,7 +435,6 @@ impl Shared {
         if flight.progress().size().is_none() {
             self.grow(flight, range.end)?;
         }
-        partial::preallocate(file, ahead).map_err(FillError::of_write)?;
         let count = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let bytes = piece
             .get(skip..skip.saturating_add(count))
@@ -444,6 +443,8 @@ impl Shared {
             .map_err(FillError::of_write)?;
         let course = flight.wrote(run, range);
         hash_line::advance(flight, &self.pool)?;
+        // Behind the bytes: claiming the disk takes its time, and followers wait for them.
+        partial::preallocate(file, ahead).map_err(FillError::of_write)?;
         Ok((piece, course))
     }
 

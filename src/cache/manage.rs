@@ -165,12 +165,14 @@ impl Cache {
     /// afterwards: else the next start lists the files.
     pub fn visit(directory: PathBuf, options: &Options, pool: Arc<Pool>) -> io::Result<Self> {
         let store = Store::visit(directory.clone(), options, Arc::clone(&pool))?;
-        let partials = Partials::load(directory.join("fills"), |bytes| {
+        let doubts = Arc::default();
+        let partials = Partials::load(directory.join("fills"), Arc::clone(&doubts), |bytes| {
             Some(store.count_existing(bytes))
         })?;
         Ok(Self(Arc::new(Shared {
             store,
             partials,
+            doubts,
             flights: Sharded::default(),
             finish_fill_above: options.finish_fill_above,
             pool,
@@ -579,7 +581,7 @@ mod tests {
     fn a_visit_removes_nothing_by_itself() {
         let folder = tempfile::tempdir().expect("a folder");
         let quay = registry("quay.io");
-        let extents = [0..10 * MIB].into_iter().collect();
+        let extents = std::iter::once(0..10 * MIB).collect();
         let unfinished = Key {
             registry: quay.clone(),
             digest: Digest::of(b"a large blob"),

@@ -18,6 +18,7 @@
 //! matched. Whether the asker *may* have the blob is not known here (`pull/proof.rs`), nor is any network.
 
 mod budget;
+mod doubts;
 #[doc(hidden)]
 pub mod eviction;
 mod extents;
@@ -59,6 +60,7 @@ use crate::{
     sharded::Sharded,
     units::{ByteSize, HumanDuration, Percent},
 };
+use doubts::Doubts;
 use flight::Flight;
 use partial::Partials;
 use store::{Found, Store};
@@ -117,6 +119,7 @@ pub struct Cache(Arc<Shared>);
 struct Shared {
     store: Arc<Store>,
     partials: Partials,
+    doubts: Arc<Doubts>,
     /// Fills in progress, and claims to begin one.
     flights: Sharded<Key, Arc<Flight>>,
     finish_fill_above: Percent,
@@ -160,10 +163,14 @@ impl Cache {
     /// Creates the folders and opens what is there. Blocks: for start-up.
     pub fn load(directory: PathBuf, options: &Options, pool: Arc<Pool>) -> io::Result<Self> {
         let store = Store::load(directory.clone(), options, Arc::clone(&pool))?;
-        let partials = Partials::load(directory.join("fills"), |bytes| store.try_reserve(bytes))?;
+        let doubts = Arc::new(Doubts::default());
+        let partials = Partials::load(directory.join("fills"), Arc::clone(&doubts), |bytes| {
+            store.try_reserve(bytes)
+        })?;
         let shared = Arc::new(Shared {
             store,
             partials,
+            doubts,
             flights: Sharded::default(),
             finish_fill_above: options.finish_fill_above,
             pool,

@@ -25,7 +25,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Key, extents::Extents, progress::SMALL, store::Reservation};
+use super::{Key, doubts::Doubts, extents::Extents, progress::SMALL, store::Reservation};
 use crate::{blocking::lock, sys};
 
 /// A download that nobody has gone on with for this long is forgotten.
@@ -115,12 +115,15 @@ pub(super) struct Partials {
     boot: String,
     next: AtomicU64,
     kept: Mutex<HashMap<Key, Partial>>,
+    /// What is forgotten here was given out, most likely.
+    doubts: Arc<Doubts>,
 }
 
 impl Partials {
     /// `count`: takes what a file occupies out of the budget, if there is room.
     pub(super) fn load(
         folder: PathBuf,
+        doubts: Arc<Doubts>,
         count: impl Fn(u64) -> Option<Reservation>,
     ) -> io::Result<Self> {
         DirBuilder::new()
@@ -133,6 +136,7 @@ impl Partials {
                 .unwrap_or_default(),
             next: AtomicU64::new(0),
             kept: Mutex::default(),
+            doubts,
             folder,
         };
         let mut names = Vec::new();
@@ -248,13 +252,17 @@ impl Partials {
     /// Takes the unfinished fill over. What is not worth it, or cannot be written down, goes.
     pub(super) fn keep(&self, key: Key, mut draft: Draft, size: u64, extents: Extents) {
         if size <= SMALL || extents.total() < LEAST_KEPT {
+            self.doubts.add(&key, Some(size));
             return;
         }
         let kept = self
             .note(&draft.path, &key, size, &extents)
             .and_then(|()| cut(&draft.file, &extents))
             .and_then(|()| occupied(&draft.file));
-        let Ok(occupied) = kept else { return };
+        let Ok(occupied) = kept else {
+            self.doubts.add(&key, Some(size));
+            return;
+        };
         if let Some(reservation) = draft.reservation() {
             reservation.shrink_to(occupied + SIDECARS);
         }
@@ -268,7 +276,7 @@ impl Partials {
             let mut kept = lock(&self.kept);
             let before = kept.insert(key, partial);
             let crowded = (kept.len() > MOST_KEPT).then(|| oldest(&kept)).flatten();
-            (before, crowded.and_then(|key| kept.remove(&key)))
+            (before, crowded.and_then(|key| self.forget(&mut kept, &key)))
         };
         drop(crowded);
     }
@@ -288,7 +296,7 @@ impl Partials {
     pub(super) fn drop_oldest(&self) -> bool {
         let oldest = {
             let mut kept = lock(&self.kept);
-            oldest(&kept).and_then(|key| kept.remove(&key))
+            oldest(&kept).and_then(|key| self.forget(&mut kept, &key))
         };
         oldest.is_some()
     }
@@ -301,9 +309,17 @@ impl Partials {
                 .filter(|(_, partial)| partial.since.elapsed() > MOST_AGE)
                 .map(|(key, _)| key.clone())
                 .collect();
-            keys.iter().filter_map(|key| kept.remove(key)).collect()
+            keys.iter()
+                .filter_map(|key| self.forget(&mut kept, key))
+                .collect()
         };
         drop(aged);
+    }
+
+    fn forget(&self, kept: &mut HashMap<Key, Partial>, key: &Key) -> Option<Partial> {
+        let partial = kept.remove(key)?;
+        self.doubts.add(key, Some(partial.size));
+        Some(partial)
     }
 
     /// Count, and bytes on disk.
@@ -317,7 +333,7 @@ impl Partials {
         (kept.len(), bytes)
     }
 
-    /// For the end of the process: the files stay for the next one.
+    /// For the end: the files stay for the next process.
     pub(super) fn leave_to_successor(&self) {
         for partial in lock(&self.kept).values_mut() {
             partial.draft.is_kept = true;

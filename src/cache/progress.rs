@@ -37,7 +37,7 @@ pub struct Progress {
     taken: Extents,
     written: Extents,
     released: Extents,
-    /// Bytes of an earlier process, which may have released any of them: nothing more is released before the end.
+    /// Which bytes of it were released before is not known: nothing more is before the end.
     is_sealed: bool,
     is_verified: bool,
     /// The registry answers a request for a part with that part.
@@ -98,7 +98,7 @@ impl Progress {
         finish_above: impl FnOnce(u64) -> u64,
     ) {
         let free = size.unwrap_or(0).saturating_sub(HELD_BACK);
-        self.is_sealed = !kept.is_empty() && kept.total() > free;
+        self.is_sealed |= !kept.is_empty() && kept.total() > free;
         if size.is_some_and(|size| kept.covers(&(0..size))) {
             // The run that writes the last byte is the one that sees to the rest, so there must be one.
             kept.truncate(free);
@@ -115,6 +115,11 @@ impl Progress {
         }
         self.taken = kept.clone();
         self.written = kept;
+    }
+
+    /// Before it begins: nothing is released before all of it is verified.
+    pub fn seal(&mut self) {
+        self.is_sealed = true;
     }
 
     pub fn size(&self) -> Option<u64> {

@@ -285,7 +285,10 @@ fn a_later_process_finds_what_was_written_down() {
     let key = key(&Digest::of(b"some large blob"));
     let extents: Extents = [0..MIB, 3 * MIB..4 * MIB].into_iter().collect();
     let budget = budget::Budget::new(64 * MIB);
-    let load = || Partials::load(fills.clone(), |bytes| budget.reserve(bytes)).expect("loaded");
+    let load = || {
+        Partials::load(fills.clone(), Arc::default(), |bytes| budget.reserve(bytes))
+            .expect("loaded")
+    };
     {
         let partials = load();
         let draft = partials

@@ -30,6 +30,18 @@ impl BaseUrl {
         }
     }
 
+    /// The same of a listener with TLS.
+    pub fn https_on_this_machine(port: u16) -> Self {
+        Self {
+            is_https: true,
+            ..Self::on_this_machine(port)
+        }
+    }
+
+    pub(super) fn is_https(&self) -> bool {
+        self.is_https
+    }
+
     /// What starts an image's name: `localhost:5000`.
     pub fn authority(&self) -> &str {
         &self.authority

@@ -95,6 +95,24 @@ impl Check<'_> {
                 format_args!("{} is one of `addresses` too", listener.admin),
             );
         }
+        if let Some(tls) = &listener.tls {
+            let (certificate, key) = (
+                ["listener", "tls", "cert_file"],
+                ["listener", "tls", "key_file"],
+            );
+            let known = self.problems.len();
+            self.file(&certificate, &tls.cert_file);
+            self.file(&key, &tls.key_file);
+            if self.problems.len() == known
+                && let Err(error) = tls.load()
+            {
+                let path = match error.is_about_the_key() {
+                    true => key,
+                    false => certificate,
+                };
+                self.report(&path, error);
+            }
+        }
         if listener.max_connections == 0 {
             self.report(&["listener", "max_connections"], "must not be 0");
         }
@@ -127,6 +145,9 @@ impl Check<'_> {
         self.duration_is_bounded(&["listener", "shutdown_grace"], *listener.shutdown_grace);
         self.duration_is_bounded(&["tokens", "record_retention"], *tokens.record_retention);
         self.duration_is_bounded(&["cache", "scrub_interval"], *cache.scrub_interval);
+        if upstream.max_connections_per_host == 0 {
+            self.report(&["upstream", "max_connections_per_host"], "must not be 0");
+        }
         if upstream.retry_count > MOST_RETRIES {
             self.report(
                 &["upstream", "retry_count"],

@@ -35,7 +35,7 @@ use directories::Purpose;
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// What clients call us: its host and port start every ephemeral name. Default: `http://localhost:` and the port of
-    /// the first listener.
+    /// the first listener; `https://` with `listener.tls`.
     pub url: Option<BaseUrl>,
     /// Where container requests are kept. Default: `$XDG_STATE_HOME/tidegate`, for root `/var/lib/tidegate`.
     pub state_dir: Option<PathBuf>,
@@ -113,6 +113,12 @@ impl Config {
             false => Vec::new(),
         };
         warnings.extend(config.exposed_files(&lines));
+        if config.listener.tls.is_some() && config.url.as_ref().is_some_and(|url| !url.is_https()) {
+            warnings.push(lines.problem(
+                &["url"],
+                "is http://, but `listener.tls` makes the listener speak HTTPS only",
+            ));
+        }
         Ok(Loaded { config, warnings })
     }
 
@@ -127,7 +133,13 @@ impl Config {
             &mut self.cache.directory,
             &mut self.directory.file,
         ];
-        for path in paths.into_iter().chain(of_registries).flatten() {
+        let of_tls = self
+            .listener
+            .tls
+            .iter_mut()
+            .flat_map(|tls| [&mut tls.cert_file, &mut tls.key_file]);
+        let set = paths.into_iter().chain(of_registries).flatten();
+        for path in set.chain(of_tls) {
             *path = folder.join(&*path);
         }
     }
@@ -154,6 +166,16 @@ impl Config {
     /// Files with secrets that the configuration names.
     fn exposed_files(&self, lines: &KeyLines) -> Vec<Problem> {
         let mut warnings = Vec::new();
+        if let Some(tls) = &self.listener.tls
+            && fs::metadata(&tls.key_file)
+                .is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
+        {
+            let file = tls.key_file.display();
+            warnings.push(lines.problem(
+                &["listener", "tls", "key_file"],
+                format_args!("every user of this machine can read {file}; `chmod o-r` it"),
+            ));
+        }
         for (name, options) in &self.registry {
             if let (Some(username), Some(file)) = (&options.username, &options.password_file)
                 && let Ok(loaded) = load_password(username, None, Some(file), None, Path::new(""))

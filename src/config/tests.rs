@@ -62,6 +62,9 @@ fn the_example_shows_the_defaults() {
         Some(crate::units::ByteSize::gib(1))
     );
     assert_eq!(shown.directory.file.take(), Some("directory.toml".into()));
+    let tls = shown.listener.tls.take().expect("it is shown");
+    assert_eq!(tls.cert_file, Path::new("tidegate.crt"));
+    assert_eq!(tls.key_file, Path::new("tidegate.key"));
     let names: Vec<String> = std::mem::take(&mut shown.registry).into_keys().collect();
     assert_eq!(names, ["docker.io", "quay.io", "registry.example.com:5000"]);
     let accounts = std::mem::take(&mut shown.accounts);
@@ -80,6 +83,8 @@ fn the_example_breaks_no_rule_but_names_files_that_are_not_there() {
     assert_eq!(
         keys,
         [
+            "listener.tls.cert_file",
+            "listener.tls.key_file",
             "directory.file",
             "registry.\"quay.io\".password_file",
             "registry.\"docker.io\".password_env",
@@ -148,7 +153,7 @@ fn the_example_shows_every_key() {
 fn the_readme_has_every_key_and_its_default() {
     const README: &str = include_str!("../../README.md");
     // Their defaults are told in words.
-    const IN_WORDS: [&str; 4] = ["url", "state_dir", "directory", "file"];
+    const IN_WORDS: [&str; 5] = ["url", "state_dir", "directory", "file", "tls"];
     let shown = with_every_setting(EXAMPLE);
     for (table, key) in all_keys() {
         let start = match table.as_str() {
@@ -182,6 +187,14 @@ fn broken_rules_are_named_with_their_lines() {
         (
             "[listener]\nadmin = \"127.0.0.1:5000\"",
             ":2: listener.admin: 127.0.0.1:5000 is one of `addresses` too",
+        ),
+        (
+            "[listener]\ntls = { cert_file = \"/nowhere/x\", key_file = \"/dev/null\" }",
+            ":2: listener.tls.cert_file: cannot read /nowhere/x: No such file or directory (os error 2)",
+        ),
+        (
+            "[listener]\ntls = { cert_file = \"/dev/null\", key_file = \"/dev/null\" }",
+            ":2: listener.tls.cert_file: /dev/null holds no certificate in PEM",
         ),
         (
             "[listener]\nmax_connections = 0",

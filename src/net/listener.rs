@@ -13,6 +13,9 @@ use monoio::{
 
 use crate::sys;
 
+/// What may wait unsent in a client's socket, with a turn's budget on top: else a reader who is slow costs the kernel as
+/// much as the system lets a sender's buffer grow, usually 4 MiB. Much less would cost wake-ups.
+const MOST_UNSENT: i32 = 1 << 20;
 /// Out of descriptors: `accept` would fail again at once.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -67,16 +70,16 @@ impl Listener {
     }
 }
 
-/// Descriptors that block, or that a child would inherit, are of no use to anybody.
+/// Descriptors that block, or that a child would inherit, are of no use to anybody. A socket that refuses this is dead.
 fn take_prepared(
     socket: TcpStream,
     peer: SocketAddr,
     take: &mut impl FnMut(TcpStream, SocketAddr),
 ) {
-    if sys::prepare_accepted(&socket)
+    let prepared = sys::prepare_accepted(&socket)
         .and_then(|()| socket.set_nodelay(true))
-        .is_ok()
-    {
+        .and_then(|()| sys::bound_unsent(&socket, MOST_UNSENT));
+    if prepared.is_ok() {
         take(socket, peer);
     }
 }

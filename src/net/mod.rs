@@ -1,17 +1,25 @@
-//! Sockets: listening, finding and dialling hosts, TLS towards registries, and moving a file to a socket.
+//! Sockets: listening, finding and dialling hosts, TLS on both sides, and moving a file to a client.
 
 mod connect;
+mod identity;
 mod listener;
+mod patience;
 mod resolve;
+mod sealing;
+mod socket;
 mod stream;
 mod tls;
+mod tls_session;
 mod transfer;
 
 pub use connect::{ConnectError, Dialer};
+pub use identity::{Identity, IdentityError, Renewed};
 pub use listener::{Listener, bind};
+pub use patience::{Clock, Deadline};
 pub use resolve::{Addresses, ResolveError, is_public, look_up};
+pub use socket::{Refused, Socket};
 pub use stream::Stream;
 pub use tls::{Trust, TrustError};
-pub use transfer::Transfer;
+pub use transfer::{Transfer, pipes_for_each};
 
-pub use crate::sys::{More, reset_on_close};
+pub use crate::sys::More;

@@ -49,11 +49,7 @@ impl Stream {
                     result.map(|count| (count, slice.into_inner()))
                 }
                 Kind::Tls(tls) => {
-                    buffer.resize(buffer.capacity(), 0);
-                    let count = tls
-                        .read(buffer.get_mut(start..).unwrap_or_default())
-                        .await?;
-                    buffer.truncate(start + count);
+                    let count = tls.read(&mut buffer).await?;
                     Ok((count, buffer))
                 }
             }

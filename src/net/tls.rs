@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
+    io::{self, BufRead as _, Write as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -197,13 +197,28 @@ impl TlsStream {
                 .is_ok_and(|state| state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed())
     }
 
-    /// The next bytes of the session.
-    pub(super) async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// Appends what comes next to `buffer`, up to its capacity; 0 is the end.
+    pub(super) async fn read(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        let start = buffer.len();
         loop {
-            match self.session.reader().read(buffer) {
-                Ok(count) => return Ok(count),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
+            // All that one read of the socket has brought: a few records.
+            while buffer.len() < buffer.capacity() {
+                let mut reader = self.session.reader();
+                match reader.fill_buf() {
+                    Ok([]) => return Ok(buffer.len() - start),
+                    Ok(plain) => {
+                        let count = plain.len().min(buffer.capacity() - buffer.len());
+                        buffer.extend_from_slice(plain.get(..count).unwrap_or_default());
+                        reader.consume(count);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    // What was read before it counts; it comes again.
+                    Err(_) if buffer.len() > start => break,
+                    Err(error) => return Err(error),
+                }
+            }
+            if buffer.len() > start {
+                return Ok(buffer.len() - start);
             }
             self.advance().await?;
         }

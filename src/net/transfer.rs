@@ -1,4 +1,5 @@
-//! Sending to a client: bytes we hold, and ranges of files that never pass through our memory.
+//! Sending to a client: bytes we hold, and ranges of files that never pass through our memory. What goes through TLS
+//! is in `sealing.rs`.
 //!
 //! One turn sends at most a budget and then awaits the socket's writability, even if it is writable still:
 //! that await is what gives every other task of the core its turn. What is not in the page cache is brought there by a
@@ -15,40 +16,60 @@ use std::{
     time::Duration,
 };
 
-use monoio::{net::TcpStream, time::timeout};
+use monoio::net::TcpStream;
 
+use super::{
+    patience::{Alarm, Deadline},
+    socket::{Kind, Socket},
+};
 use crate::{
-    blocking::{Errand, Pool},
-    sys::{self, More, Pipe, Sent},
+    blocking::{Errand, Pool, PoolError},
+    sys::{self, FileWindow, More, Pipe, Sent},
 };
 
 /// What one response may send in one turn. Sub-millisecond tails for the others, and no dearer per byte.
-const BUDGET: usize = 256 << 10;
+pub(super) const BUDGET: usize = 256 << 10;
 /// Up to here a copy is cheapest: one read, and one send together with the head.
 const COPIED: usize = 16 << 10;
+/// The same with TLS, where a mapping costs five calls more than a read, and the encrypted bytes are copied either way.
+const COPIED_SEALED: usize = 64 << 10;
 /// From here on a pipe is cheaper than `sendfile`, below it dearer.
 const PIPED: u64 = 512 << 10;
-const PIPE_SIZE: usize = 1 << 20;
+/// A turn's budget fits: a larger pipe would only use up what all pipes of a user may hold.
+const PIPE_SIZE: usize = BUDGET;
 /// A pipe below this is what the kernel gives a user who has used up his budget of pages.
 const SMALLEST_PIPE: usize = 64 << 10;
+const PAGE_SIZE: usize = 4 << 10;
 /// What is looked at, and brought in, at a time. The kernel reads ahead, so that most windows after the first are there.
 const WINDOW: u64 = 1 << 20;
-/// Idle pipes a core keeps; each holds no pages.
+/// How long a window waits before it asks the pool again, whose queue is full.
+const POOL_PAUSE: Duration = Duration::from_millis(10);
+/// Pipes of a core where the system sets no limit.
 const MOST_PIPES: usize = 64;
+
+/// How many pipes each core may have. Half of what the system lets our user have is for others.
+pub fn pipes_for_each(core_count: usize) -> usize {
+    let of_user = sys::pipe_pages().map(|pages| pages / (PIPE_SIZE / PAGE_SIZE));
+    let of_core = of_user.map_or(MOST_PIPES, |pipes| pipes / 2 / core_count.max(1));
+    of_core.min(MOST_PIPES)
+}
 
 /// One core's sender: it keeps the pipes.
 pub struct Transfer {
     pool: Arc<Pool>,
     pipes: RefCell<Vec<Pipe>>,
+    /// Pipes that may still be made.
+    pipes_left: Cell<usize>,
     /// Head and body of a small answer; lent to one at a time.
     scratch: Cell<Vec<u8>>,
 }
 
 impl Transfer {
-    pub fn new(pool: Arc<Pool>) -> Rc<Self> {
+    pub fn new(pool: Arc<Pool>, most_pipes: usize) -> Rc<Self> {
         Rc::new(Self {
             pool,
             pipes: RefCell::default(),
+            pipes_left: Cell::new(most_pipes),
             scratch: Cell::default(),
         })
     }
@@ -56,10 +77,71 @@ impl Transfer {
     /// `patience`: how long the client may take no byte at all.
     pub async fn send(
         &self,
+        socket: &mut Socket,
+        bytes: &[u8],
+        more: More,
+        patience: Duration,
+    ) -> io::Result<()> {
+        let Socket { kind, alarm } = socket;
+        let patience = Patience {
+            alarm,
+            most: patience,
+        };
+        match kind {
+            Kind::Plain(tcp) => self.send_plain(tcp, bytes, more, patience).await,
+            Kind::Tls(session) => self.send_through(session, bytes, more, patience).await,
+        }
+    }
+
+    /// Sends `head`, then `range` of `file`; both may be empty. `more`: whether another piece follows the range.
+    pub async fn send_file(
+        &self,
+        socket: &mut Socket,
+        head: &[u8],
+        file: &Arc<File>,
+        range: Range<u64>,
+        more: More,
+        patience: Duration,
+    ) -> io::Result<()> {
+        let size = range.end.saturating_sub(range.start);
+        let copied = match &socket.kind {
+            Kind::Plain(_) => COPIED,
+            Kind::Tls(_) => COPIED_SEALED,
+        };
+        if let Ok(size) = usize::try_from(size)
+            && size <= copied
+        {
+            let mut joined = self.scratch.take();
+            if read_behind(&mut joined, head, file, range.start, size)? {
+                let bytes = joined.get(..head.len() + size).unwrap_or_default();
+                let sent = self.send(socket, bytes, more, patience).await;
+                self.scratch.set(joined);
+                return sent;
+            }
+        }
+        let Socket { kind, alarm } = socket;
+        let patience = Patience {
+            alarm,
+            most: patience,
+        };
+        match kind {
+            Kind::Plain(tcp) => {
+                self.send_file_plain(tcp, head, file, range, more, patience)
+                    .await
+            }
+            Kind::Tls(session) => {
+                self.send_file_through(session, head, file, range, more, patience)
+                    .await
+            }
+        }
+    }
+
+    async fn send_plain(
+        &self,
         socket: &TcpStream,
         mut bytes: &[u8],
         more: More,
-        patience: Duration,
+        patience: Patience<'_>,
     ) -> io::Result<()> {
         let mut budget = BUDGET;
         while !bytes.is_empty() {
@@ -84,52 +166,35 @@ impl Transfer {
                 Err(error) => return Err(error),
             }
             budget = BUDGET;
-            writable(socket, patience).await?;
+            patience.writable(socket).await?;
         }
         Ok(())
     }
 
-    /// Sends `head`, then `range` of `file`; both may be empty. `more`: whether another piece follows the range.
-    pub async fn send_file(
+    async fn send_file_plain(
         &self,
         socket: &TcpStream,
         head: &[u8],
         file: &Arc<File>,
         range: Range<u64>,
         more: More,
-        patience: Duration,
+        patience: Patience<'_>,
     ) -> io::Result<()> {
-        let size = range.end.saturating_sub(range.start);
-        if let Ok(size) = usize::try_from(size)
-            && size <= COPIED
-        {
-            let mut joined = self.scratch.take();
-            if read_behind(&mut joined, head, file, range.start, size)? {
-                let bytes = joined.get(..head.len() + size).unwrap_or_default();
-                let sent = self.send(socket, bytes, more, patience).await;
-                self.scratch.set(joined);
-                return sent;
-            }
-        }
         if !head.is_empty() {
-            self.send(socket, head, More::Follows, patience).await?;
+            self.send_plain(socket, head, More::Follows, patience)
+                .await?;
         }
         if range.end.saturating_sub(range.start) < PIPED {
             return self.send_from_file(socket, file, range, patience).await;
         }
-        match self.take_pipe() {
-            Some(mut pipe) => {
-                self.splice(socket, &mut pipe, file, range, more, patience)
-                    .await?;
-                // Only an empty pipe comes back: on any error above it is closed with what it holds.
-                let mut pipes = self.pipes.borrow_mut();
-                if pipe.held() == 0 && pipes.len() < MOST_PIPES {
-                    pipes.push(pipe);
-                }
-                Ok(())
-            }
-            None => self.send_from_file(socket, file, range, patience).await,
-        }
+        let Some(mut pipe) = self.take_pipe() else {
+            return self.send_from_file(socket, file, range, patience).await;
+        };
+        let sent = self
+            .splice(socket, &mut pipe, file, range, more, patience)
+            .await;
+        self.give_back(pipe);
+        sent
     }
 
     async fn splice(
@@ -139,14 +204,16 @@ impl Transfer {
         file: &Arc<File>,
         range: Range<u64>,
         more: More,
-        patience: Duration,
+        patience: Patience<'_>,
     ) -> io::Result<()> {
         let mut offset = range.start;
         let mut warm_until = offset;
         let mut budget = BUDGET;
         while offset < range.end || pipe.held() > 0 {
             if pipe.held() == 0 {
-                warm_until = self.warm(file, offset, warm_until, range.end).await?;
+                warm_until = self
+                    .warm(file, offset, warm_until, range.end, patience)
+                    .await?;
                 let left = usize::try_from(warm_until - offset).unwrap_or(usize::MAX);
                 match pipe.fill(file, offset, left.min(pipe.capacity()).min(BUDGET)) {
                     // The file is shorter than it was said to be.
@@ -169,7 +236,7 @@ impl Transfer {
             let is_done = offset == range.end && pipe.held() == 0;
             if !is_done && (sent == 0 || budget == 0) {
                 budget = BUDGET;
-                writable(socket, patience).await?;
+                patience.writable(socket).await?;
             }
         }
         Ok(())
@@ -181,12 +248,14 @@ impl Transfer {
         socket: &TcpStream,
         file: &Arc<File>,
         range: Range<u64>,
-        patience: Duration,
+        patience: Patience<'_>,
     ) -> io::Result<()> {
         let mut offset = range.start;
         let mut warm_until = offset;
         while offset < range.end {
-            warm_until = self.warm(file, offset, warm_until, range.end).await?;
+            warm_until = self
+                .warm(file, offset, warm_until, range.end, patience)
+                .await?;
             let left = usize::try_from(warm_until - offset).unwrap_or(usize::MAX);
             match sys::send_file(socket, file, offset, left.min(BUDGET))? {
                 Sent::Bytes(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -194,39 +263,64 @@ impl Transfer {
                 Sent::Full => {}
             }
             if offset < range.end {
-                writable(socket, patience).await?;
+                patience.writable(socket).await?;
             }
         }
         Ok(())
     }
 
     /// Sees to it that the bytes from `offset` on are in memory, and says up to where.
-    async fn warm(
+    pub(super) async fn warm(
         &self,
         file: &Arc<File>,
         offset: u64,
         warm_until: u64,
         end: u64,
+        patience: Patience<'_>,
     ) -> io::Result<u64> {
         if offset < warm_until {
             return Ok(warm_until);
         }
         let window = offset..end.min(offset + WINDOW);
         if !(sys::is_cached(file, window.start) && sys::is_cached(file, window.end - 1)) {
-            let (file, window) = (Arc::clone(file), window.clone());
-            let read = self
-                .pool
-                .run(Errand::Disk, move || read_through(&file, window))
-                .await;
-            // A pool that is too busy to help is no reason to fail: the core waits, this once.
-            read.unwrap_or(Ok(()))?;
+            let bringing = self.bring(file, &window);
+            let deadline = patience.deadline();
+            patience.alarm.within(deadline, bringing).await?;
         }
         Ok(window.end)
     }
 
+    async fn bring(&self, file: &Arc<File>, window: &Range<u64>) -> io::Result<()> {
+        loop {
+            let (file, window) = (Arc::clone(file), window.clone());
+            let read = self.pool.run(Errand::Pages, move || read_in(&file, window));
+            match read.await {
+                Ok(read) => return read,
+                // The core must not wait for the disk itself, so the client waits for a thread.
+                Err(PoolError::Full(_)) => monoio::time::sleep(POOL_PAUSE).await,
+                Err(error @ PoolError::Panicked(_)) => return Err(io::Error::other(error)),
+            }
+        }
+    }
+
+    /// `None`: there are as many as there may be, or the system gives no good one.
     fn take_pipe(&self) -> Option<Pipe> {
         let kept = self.pipes.borrow_mut().pop();
-        kept.or_else(|| Pipe::with_capacity(PIPE_SIZE, SMALLEST_PIPE).ok())
+        kept.or_else(|| {
+            let left = self.pipes_left.get().checked_sub(1)?;
+            let pipe = Pipe::with_capacity(PIPE_SIZE, SMALLEST_PIPE).ok()?;
+            self.pipes_left.set(left);
+            Some(pipe)
+        })
+    }
+
+    /// Only an empty pipe is used again: one that an error has left full is closed with what it holds.
+    fn give_back(&self, pipe: Pipe) {
+        if pipe.held() == 0 {
+            self.pipes.borrow_mut().push(pipe);
+        } else {
+            self.pipes_left.set(self.pipes_left.get() + 1);
+        }
     }
 }
 
@@ -258,7 +352,15 @@ fn read_behind(
     Ok(true)
 }
 
-/// Reads a window for the sake of having it read.
+/// Brings a window into memory.
+fn read_in(file: &File, window: Range<u64>) -> io::Result<()> {
+    match FileWindow::map(file, window.clone())?.populate() {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => read_through(file, window),
+        settled => settled,
+    }
+}
+
+/// The same on an old kernel: reads it for the sake of having it read.
 fn read_through(file: &File, window: Range<u64>) -> io::Result<()> {
     let mut buffer = vec![0; 256 << 10];
     let mut offset = window.start;
@@ -275,16 +377,29 @@ fn read_through(file: &File, window: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-fn is_transient(error: &io::Error) -> bool {
+pub(super) fn is_transient(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
     )
 }
 
-async fn writable(socket: &TcpStream, patience: Duration) -> io::Result<()> {
-    match timeout(patience, socket.writable(false)).await {
-        Ok(result) => result,
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+/// How long the client may take no byte at all.
+#[derive(Clone, Copy)]
+pub(super) struct Patience<'a> {
+    alarm: &'a Alarm,
+    most: Duration,
+}
+
+impl Patience<'_> {
+    /// The next turn: when the socket takes more.
+    pub(super) async fn writable(self, socket: &TcpStream) -> io::Result<()> {
+        self.alarm
+            .within(self.deadline(), socket.writable(false))
+            .await
+    }
+
+    fn deadline(self) -> Deadline {
+        self.alarm.clock().after(self.most)
     }
 }

@@ -267,6 +267,12 @@ impl Pull {
         fill: Fill,
         first_part: FirstPart<'_>,
     ) -> Result<OpenBlob, PullError> {
+        let whole = |size| 0..size;
+        let first_part: FirstPart<'_> = if fill.is_doubtful() {
+            &whole
+        } else {
+            first_part
+        };
         let kept = fill.kept();
         let named = match &kept {
             Some((size, _)) => Some(*size),

@@ -72,15 +72,22 @@ impl Filler {
 
     /// Asks the registry now, so that a refusal can be told in words, and goes on in the background.
     pub(super) async fn start_after_answer(&self, run: Run) -> Result<(), PullError> {
-        match self.request(&run).await? {
-            FetchedBlob::Inline(body) => {
+        match self.request(&run).await {
+            Ok(FetchedBlob::Inline(body)) => {
                 self.pull
                     .proofs
                     .note_allowed(&self.access, self.digest, body.size);
                 self.start(run, Some(body));
                 Ok(())
             }
-            FetchedBlob::Redirect { .. } => Err(self.malformed("a redirect").into()),
+            Ok(FetchedBlob::Redirect { .. }) => Err(self.malformed("a redirect").into()),
+            Err(error) => {
+                // The others who wait for the same bytes need not find out one by one.
+                if let PullError::Fetch(error @ FetchError::Unreachable { .. }) = &error {
+                    run.fail(FillError::Source(error.to_string()));
+                }
+                Err(error)
+            }
         }
     }
 
@@ -197,9 +204,20 @@ impl Filler {
             let piece = {
                 let receiving = async { stream.next().await.map(|piece| piece.map(<[u8]>::len)) };
                 monoio::select! {
-                    piece = receiving => piece,
-                    () = run.unwanted() => return Stop::Unwanted,
+                    piece = receiving => Some(piece),
+                    () = run.unwanted() => None,
                 }
+            };
+            let Some(piece) = piece else {
+                // Whoever goes on with the file must not meet a write that is still on its way.
+                return match writing {
+                    Some(writing) => match writing.done().await {
+                        Ok((_, Course::Complete)) => Stop::Turn(Course::Complete),
+                        Ok(_) => Stop::Unwanted,
+                        Err(error) => Stop::Failed(error),
+                    },
+                    None => Stop::Unwanted,
+                };
             };
             // One piece is written while the next one comes.
             if let Some(writing) = writing.take() {

@@ -10,12 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use monoio::{
-    buf::IoBufMut as _,
-    io::{AsyncReadRent as _, AsyncWriteRent as _},
-    net::TcpStream,
-    time::timeout,
-};
+use monoio::net::TcpStream;
 
 use super::{
     Edge,
@@ -23,12 +18,12 @@ use super::{
     request_body::{self, BodyError},
 };
 use crate::{
-    api::{Request, Service},
+    api::{Request, Response, Service},
     http::{
         BodyLength, HeadError, MAX_HEAD_SIZE, RequestHead, Version, head_end, looks_like_tls,
         parse_request,
     },
-    net::More,
+    net::{More, Refused, Socket},
     telemetry::{
         access_log::{self, Line},
         metrics::{self, Counter},
@@ -37,47 +32,43 @@ use crate::{
 
 /// Most heads fit; the buffer grows for those that do not.
 const HEAD_BUFFER: usize = 4 << 10;
-/// Enough of a request's first line to see which API it is for.
-const FIRST_LINE: usize = 32;
 /// An unwanted body up to this size is read past; after a larger one the connection ends.
 const MOST_SKIPPED: u64 = 64 << 10;
-/// How long a closing connection is drained, so that the client sees the answer before the reset.
+/// How long a closing connection is read on, and how much: the client should see the answer before a reset.
 const LINGER: Duration = Duration::from_secs(2);
 const MOST_LINGERED: usize = 1 << 20;
 
 /// There are as many connections as there may be.
-pub(super) async fn refuse<S: Service>(edge: &Edge, service: &S, socket: TcpStream) {
+pub(super) async fn refuse<S: Service>(edge: &Edge, service: &S, tcp: TcpStream, peer: SocketAddr) {
+    let Some(mut socket) = open(edge, service, tcp, peer).await else {
+        return;
+    };
     let response = service
         .answer_bad_body(503, "too many connections are open")
-        .field("Retry-After", 1)
-        .closing();
-    let _ = deliver(edge, &socket, Version::Http11, Afterwards::Close, response).await;
+        .field("Retry-After", 1);
+    answer_last(edge, &mut socket, response).await;
     linger(socket).await;
 }
 
-pub(super) async fn run<S: Service>(
-    edge: &Edge,
-    service: &S,
-    mut socket: TcpStream,
-    peer: SocketAddr,
-) {
-    let mut buffer = Vec::with_capacity(HEAD_BUFFER);
+pub(super) async fn run<S: Service>(edge: &Edge, service: &S, tcp: TcpStream, peer: SocketAddr) {
+    let Some(mut socket) = open(edge, service, tcp, peer).await else {
+        return;
+    };
+    let mut buffer = Vec::new();
     loop {
         let head = match read_head(edge, &mut socket, &mut buffer).await {
             Ok(head) => head,
             Err(NoHead::Over) => return,
             Err(NoHead::Slow) => {
-                let response = service
-                    .answer_bad_body(408, "the request's head took too long")
-                    .closing();
-                let _ = deliver(edge, &socket, Version::Http11, Afterwards::Close, response).await;
+                let response = service.answer_bad_body(408, "the request's head took too long");
+                answer_last(edge, &mut socket, response).await;
                 return linger(socket).await;
             }
             Err(NoHead::Malformed(error)) => {
                 metrics::add(Counter::RequestsBad, 1);
                 tracing::debug!(client = %peer.ip(), %error, "a malformed request");
                 let response = service.answer_malformed(&buffer, &error);
-                let _ = deliver(edge, &socket, Version::Http11, Afterwards::Close, response).await;
+                answer_last(edge, &mut socket, response).await;
                 return linger(socket).await;
             }
         };
@@ -88,9 +79,46 @@ pub(super) async fn run<S: Service>(
             Next::Cut => return,
         }
         if buffer.is_empty() && buffer.capacity() > HEAD_BUFFER {
-            buffer = Vec::with_capacity(HEAD_BUFFER);
+            buffer = Vec::new();
         }
     }
+}
+
+/// The connection as the listener speaks: with TLS where there is an identity for it.
+async fn open<S: Service>(
+    edge: &Edge,
+    service: &S,
+    tcp: TcpStream,
+    peer: SocketAddr,
+) -> Option<Socket> {
+    let Some(identity) = &edge.identity else {
+        return Some(Socket::plain(tcp, &edge.clock));
+    };
+    let client = peer.ip().to_canonical();
+    let patience = *edge.options.head_timeout;
+    match Socket::accept_tls(tcp, &edge.clock, identity, patience).await {
+        Ok(socket) => Some(socket),
+        Err(Refused::PlainHttp(mut socket)) => {
+            metrics::add(Counter::RequestsBad, 1);
+            tracing::info!(%client, "plain HTTP on a listener with TLS; the client must use https://");
+            let message = "this is plain HTTP, but HTTPS is spoken here: use https://";
+            answer_last(edge, &mut socket, service.answer_bad_body(400, message)).await;
+            linger(socket).await;
+            None
+        }
+        Err(Refused::Failed(error)) => {
+            metrics::add(Counter::HandshakesFailed, 1);
+            tracing::debug!(%client, %error, "no TLS session with a client");
+            None
+        }
+    }
+}
+
+/// Answers what is no request; the connection ends after it.
+async fn answer_last(edge: &Edge, socket: &mut Socket, response: Response) {
+    let response = response.closing();
+    // Nobody is left to be told if it cannot be sent.
+    let _ = deliver(edge, socket, Version::Http11, Afterwards::Close, response).await;
 }
 
 enum Next {
@@ -103,15 +131,14 @@ enum Next {
 async fn exchange<S: Service>(
     edge: &Edge,
     service: &S,
-    socket: &mut TcpStream,
+    socket: &mut Socket,
     peer: SocketAddr,
     head: RequestHead,
     buffer: &mut Vec<u8>,
 ) -> Next {
-    let started = Instant::now();
     metrics::add(Counter::Requests, 1);
     let (version, method) = (head.version, head.method);
-    let path = access_log::is_on().then(|| head.path().to_owned());
+    let path = access_log::is_on().then(|| (head.path().to_owned(), Instant::now()));
     let agent = path
         .is_some()
         .then(|| head.headers.get("user-agent").map(str::to_owned))
@@ -158,7 +185,7 @@ async fn exchange<S: Service>(
     };
     let status = response.status;
     let delivered = deliver(edge, socket, version, afterwards, response).await;
-    if let Some(path) = path {
+    if let Some((path, started)) = path {
         access_log::write(&Line {
             client: peer.ip().to_canonical(),
             method: method.as_str(),
@@ -205,7 +232,7 @@ enum Received {
 async fn receive_body<S: Service>(
     edge: &Edge,
     service: &S,
-    socket: &mut TcpStream,
+    socket: &mut Socket,
     head: &RequestHead,
     buffer: &mut Vec<u8>,
 ) -> Result<Received, BodyError> {
@@ -247,7 +274,7 @@ enum NoHead {
 /// The next head. What follows it stays in `buffer`; after an error, what there is of it does.
 async fn read_head(
     edge: &Edge,
-    socket: &mut TcpStream,
+    socket: &mut Socket,
     buffer: &mut Vec<u8>,
 ) -> Result<RequestHead, NoHead> {
     let mut searched = 0;
@@ -274,13 +301,13 @@ async fn read_head(
         }
         searched = buffer.len();
         if !buffer.is_empty() && deadline.is_none() {
-            deadline = Some(Instant::now() + *edge.options.head_timeout);
+            deadline = Some(socket.after(*edge.options.head_timeout));
         }
-        let patience = match deadline {
-            Some(deadline) => deadline.saturating_duration_since(Instant::now()),
-            None => *edge.options.idle_timeout,
-        };
-        match receive(socket, buffer, patience).await {
+        if buffer.len() == buffer.capacity() {
+            buffer.reserve(buffer.len().max(HEAD_BUFFER));
+        }
+        let until = deadline.unwrap_or_else(|| socket.after(*edge.options.idle_timeout));
+        match socket.read(buffer, until).await {
             Ok(0) if buffer.is_empty() => return Err(NoHead::Over),
             // The end of the stream within a head: bare line ends show here too.
             Ok(0) => {
@@ -290,7 +317,7 @@ async fn read_head(
                 });
             }
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::TimedOut && !buffer.is_empty() => {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && deadline.is_some() => {
                 return Err(NoHead::Slow);
             }
             Err(_) => return Err(NoHead::Over),
@@ -298,54 +325,9 @@ async fn read_head(
     }
 }
 
-async fn receive(
-    socket: &mut TcpStream,
-    buffer: &mut Vec<u8>,
-    patience: Duration,
-) -> io::Result<usize> {
-    let mut fresh = std::mem::take(buffer);
-    let start = fresh.len();
-    if start == fresh.capacity() {
-        fresh.reserve(start.max(HEAD_BUFFER));
-    }
-    let capacity = fresh.capacity();
-    // After a time-out the buffer is the ring's. What the answer's shape depends on is kept out of it.
-    let kept = fresh
-        .get(..start.min(FIRST_LINE))
-        .unwrap_or_default()
-        .to_vec();
-    let reading = socket.read(fresh.slice_mut(start..capacity));
-    match timeout(patience, reading).await {
-        Ok((result, slice)) => {
-            *buffer = slice.into_inner();
-            result
-        }
-        Err(_) => {
-            *buffer = kept;
-            Err(io::ErrorKind::TimedOut.into())
-        }
-    }
-}
-
-/// Closing with unread bytes in the receive buffer resets the connection, and with it may go the answer that the
-/// client has not read yet. So the sending side closes first, and what still comes is thrown away.
-async fn linger(mut socket: TcpStream) {
-    if socket.shutdown().await.is_err() {
-        return;
-    }
-    let draining = async {
-        let mut drained = 0;
-        let mut buffer = Vec::with_capacity(HEAD_BUFFER);
-        while drained < MOST_LINGERED {
-            let (result, back) = socket.read(buffer).await;
-            buffer = back;
-            match result {
-                Ok(count) if count > 0 => drained += count,
-                _ => return,
-            }
-        }
-    };
-    let _ = timeout(LINGER, draining).await;
+/// The end after an answer, which the client is given the time to read.
+async fn linger(socket: Socket) {
+    socket.close(MOST_LINGERED, LINGER).await;
 }
 
 /// Counts a request in progress: those are waited for at the end.

@@ -2,13 +2,11 @@
 
 use std::io::Write as _;
 
-use monoio::net::TcpStream;
-
 use super::{Edge, date};
 use crate::{
     api::{BodyError, Length, Piece, Response},
     http::Version,
-    net::{More, reset_on_close},
+    net::{More, Socket},
     telemetry::metrics::{self, Counter},
 };
 
@@ -53,7 +51,7 @@ enum Framing {
 
 pub(super) async fn deliver(
     edge: &Edge,
-    socket: &TcpStream,
+    socket: &mut Socket,
     version: Version,
     mut afterwards: Afterwards,
     response: Response,
@@ -148,7 +146,7 @@ pub(super) async fn deliver(
             metrics::add(Counter::ResponsesCut, 1);
             if framing == Framing::UntilClose {
                 // A proper close would make half a body look whole.
-                reset_on_close(socket);
+                socket.reset_on_close();
             }
             Err(Cut { body_bytes, cause })
         }
@@ -162,18 +160,19 @@ fn encode_head(
     afterwards: Afterwards,
 ) -> Vec<u8> {
     let mut head = Vec::with_capacity(512);
-    let _ = write!(
-        head,
-        "HTTP/1.1 {} {}\r\n",
-        response.status,
-        reason(response.status)
-    );
+    head.extend_from_slice(b"HTTP/1.1 ");
+    append_number(&mut head, u64::from(response.status));
+    head.push(b' ');
+    head.extend_from_slice(reason(response.status).as_bytes());
+    head.extend_from_slice(b"\r\n");
     date::append(&mut head);
     head.extend_from_slice(&response.fields);
     match (framing, response.length) {
         (Framing::Chunked, _) => head.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
         (_, Length::Known(size)) => {
-            let _ = write!(head, "Content-Length: {size}\r\n");
+            head.extend_from_slice(b"Content-Length: ");
+            append_number(&mut head, size);
+            head.extend_from_slice(b"\r\n");
         }
         _ => {}
     }
@@ -186,6 +185,21 @@ fn encode_head(
     }
     head.extend_from_slice(b"\r\n");
     head
+}
+
+/// In decimal, without the machinery of formatting: each answer has two.
+fn append_number(text: &mut Vec<u8>, number: u64) {
+    let start = text.len();
+    let mut rest = number;
+    loop {
+        let digit = u8::try_from(rest % 10).unwrap_or_default();
+        text.push(b'0' + digit);
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    text.get_mut(start..).unwrap_or_default().reverse();
 }
 
 const fn reason(status: u16) -> &'static str {
@@ -216,5 +230,19 @@ const fn reason(status: u16) -> &'static str {
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_as_everybody_writes_them() {
+        for number in [0, 1, 9, 10, 200, 65_536, 1_000_000, u64::MAX] {
+            let mut text = b"x".to_vec();
+            append_number(&mut text, number);
+            assert_eq!(text, format!("x{number}").as_bytes());
+        }
     }
 }

@@ -8,6 +8,7 @@ mod request_body;
 use std::{
     cell::Cell,
     net::SocketAddr,
+    path::PathBuf,
     rc::Rc,
     sync::{
         Arc,
@@ -21,8 +22,8 @@ use serde::Deserialize;
 
 use crate::{
     api::Service,
-    blocking::{Pool, without_panic},
-    net::{Listener, Transfer},
+    blocking::without_panic,
+    net::{Clock, Identity, IdentityError, Listener, Transfer},
     telemetry::metrics::{self, Counter},
     units::{ByteSize, HumanDuration},
 };
@@ -35,7 +36,10 @@ pub struct Options {
     pub addresses: Vec<SocketAddr>,
     /// Where `/livez`, `/readyz` and `/metrics` listen; keep it off the public network: `"127.0.0.1:5001"`.
     pub admin: SocketAddr,
-    /// From the first byte of a request to the end of its head: `"10s"`.
+    /// Certificate and key, in PEM: `{ cert_file = "tidegate.crt", key_file = "tidegate.key" }`. Without them the
+    /// registry and the API speak plain HTTP; `admin` always does.
+    pub tls: Option<TlsOptions>,
+    /// From the first byte of a request to the end of its head, and for a whole TLS handshake: `"10s"`.
     pub head_timeout: HumanDuration,
     /// How long a connection may wait for its next request: `"75s"`.
     pub idle_timeout: HumanDuration,
@@ -49,11 +53,28 @@ pub struct Options {
     pub shutdown_grace: HumanDuration,
 }
 
+/// `[listener] tls`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsOptions {
+    /// The server's certificate first, then those that lead to a root.
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+}
+
+impl TlsOptions {
+    /// Blocks: for the start.
+    pub fn load(&self) -> Result<Identity, IdentityError> {
+        Identity::load(&self.cert_file, &self.key_file)
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
             addresses: vec![SocketAddr::from(([127, 0, 0, 1], 5000))],
             admin: SocketAddr::from(([127, 0, 0, 1], 5001)),
+            tls: None,
             head_timeout: HumanDuration::seconds(10),
             idle_timeout: HumanDuration::seconds(75),
             send_timeout: HumanDuration::seconds(60),
@@ -97,7 +118,10 @@ impl Load {
 /// One core's edge.
 pub struct Edge {
     options: Options,
+    /// Of a listener with TLS.
+    identity: Option<Arc<Identity>>,
     transfer: Rc<Transfer>,
+    clock: Rc<Clock>,
     load: Arc<Load>,
     /// Connections in the middle of a request.
     busy: Cell<usize>,
@@ -105,10 +129,17 @@ pub struct Edge {
 }
 
 impl Edge {
-    pub fn new(options: Options, load: Arc<Load>, pool: Arc<Pool>) -> Rc<Self> {
+    pub fn new(
+        options: Options,
+        identity: Option<Arc<Identity>>,
+        load: Arc<Load>,
+        transfer: Rc<Transfer>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             options,
-            transfer: Transfer::new(pool),
+            identity,
+            transfer,
+            clock: Clock::start(),
             load,
             busy: Cell::new(0),
             is_stopping: Cell::new(false),
@@ -132,8 +163,11 @@ impl Edge {
                     metrics::add(Counter::ConnectionsRefused, 1);
                     // So many at once that even telling them would cost too much.
                     if edge.load.connections() <= most.saturating_add(MOST_REFUSED) {
-                        without_panic("a connection", connection::refuse(&edge, &*service, socket))
-                            .await;
+                        without_panic(
+                            "a connection",
+                            connection::refuse(&edge, &*service, socket, peer),
+                        )
+                        .await;
                     }
                     return;
                 }

@@ -8,10 +8,11 @@ use std::{
 
 use bytes::Bytes;
 
-use monoio::{io::AsyncReadRent as _, net::TcpStream, time::timeout};
-
 use super::Load;
-use crate::http::{BodyLength, ChunkDecoder};
+use crate::{
+    http::{BodyLength, ChunkDecoder},
+    net::Socket,
+};
 
 /// For a whole body: the largest takes as long at 70 KiB/s.
 const LONGEST: Duration = Duration::from_secs(300);
@@ -73,7 +74,7 @@ impl AsRef<[u8]> for Counted {
 
 /// Reads the whole body. `buffer` holds what came after the head; what follows the body stays in it.
 pub(super) async fn read(
-    socket: &mut TcpStream,
+    socket: &mut Socket,
     buffer: &mut Vec<u8>,
     length: BodyLength,
     limit: u64,
@@ -144,17 +145,10 @@ fn take_chunks(
     Ok(())
 }
 
-async fn receive(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<(), BodyError> {
-    let mut fresh = std::mem::take(buffer);
-    let start = fresh.len();
-    fresh.reserve(READ_SIZE);
-    let capacity = fresh.capacity();
-    let reading = socket.read(monoio::buf::IoBufMut::slice_mut(fresh, start..capacity));
-    let (result, slice) = timeout(PATIENCE, reading)
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
-    *buffer = slice.into_inner();
-    match result? {
+async fn receive(socket: &mut Socket, buffer: &mut Vec<u8>) -> Result<(), BodyError> {
+    buffer.reserve(READ_SIZE);
+    let deadline = socket.after(PATIENCE);
+    match socket.read(buffer, deadline).await? {
         0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
         _ => Ok(()),
     }

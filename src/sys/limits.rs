@@ -1,5 +1,7 @@
 //! What the system allows the process.
 
+use std::fs;
+
 use super::checked;
 
 /// Raises the soft limit of open files to the hard one, and returns it: each connection and each open blob is one,
@@ -23,4 +25,11 @@ pub fn raise_open_files() -> u64 {
     } else {
         soft
     }
+}
+
+/// How many pages all pipes of this user may hold before new ones are made too small to be of use; `None` if there is
+/// no such limit. Root and those with CAP_SYS_RESOURCE are exempt from it, which is of no matter here.
+pub fn pipe_pages() -> Option<usize> {
+    let text = fs::read_to_string("/proc/sys/fs/pipe-user-pages-soft").ok()?;
+    text.trim().parse().ok().filter(|&pages| pages > 0)
 }

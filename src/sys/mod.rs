@@ -19,12 +19,13 @@ pub use background::{forget, lower_priority};
 pub use clock::coarse_seconds;
 pub use file::{is_cached, preallocate, read_if_cached};
 pub use file_system::FileSystem;
-pub use limits::raise_open_files;
+pub use limits::{pipe_pages, raise_open_files};
 pub use mapped::MappedWords;
 pub use mmap::FileWindow;
 pub use signals::Signals;
 pub use socket::{
-    Liveness, More, accept_waiting, liveness, prepare_accepted, reset_on_close, send,
+    Liveness, More, accept_waiting, bound_unsent, liveness, peek, prepare_accepted, receive,
+    receive_more, reset_on_close, send, send_pieces,
 };
 pub use splice::{Pipe, Sent, send_file};
 

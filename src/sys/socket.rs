@@ -1,7 +1,7 @@
 //! Non-blocking calls on sockets whose waiting is done elsewhere.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     net::TcpStream,
     os::fd::{AsRawFd, FromRawFd},
 };
@@ -25,21 +25,102 @@ pub enum Liveness {
 
 /// Sends what the socket takes now.
 pub fn send(socket: &impl AsRawFd, bytes: &[u8], more: More) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT
-        | libc::MSG_NOSIGNAL
-        | match more {
-            More::Follows => libc::MSG_MORE,
-            More::Ends => 0,
-        };
     // SAFETY: the pointer and length are those of `bytes`, which outlives the call.
     checked(unsafe {
         libc::send(
             socket.as_raw_fd(),
             bytes.as_ptr().cast(),
             bytes.len(),
-            flags,
+            send_flags(more),
         )
     })
+}
+
+/// The same of several pieces in one call.
+pub fn send_pieces(socket: &impl AsRawFd, pieces: &[IoSlice<'_>], more: More) -> io::Result<usize> {
+    let message = libc::msghdr {
+        msg_name: std::ptr::null_mut(),
+        msg_namelen: 0,
+        // An `IoSlice` has the shape of an `iovec`, which std guarantees; `sendmsg` only reads what it points to.
+        msg_iov: pieces.as_ptr().cast_mut().cast(),
+        msg_iovlen: pieces.len(),
+        msg_control: std::ptr::null_mut(),
+        msg_controllen: 0,
+        msg_flags: 0,
+    };
+    // SAFETY: the message names `pieces`, which outlive the call, and neither an address nor control data.
+    checked(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, send_flags(more)) })
+}
+
+const fn send_flags(more: More) -> libc::c_int {
+    libc::MSG_DONTWAIT
+        | libc::MSG_NOSIGNAL
+        | match more {
+            More::Follows => libc::MSG_MORE,
+            More::Ends => 0,
+        }
+}
+
+/// Receives what is there now into `buffer`; 0 is the end.
+pub fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and length are those of `buffer`, which is writable and outlives the call.
+    checked(unsafe {
+        libc::recv(
+            socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            libc::MSG_DONTWAIT,
+        )
+    })
+}
+
+/// The same, behind what `buffer` holds, up to its capacity.
+pub fn receive_more(socket: &impl AsRawFd, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    let free = buffer.spare_capacity_mut();
+    // SAFETY: the pointer and length are those of the vector's own free memory, which outlives the call.
+    let answer = unsafe {
+        libc::recv(
+            socket.as_raw_fd(),
+            free.as_mut_ptr().cast(),
+            free.len(),
+            libc::MSG_DONTWAIT,
+        )
+    };
+    let count = checked(answer)?;
+    // SAFETY: `recv` has written `count` bytes behind the old length, and no more than were free.
+    unsafe { buffer.set_len(buffer.len() + count) };
+    Ok(count)
+}
+
+/// Looks at what would be received, and leaves it there.
+pub fn peek(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and length are those of `buffer`, which is writable and outlives the call.
+    checked(unsafe {
+        libc::recv(
+            socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            libc::MSG_DONTWAIT | libc::MSG_PEEK,
+        )
+    })
+}
+
+/// The socket counts as writable only while less than `size` bytes wait in it unsent: what a client that reads slowly
+/// costs the kernel. What is on its way does not count, so that a fast one is as fast.
+pub fn bound_unsent(socket: &impl AsRawFd, size: libc::c_int) -> io::Result<()> {
+    const SIZE: libc::socklen_t = 4;
+    const { assert!(size_of::<libc::c_int>() == 4) };
+    // SAFETY: the option reads one int, whose size is given.
+    checked(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_NOTSENT_LOWAT,
+            (&raw const size).cast(),
+            SIZE,
+        )
+    } as isize)?;
+    Ok(())
 }
 
 /// Looks at a connection that should have nothing to say.

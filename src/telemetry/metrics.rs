@@ -22,6 +22,7 @@ macro_rules! counters {
 counters! {
     ConnectionsAccepted "tidegate_connections_accepted_total" "Connections accepted from clients.";
     ConnectionsRefused "tidegate_connections_refused_total" "Connections refused because max_connections were open.";
+    HandshakesFailed "tidegate_tls_handshakes_failed_total" "Clients that got no TLS session.";
     Panics "tidegate_panics_total" "Connections and fills lost to a bug of ours.";
     Requests "tidegate_requests_total" "Requests answered.";
     RequestsBad "tidegate_requests_malformed_total" "Requests refused because they were not proper HTTP.";

@@ -45,7 +45,24 @@ pub enum FetchError {
     #[error("{registry} sent {problem}")]
     Malformed { registry: Registry, problem: String },
     #[error("tidegate is busy: {0}")]
-    Busy(#[from] PoolError),
+    Busy(Busy),
+}
+
+/// What there is not enough of just now.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Busy {
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    #[error(
+        "all {count} connections that a core may have to the host of {registry} are in use (upstream.max_connections_per_host)"
+    )]
+    Crowded { registry: Registry, count: usize },
+}
+
+impl From<PoolError> for FetchError {
+    fn from(error: PoolError) -> Self {
+        Self::Busy(error.into())
+    }
 }
 
 /// The code and text of a registry's own error body, as far as there was one.

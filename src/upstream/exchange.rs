@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Options;
+use super::{
+    Options,
+    crowd::{Crowd, Seat},
+};
 use crate::{
     http::{
         BodyLength, ChunkDecoder, MAX_HEAD_SIZE, Method, Origin, ResponseHead, Scheme, Url,
@@ -43,6 +46,8 @@ pub enum ExchangeError {
     Silent(Duration),
     #[error("an answer that is not HTTP: {0}")]
     Malformed(String),
+    #[error("all {0} connections to its host are in use")]
+    Crowded(usize),
 }
 
 /// How an origin is reached.
@@ -71,6 +76,7 @@ pub struct Exchange {
     dialer: Dialer,
     options: Options,
     idle: RefCell<HashMap<Place, Vec<Idle>>>,
+    crowd: Crowd<Place>,
 }
 
 /// Connections are shared by all that reach the same place by the same rules.
@@ -90,6 +96,7 @@ impl Exchange {
     pub fn new(dialer: Dialer, options: Options) -> Rc<Self> {
         Rc::new(Self {
             dialer,
+            crowd: Crowd::new(options.max_connections_per_host),
             options,
             idle: RefCell::default(),
         })
@@ -105,14 +112,23 @@ impl Exchange {
             addresses: way.addresses,
             trust: way.trust.identity(),
         };
+        let seat = self
+            .crowd
+            .enter(&place, *self.options.connect_timeout)
+            .await
+            .map_err(|_| ExchangeError::Crowded(self.options.max_connections_per_host))?;
         metrics::add(Counter::UpstreamRequests, 1);
         // The other side may close an idle connection just as we use it. That says nothing about the request,
         // which is then sent once more on a new one.
-        if let Some(stream) = self.take_idle(&place) {
-            match self.attempt(stream, request, &place).await {
-                Err(ExchangeError::Broken(error)) if error.kind() != io::ErrorKind::TimedOut => {}
-                settled => return settled,
-            }
+        let kept = match self.take_idle(&place) {
+            Some(stream) => self.attempt(stream, request).await.map(Some),
+            None => Ok(None),
+        };
+        match kept {
+            Ok(None) => {}
+            Ok(Some(answer)) => return Ok(self.respond(answer, place, seat)),
+            Err(ExchangeError::Broken(error)) if error.kind() != io::ErrorKind::TimedOut => {}
+            Err(error) => return Err(error),
         }
         let Origin { scheme, host, port } = &place.origin;
         let trust = (*scheme == Scheme::Https).then_some(&way.trust);
@@ -120,15 +136,15 @@ impl Exchange {
             .dialer
             .connect(host, *port, way.addresses, trust)
             .await?;
-        self.attempt(stream, request, &place).await
+        let answer = self.attempt(stream, request).await?;
+        Ok(self.respond(answer, place, seat))
     }
 
     async fn attempt(
-        self: &Rc<Self>,
+        &self,
         mut stream: Stream,
         request: &Request<'_>,
-        place: &Place,
-    ) -> Result<Response, ExchangeError> {
+    ) -> Result<Answer, ExchangeError> {
         let patience = *self.options.response_timeout;
         stream.write_all(request.encode(), patience).await?;
         let deadline = Instant::now() + patience;
@@ -177,27 +193,40 @@ impl Exchange {
                 }
                 continue;
             }
-            let remaining = match head.body {
-                BodyLength::Empty => Remaining::Bytes(0),
-                BodyLength::Exactly(size) => Remaining::Bytes(size),
-                BodyLength::Chunked => Remaining::Chunks(ChunkDecoder::new()),
-                BodyLength::UntilClose => Remaining::UntilClose,
-            };
-            let keep_alive = head.keep_alive;
-            let body = Body {
-                connection: Some(Connection {
-                    stream,
-                    place: place.clone(),
-                    exchange: Rc::clone(self),
-                }),
-                remaining,
-                keep_alive,
+            return Ok(Answer {
+                head,
                 fresh: buffer,
-                piece: Vec::new(),
-                patience: *self.options.body_timeout,
-            };
-            return Ok(Response { head, body });
+                stream,
+            });
         }
+    }
+
+    fn respond(self: &Rc<Self>, answer: Answer, place: Place, seat: Seat) -> Response {
+        let Answer {
+            head,
+            fresh,
+            stream,
+        } = answer;
+        let remaining = match head.body {
+            BodyLength::Empty => Remaining::Bytes(0),
+            BodyLength::Exactly(size) => Remaining::Bytes(size),
+            BodyLength::Chunked => Remaining::Chunks(ChunkDecoder::new()),
+            BodyLength::UntilClose => Remaining::UntilClose,
+        };
+        let body = Body {
+            connection: Some(Connection {
+                stream,
+                place,
+                exchange: Rc::clone(self),
+                _seat: seat,
+            }),
+            remaining,
+            keep_alive: head.keep_alive,
+            fresh,
+            piece: Vec::new(),
+            patience: *self.options.body_timeout,
+        };
+        Response { head, body }
     }
 
     fn take_idle(&self, place: &Place) -> Option<Stream> {
@@ -236,6 +265,7 @@ impl Exchange {
             kept.retain(|connection| connection.since.elapsed() < patience);
             !kept.is_empty()
         });
+        self.crowd.forget_empty();
     }
 }
 
@@ -271,10 +301,18 @@ impl Request<'_> {
     }
 }
 
+/// A head, and what came with it.
+struct Answer {
+    head: ResponseHead,
+    fresh: Vec<u8>,
+    stream: Stream,
+}
+
 struct Connection {
     stream: Stream,
     place: Place,
     exchange: Rc<Exchange>,
+    _seat: Seat,
 }
 
 enum Remaining {
@@ -420,6 +458,7 @@ impl Body {
             stream,
             place,
             exchange,
+            _seat,
         }) = self.connection.take()
             && self.keep_alive
             && self.fresh.is_empty()

@@ -1,6 +1,7 @@
 //! Whom we ask: registries, over HTTP/1.1.
 
 mod auth;
+mod crowd;
 mod endpoint;
 mod error;
 mod exchange;
@@ -10,7 +11,7 @@ mod token;
 
 pub use auth::{Authorizer, Login};
 pub use endpoint::{Endpoint, EndpointError, Endpoints, Redirects, RegistryOptions};
-pub use error::{FetchError, Said};
+pub use error::{Busy, FetchError, Said};
 pub use exchange::{Body, Exchange};
 pub use fetch::{
     BlobBody, BlobHead, FetchedBlob, FetchedManifest, List, ManifestHead, Source, Upstream,
@@ -33,6 +34,9 @@ pub struct Options {
     pub body_timeout: HumanDuration,
     /// How long a connection is kept for the next request: `"30s"`.
     pub idle_timeout: HumanDuration,
+    /// Connections to one host that a core may have in use; a request beyond them waits for one, up to
+    /// `connect_timeout`, and is then answered 503: `64`.
+    pub max_connections_per_host: usize,
     /// How often a request is tried again after a broken connection, 429 or 5xx: `2`.
     pub retry_count: u32,
 }
@@ -44,6 +48,8 @@ impl Default for Options {
             response_timeout: HumanDuration::seconds(25),
             body_timeout: HumanDuration::seconds(30),
             idle_timeout: HumanDuration::seconds(30),
+            // A guess: ten pulls at once, with the layers that runtimes fetch in parallel.
+            max_connections_per_host: 64,
             retry_count: 2,
         }
     }

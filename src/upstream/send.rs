@@ -9,7 +9,7 @@ use std::{
 use super::{
     auth::Authorization,
     endpoint::Endpoint,
-    error::{FetchError, Said},
+    error::{Busy, FetchError, Said},
     exchange::{ExchangeError, Request, Response},
     fetch::{Source, Upstream},
 };
@@ -265,8 +265,9 @@ impl Problem {
                 ),
                 registry,
             },
-            Self::Exchange(ExchangeError::Connect(ConnectError::Busy(error))) => {
-                FetchError::Busy(error)
+            Self::Exchange(ExchangeError::Connect(ConnectError::Busy(error))) => error.into(),
+            Self::Exchange(ExchangeError::Crowded(count)) => {
+                FetchError::Busy(Busy::Crowded { registry, count })
             }
             Self::Exchange(ExchangeError::Malformed(problem)) => {
                 FetchError::Malformed { registry, problem }
@@ -284,7 +285,10 @@ fn is_passing(error: &ExchangeError) -> bool {
     match error {
         ExchangeError::Broken(_) => true,
         ExchangeError::Connect(ConnectError::Refused { .. }) => true,
-        ExchangeError::Connect(_) | ExchangeError::Silent(_) | ExchangeError::Malformed(_) => false,
+        ExchangeError::Connect(_)
+        | ExchangeError::Silent(_)
+        | ExchangeError::Malformed(_)
+        | ExchangeError::Crowded(_) => false,
     }
 }
 

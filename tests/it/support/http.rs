@@ -4,8 +4,11 @@ use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
     ops::Range,
+    sync::Arc,
     time::Duration,
 };
+
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, StreamOwned, pki_types::ServerName};
 
 use super::content::Hash;
 
@@ -194,8 +197,36 @@ enum ChunkState {
     Done,
 }
 
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref(),
+        }
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(tcp) => tcp.read(into),
+            Self::Tls(tls) => tls.read(into),
+        }
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Plain(tcp) => tcp.write_all(bytes),
+            Self::Tls(tls) => tls.write_all(bytes).and_then(|()| tls.flush()),
+        }
+    }
+}
+
 pub struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     /// Received, not yet taken: `buffer[taken..]`.
     buffer: Vec<u8>,
     taken: usize,
@@ -212,10 +243,48 @@ impl Connection {
             .set_write_timeout(Some(PATIENCE))
             .expect("a timeout can be set");
         Self {
-            stream,
+            stream: Stream::Plain(stream),
             buffer: Vec::new(),
             taken: 0,
         }
+    }
+
+    /// The same through TLS, with the address as the server's name. The error is the handshake's.
+    pub fn open_tls(address: SocketAddr, config: &Arc<ClientConfig>) -> io::Result<Self> {
+        let plain = Self::open(address);
+        let Stream::Plain(mut tcp) = plain.stream else {
+            unreachable!("it was opened without TLS");
+        };
+        let name = ServerName::from(address.ip());
+        let mut session =
+            ClientConnection::new(Arc::clone(config), name).map_err(io::Error::other)?;
+        while session.is_handshaking() {
+            session.complete_io(&mut tcp)?;
+        }
+        Ok(Self {
+            stream: Stream::Tls(Box::new(StreamOwned::new(session, tcp))),
+            ..plain
+        })
+    }
+
+    /// The certificate that the server showed.
+    pub fn certificate(&self) -> Vec<u8> {
+        let Stream::Tls(tls) = &self.stream else {
+            panic!("a connection without TLS");
+        };
+        let shown = tls.conn.peer_certificates().expect("a certificate");
+        shown[0].to_vec()
+    }
+
+    pub fn alpn(&self) -> Option<&[u8]> {
+        match &self.stream {
+            Stream::Plain(_) => None,
+            Stream::Tls(tls) => tls.conn.alpn_protocol(),
+        }
+    }
+
+    pub fn is_resumed(&self) -> bool {
+        matches!(&self.stream, Stream::Tls(tls) if tls.conn.handshake_kind() == Some(HandshakeKind::Resumed))
     }
 
     /// Sends bytes as they are. The peer may have closed already, having seen enough: what it said is read later.
@@ -224,7 +293,7 @@ impl Connection {
     }
 
     pub fn finish_sending(&self) {
-        let _ = self.stream.shutdown(Shutdown::Write);
+        let _ = self.stream.tcp().shutdown(Shutdown::Write);
     }
 
     pub fn request(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) {
@@ -233,7 +302,7 @@ impl Connection {
             .iter()
             .any(|(name, _)| name.eq_ignore_ascii_case("host"))
         {
-            let address = self.stream.peer_addr().expect("a connected socket");
+            let address = self.stream.tcp().peer_addr().expect("a connected socket");
             head.push_str(&format!("Host: {address}\r\n"));
         }
         for (name, value) in headers {
@@ -511,5 +580,7 @@ fn is_reset(error: &io::Error) -> bool {
         io::ErrorKind::ConnectionReset
             | io::ErrorKind::BrokenPipe
             | io::ErrorKind::ConnectionAborted
+            // A TLS session that ended without a word.
+            | io::ErrorKind::UnexpectedEof
     )
 }

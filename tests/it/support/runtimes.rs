@@ -11,8 +11,18 @@ use super::{
 
 /// Copies with skopeo into a folder and returns the digest of everything that arrived there, manifest first.
 pub fn skopeo_copy(target: &str) -> Vec<String> {
+    skopeo_copy_with(target, &["--src-tls-verify=false"])
+}
+
+/// The same over TLS, trusting the certificates (`*.crt`) in a folder.
+pub fn skopeo_copy_trusting(target: &str, certificates: &Path) -> Vec<String> {
+    let folder = certificates.to_str().expect("a path in UTF-8");
+    skopeo_copy_with(target, &["--src-tls-verify=true", "--src-cert-dir", folder])
+}
+
+fn skopeo_copy_with(target: &str, tls: &[&str]) -> Vec<String> {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    run(&mut skopeo(target, folder.path()));
+    run(&mut skopeo(target, folder.path(), tls));
     let mut digests = vec![file_digest(&folder.path().join("manifest.json"))];
     for entry in fs::read_dir(folder.path()).expect("a readable folder") {
         let path = entry.expect("a readable folder").path();
@@ -27,17 +37,22 @@ pub fn skopeo_copy(target: &str) -> Vec<String> {
 /// What skopeo says when it cannot.
 pub fn skopeo_refusal(target: &str) -> String {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let output = output(&mut skopeo(target, folder.path()));
+    let output = output(&mut skopeo(
+        target,
+        folder.path(),
+        &["--src-tls-verify=false"],
+    ));
     assert!(!output.status.success(), "{target} was not refused");
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn skopeo(target: &str, folder: &Path) -> Command {
+fn skopeo(target: &str, folder: &Path, tls: &[&str]) -> Command {
     let mut skopeo = command("skopeo");
     skopeo
         .args(["--insecure-policy", "--tmpdir"])
         .arg(folder)
-        .args(["copy", "--src-no-creds", "--src-tls-verify=false"])
+        .args(["copy", "--src-no-creds"])
+        .args(tls)
         .arg(format!("docker://{target}"))
         .arg(format!("dir:{}", folder.display()));
     skopeo

@@ -150,7 +150,11 @@ impl Setup {
 
     fn command(&self, home: &Path, port: u16) -> Command {
         let config = home.join("tidegate.toml");
-        let mut text = format!("url = \"http://127.0.0.1:{port}\"\n{}", self.top);
+        let scheme = match self.sections.contains("tls = {") {
+            true => "https",
+            false => "http",
+        };
+        let mut text = format!("url = \"{scheme}://127.0.0.1:{port}\"\n{}", self.top);
         if let Some(directory) = &self.directory {
             fs::write(home.join("directory.toml"), directory).expect("a writable folder");
             text.push_str("[directory]\nfile = \"directory.toml\"\n");
@@ -403,6 +407,19 @@ impl Tidegate {
 
     pub fn signal(&self, signal: &str) {
         self.process.signal(signal);
+    }
+
+    /// Bytes of its own memory, without what it maps of files.
+    pub fn anonymous_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))
+            .expect("it is running");
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"))
+            .and_then(|value| value.trim().strip_suffix("kB"))
+            .and_then(|value| value.trim().parse::<u64>().ok())
+            .unwrap_or_else(|| panic!("no RssAnon in {status}"));
+        kib * 1024
     }
 
     pub fn kill(&mut self) {
