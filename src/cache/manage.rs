@@ -97,6 +97,7 @@ impl FolderId {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Checked {
     pub count: u64,
+    /// What they occupy.
     #[serde(rename = "size")]
     pub bytes: u64,
     pub damaged: Vec<Damaged>,
@@ -219,7 +220,7 @@ impl Cache {
                 continue;
             };
             checked.count += 1;
-            checked.bytes += entry.size;
+            checked.bytes += on_disk(entry.size);
             let (place, size) = (entry.place, entry.size);
             let verdict = match intent {
                 Intent::Do => self.0.store.verify_place(&key, place, size),

@@ -258,10 +258,13 @@ impl Store {
             pool,
         });
         if condition == Condition::New {
+            // With nothing to list, all that is waited for is a busy disk, and the first blobs would not be cached.
+            let is_patient = opening == Opening::Visit || registries.is_empty();
             let done = stock::begin(Weak::clone(&store.own), registries)?;
-            match opening {
-                Opening::Serve => drop(done.recv_timeout(STOCK_PATIENCE)),
-                Opening::Visit => drop(done.recv()),
+            if is_patient {
+                let _ = done.recv();
+            } else {
+                let _ = done.recv_timeout(STOCK_PATIENCE);
             }
         } else {
             store.count_pinned();

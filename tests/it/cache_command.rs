@@ -23,9 +23,9 @@ enum Server {
 
 const EITHER: [Server; 2] = [Server::Running, Server::Stopped];
 
-/// Three blobs, all in the cache.
+/// Three blobs, all in the cache. What is wrong with them is found by the command, or by nobody.
 fn filled(server: Server) -> (Scene, Vec<Blob>) {
-    let scene = Scene::new();
+    let scene = Scene::with(Setup::new().section("[cache]\nscrub_interval = \"0s\""));
     let blobs: Vec<_> = (0..)
         .zip([1000, 70_000, 3 * MIB])
         .map(|(seed, size)| scene.layer(seed, size))

@@ -6,14 +6,15 @@ use crate::support::{
     http::End,
     programs::wait_until,
     scene::{Blob, Scene},
-    tidegate::files_below,
+    tidegate::{Setup, files_below},
 };
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 9 * MIB;
 
+/// Scrubbing would find the damage before those who are to find it here.
 fn stored(seed: u64) -> (Scene, Blob) {
-    let scene = Scene::new();
+    let scene = Scene::with(Setup::new().section("[cache]\nscrub_interval = \"0s\""));
     let blob = scene.layer(seed, SIZE);
     scene.assert_arrives(&blob, "the first pull");
     scene.tidegate.wait_until_stored(&blob.digest);

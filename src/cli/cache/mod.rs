@@ -39,8 +39,8 @@ Examples:
   tidegate cache du
   tidegate cache du -o json | jq '.used / .max_size'
 
--o json is {directory, max_size, used, blobs, count, pinned, reserved, partials: {count, size}, free, registries:
-[{registry, count, size}], complete}, all in bytes on disk. `reserved` is what downloads hold, `partials` those that
+-o json is {directory, folder_id, max_size, used, blobs, count, pinned, reserved, partials: {count, size}, free, registries:
+[{registry, count, size}], complete}, sizes in bytes on disk. `reserved` is what downloads hold, `partials` those that
 stopped half-way and are part of it; `complete` is false while a server still lists its files after a power failure.";
 
 const VERIFY_EXAMPLES: &str = "\
