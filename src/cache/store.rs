@@ -51,6 +51,8 @@ use crate::{
 const STOCK_PATIENCE: Duration = Duration::from_millis(100);
 /// A full disk costs this part of the cache: enough for a few fills, little enough to be fetched again.
 const FULL_DISK_PART: u64 = 32;
+/// Seconds between two such removals: all fills meet a full disk at once, and one of them may speak for all.
+const FULL_DISK_PAUSE: u64 = 10;
 /// A name found to have changed hands while its file was opened is looked up again, for as long as this.
 const MOST_LOOKS: usize = 8;
 
@@ -68,6 +70,7 @@ pub(super) struct Store {
     low: u64,
     is_taking_stock: AtomicBool,
     is_evicting: AtomicBool,
+    last_full_disk: AtomicU64,
     pub(super) stop: Arc<Stop>,
     pool: Arc<Pool>,
     own: Weak<Self>,
@@ -185,6 +188,7 @@ impl Store {
             low: options.low_watermark.of(max).min(high),
             is_taking_stock: AtomicBool::new(condition == Condition::New),
             is_evicting: AtomicBool::new(false),
+            last_full_disk: AtomicU64::new(0),
             stop: Arc::default(),
             own: own.clone(),
             on_damage: Mutex::default(),
@@ -421,15 +425,15 @@ impl Store {
     /// The disk was full although bytes were reserved: somebody else fills it.
     pub(super) fn note_full_disk(&self) {
         metrics::add(Counter::FullDisks, 1);
-        tracing::warn!("the cache's disk is full; blobs are removed to make room");
-        let target = self
-            .budget
-            .used()
-            .saturating_sub(self.budget.max() / FULL_DISK_PART)
-            .min(self.low);
-        self.evict_until(|store| {
-            store.budget.used() <= target && store.floor.shortfall(0).is_none()
-        });
+        let now = coarse_seconds();
+        let last = self.last_full_disk.swap(now, Ordering::Relaxed);
+        if now.saturating_sub(last) < FULL_DISK_PAUSE {
+            return;
+        }
+        tracing::warn!("the cache's disk is full; some blobs are removed");
+        let used = self.budget.used();
+        let target = used.saturating_sub(self.budget.max() / FULL_DISK_PART);
+        self.evict_until(|store| store.budget.used() <= target);
     }
 
     fn may_reserve(&self, bytes: u64) -> bool {

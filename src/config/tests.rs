@@ -57,7 +57,10 @@ fn the_example_shows_the_defaults() {
         shown.cache.directory.take(),
         Some("/var/cache/tidegate".into())
     );
-    assert_eq!(shown.cache.min_free.take(), Some(crate::units::ByteSize::gib(1)));
+    assert_eq!(
+        shown.cache.min_free.take(),
+        Some(crate::units::ByteSize::gib(1))
+    );
     assert_eq!(shown.directory.file.take(), Some("directory.toml".into()));
     let names: Vec<String> = std::mem::take(&mut shown.registry).into_keys().collect();
     assert_eq!(names, ["docker.io", "quay.io", "registry.example.com:5000"]);
@@ -204,7 +207,10 @@ fn broken_rules_are_named_with_their_lines() {
             "[cache]\nhigh_watermark = \"80%\"\nlow_watermark = \"81%\"",
             ":3: cache.low_watermark: is above high_watermark, 80%",
         ),
-        ("[cache]\nlow_watermark = 0.9", ":2: cache.low_watermark: "),
+        (
+            "[cache]\nlow_watermark = 0.9",
+            ":2: cache.low_watermark: expected a share with a percent sign, as in \"95%\", found a decimal number",
+        ),
         (
             "[cache]\nscrub_interval = \"4000days\"",
             ":2: cache.scrub_interval: is more than 3650 days",
