@@ -48,7 +48,7 @@ fn lines_about_the_disk(tidegate: &Tidegate) -> usize {
 
 #[test]
 fn a_full_disk_fails_no_pull() {
-    let Some(disk) = SmallDisk::mount("8m") else {
+    let Some(disk) = SmallDisk::mount("11m") else {
         return;
     };
     let liar = Liar::open();
