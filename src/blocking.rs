@@ -36,6 +36,8 @@ pub enum Errand {
     Hash,
     /// Bytes of what is being filled, into the page cache; a disk that cannot keep up makes the writer wait.
     Write,
+    /// What an operator asks of the cache, which may go through all of it.
+    Upkeep,
 }
 
 struct Lane {
@@ -47,7 +49,7 @@ struct Lane {
 }
 
 // Threads and queues are guesses on the generous side: a thread that waits costs a stack, an errand its closure.
-const LANES: [Lane; 8] = [
+const LANES: [Lane; 9] = [
     Lane {
         errand: Errand::Names,
         name: "names",
@@ -96,6 +98,12 @@ const LANES: [Lane; 8] = [
         name: "write",
         threads: 4,
         queue: 8192,
+    },
+    Lane {
+        errand: Errand::Upkeep,
+        name: "upkeep",
+        threads: 2,
+        queue: 16,
     },
 ];
 

@@ -2,8 +2,10 @@
 //! they speak HTTP and know no upstream. A request is routed (a pure parse), then authorized, then told
 //! as a story by `pull`; the answer goes back as a value, and `server` sends it.
 
+mod admin;
 mod authorize;
 mod basic_auth;
+mod cache_upkeep;
 mod container;
 mod error_response;
 mod registry;
@@ -12,8 +14,9 @@ pub mod route;
 mod status;
 mod submission;
 
+pub use admin::{Admin, Readiness};
+pub use cache_upkeep::{GUARD, GUARD_VALUE};
 pub use response::{Length, Response};
-pub use status::{Admin, Readiness};
 
 pub use crate::pull::{Body, BodyError, Piece};
 

@@ -111,7 +111,11 @@ async fn work(plan: Plan) {
     }
     if let Some(address) = admin {
         let listener = listen(address);
-        let admin = Rc::new(Admin::new(Arc::clone(&shared) as Arc<_>));
+        let admin = Rc::new(Admin::new(
+            Arc::clone(&shared) as Arc<_>,
+            shared.cache.clone(),
+            Arc::clone(&shared.pool),
+        ));
         // It answers to the end, so that an operator sees what is still running.
         // A flood of clients must not make us look dead to whoever watches.
         let edge = Edge::new(

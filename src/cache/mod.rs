@@ -29,6 +29,7 @@ mod folder;
 mod hash_line;
 #[doc(hidden)]
 pub mod index;
+mod manage;
 mod open_files;
 mod partial;
 mod pins;
@@ -42,12 +43,16 @@ mod tend;
 pub use extents::Extents;
 pub use fill::{Begun, Fill, FillError, Run, Writing};
 pub use flight::{Ending, Next, Reader, Release};
+pub use manage::{
+    Checked, Damage, Damaged, FolderId, Gone, Page, Pinned, Report, Selection, Unfinished, Unread,
+};
+pub use pins::PinError;
 pub use progress::{Course, HELD_BACK, SMALL};
-pub use store::{GcMode, Listed, Pin, RegistryUsage, Usage, Verdict};
+pub use store::{Intent, Listed, Pin, RegistryUsage, Usage, Verdict};
 
 use std::{fs::File, io, path::PathBuf, sync::Arc};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     blocking::{Errand, Pool, PoolError},
@@ -99,9 +104,11 @@ impl Default for Options {
 }
 
 /// A blob of a registry.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Key {
+    #[serde(with = "manage::as_text")]
     pub registry: Registry,
+    #[serde(with = "manage::as_text")]
     pub digest: Digest,
 }
 
@@ -262,6 +269,7 @@ impl Cache {
     /// Leaves everything as the next process likes to find it. Blocks: for the end.
     pub fn close(&self) {
         self.0.note_all();
+        self.0.partials.leave_to_successor();
         self.0.store.close();
     }
 }

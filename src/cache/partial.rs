@@ -333,8 +333,7 @@ impl Partials {
         (kept.len(), bytes)
     }
 
-    /// As at the end of a process: the files stay for the next one.
-    #[cfg(test)]
+    /// For the end: the files stay for the next process.
     pub(super) fn leave_to_successor(&self) {
         for partial in lock(&self.kept).values_mut() {
             partial.draft.is_kept = true;

@@ -5,9 +5,11 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
+    fmt,
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
+    str::FromStr,
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering},
@@ -15,18 +17,57 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use serde::{Deserialize, Serialize};
 
-use super::index::Index;
+use super::{index::Index, manage::as_text};
 use crate::{
     blocking::lock,
-    oci::{Registry, Repository},
+    oci::{Reference, Registry, Repository},
 };
 
 /// A repository whose blobs are not evicted.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Pin {
+    #[serde(with = "as_text")]
     pub registry: Registry,
+    #[serde(with = "as_text")]
     pub repository: Repository,
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{text}` is no repository; write it with its registry and without a tag, as in quay.io/acme/app"
+)]
+pub struct PinError {
+    text: String,
+}
+
+/// As people write the name of an image, but without a tag or digest: a repository is kept as a whole.
+impl FromStr for Pin {
+    type Err = PinError;
+
+    fn from_str(text: &str) -> Result<Self, PinError> {
+        let error = || PinError {
+            text: text.to_owned(),
+        };
+        let last = text.rsplit('/').next().unwrap_or_default();
+        // A registry alone would be taken for an image of Docker Hub.
+        let is_registry = last == text && text.contains('.');
+        if is_registry || last.contains([':', '@']) {
+            return Err(error());
+        }
+        let reference: Reference = text.parse().map_err(|_| error())?;
+        Ok(Self {
+            registry: reference.registry,
+            repository: reference.repository,
+        })
+    }
+}
+
+impl fmt::Display for Pin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.registry, self.repository)
+    }
 }
 
 impl Pin {
@@ -145,10 +186,7 @@ fn hashes(pins: &BTreeSet<Pin>, index: &Index) -> HashSet<u64> {
 
 /// The old file or the new one, whatever happens.
 fn write(path: &Path, pins: &BTreeSet<Pin>) -> io::Result<()> {
-    let text: String = pins
-        .iter()
-        .map(|pin| format!("{}/{}\n", pin.registry, pin.repository))
-        .collect();
+    let text: String = pins.iter().map(|pin| format!("{pin}\n")).collect();
     let draft = path.with_extension("new");
     let mut file = File::create(&draft)?;
     file.write_all(text.as_bytes())?;
@@ -162,6 +200,28 @@ mod tests {
 
     fn pin(text: &str) -> Pin {
         Pin::parse(text).unwrap_or_else(|| panic!("{text}"))
+    }
+
+    #[test]
+    fn a_repository_is_written_as_people_write_images() {
+        for (text, shown) in [
+            ("quay.io/acme/app", Some("quay.io/acme/app")),
+            ("localhost:5000/app", Some("localhost:5000/app")),
+            ("docker.io/alpine", Some("docker.io/library/alpine")),
+            ("alpine", Some("docker.io/library/alpine")),
+            ("quay.io/acme/app:v1", None),
+            ("quay.io/acme/app@sha256:ab", None),
+            ("quay.io:443", None),
+            ("quay.io", None),
+            ("quay.io/", None),
+            ("https://quay.io/acme/app", None),
+            ("quay.io/../app", None),
+            ("quay.io/acme app", None),
+            ("", None),
+        ] {
+            let parsed = text.parse::<Pin>().ok().map(|pin| pin.to_string());
+            assert_eq!(parsed.as_deref(), shown, "{text}");
+        }
     }
 
     #[test]

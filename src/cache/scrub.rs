@@ -30,6 +30,8 @@ pub enum Verdict {
     Right,
     /// Its content was not what its name says; it has been removed.
     Damaged,
+    /// Its file was gone, or of another size; it has been removed.
+    Lost,
     Absent,
 }
 

@@ -25,6 +25,8 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
 pub(super) use super::budget::Reservation;
 use super::{
     Blob, Key, Options,
@@ -34,7 +36,9 @@ use super::{
     folder::{Folder, remove_file},
     index::{
         Condition, Entry, Files, Index, InsertError, Name, Pen, Place, Sighting, Stage, slots_for,
+        slots_of,
     },
+    manage::{as_instant, as_text},
     open_files::{OpenFiles, OpenOrder},
     pins::Pins,
     scrub::{self, Stop},
@@ -69,6 +73,7 @@ pub(super) struct Store {
     verified: Box<[AtomicU64]>,
     high: u64,
     low: u64,
+    opening: Opening,
     is_taking_stock: AtomicBool,
     is_evicting: AtomicBool,
     last_full_disk: AtomicU64,
@@ -99,44 +104,70 @@ pub(super) enum Found {
     Closed,
 }
 
-/// A stored blob, for people.
-#[derive(Clone, Debug)]
+/// A stored blob, for people and their programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
+    #[serde(flatten)]
     pub key: Key,
     pub size: u64,
     /// Seconds since 1970.
+    #[serde(with = "as_instant")]
     pub last_use: u64,
     /// Uses since it was last looked at for eviction, 3 at most.
+    #[serde(rename = "uses")]
     pub frequency: u8,
+    #[serde(rename = "pinned")]
     pub is_pinned: bool,
+    #[serde(rename = "verified")]
     pub is_verified: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
+    #[serde(rename = "max_size")]
     pub max_bytes: u64,
     /// Blobs, what is reserved, and what was removed but is still read.
+    #[serde(rename = "used")]
     pub used_bytes: u64,
     /// Reserved by fills, written or not.
+    #[serde(rename = "reserved")]
     pub reserved_bytes: u64,
+    #[serde(rename = "pinned")]
     pub pinned_bytes: u64,
+    #[serde(rename = "blobs")]
+    pub blob_bytes: u64,
+    #[serde(rename = "count")]
     pub blob_count: u64,
     pub registries: Vec<RegistryUsage>,
     /// What the file system has left for us.
+    #[serde(rename = "free")]
     pub free_bytes: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegistryUsage {
+    #[serde(with = "as_text")]
     pub registry: Registry,
+    #[serde(rename = "size")]
     pub bytes: u64,
+    #[serde(rename = "count")]
     pub blob_count: u64,
 }
 
+/// Whether what is asked for is done, or only told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GcMode {
-    Evict,
+pub enum Intent {
+    Do,
     DryRun,
+}
+
+/// What the folder is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opening {
+    Serve,
+    /// To look after it while no server runs. Nothing is removed but what is asked for: the settings may not be those
+    /// that the server runs with.
+    Visit,
 }
 
 /// A removed blob, whose file has lost its name but not yet its bytes.
@@ -155,12 +186,39 @@ impl Store {
         options: &Options,
         pool: Arc<Pool>,
     ) -> io::Result<Arc<Self>> {
+        let store = Self::open_folder(directory, options, pool, Opening::Serve)?;
+        if !options.scrub_interval.is_zero() {
+            scrub::begin(Weak::clone(&store.own), *options.scrub_interval)?;
+        }
+        Ok(store)
+    }
+
+    /// The same, without a server: nothing happens by itself, and all is listed when it returns.
+    pub(super) fn visit(
+        directory: PathBuf,
+        options: &Options,
+        pool: Arc<Pool>,
+    ) -> io::Result<Arc<Self>> {
+        Self::open_folder(directory, options, pool, Opening::Visit)
+    }
+
+    fn open_folder(
+        directory: PathBuf,
+        options: &Options,
+        pool: Arc<Pool>,
+        opening: Opening,
+    ) -> io::Result<Arc<Self>> {
         let folder = Folder::load(directory)?;
         let registries = folder.registries()?;
         let max = options.max_size.bytes();
+        let path = folder.root().join("index");
+        let slots = match opening {
+            Opening::Serve => slots_for(max),
+            Opening::Visit => slots_of(&path).unwrap_or(0).max(slots_for(max)),
+        };
         let (index, pen, condition) = Index::load(
-            &folder.root().join("index"),
-            slots_for(max),
+            &path,
+            slots,
             &mut Settling {
                 folder: &folder,
                 registries: &registries,
@@ -173,7 +231,11 @@ impl Store {
             .iter()
             .map(|registry| (index.registry_hash(registry), registry.clone()))
             .collect();
-        let high = options.high_watermark.of(max);
+        let low = options.low_watermark.of(max);
+        let high = match opening {
+            Opening::Serve => options.high_watermark.of(max),
+            Opening::Visit => u64::MAX,
+        };
         let store = Arc::new_cyclic(|own| Self {
             floor: Floor::new(folder.root().to_owned(), options),
             open_files: OpenFiles::new(index.slots()),
@@ -186,7 +248,8 @@ impl Store {
                 lingering: Vec::new(),
             }),
             high,
-            low: options.low_watermark.of(max).min(high),
+            low: low.min(high),
+            opening,
             is_taking_stock: AtomicBool::new(condition == Condition::New),
             is_evicting: AtomicBool::new(false),
             last_full_disk: AtomicU64::new(0),
@@ -201,14 +264,13 @@ impl Store {
         });
         if condition == Condition::New {
             let done = stock::begin(Weak::clone(&store.own), registries)?;
-            let _ = done.recv_timeout(STOCK_PATIENCE);
+            match opening {
+                Opening::Serve => drop(done.recv_timeout(STOCK_PATIENCE)),
+                Opening::Visit => drop(done.recv()),
+            }
         } else {
             store.count_pinned();
-            // The cap may have been lowered since.
-            store.evict_until(|store| store.budget.missing(0) == 0);
-        }
-        if !options.scrub_interval.is_zero() {
-            scrub::begin(Weak::clone(&store.own), *options.scrub_interval)?;
+            store.keep_the_cap();
         }
         Ok(store)
     }
@@ -769,21 +831,32 @@ impl Store {
         self.verify_place(key, seen.place, seen.size)
     }
 
-    /// An error: it could not be read at this time.
-    pub(super) fn verify_place(&self, key: &Key, place: Place, size: u64) -> io::Result<Verdict> {
+    /// Reads and hashes a blob, and leaves it as it is. An error: it could not be read at this time.
+    pub(super) fn examine(&self, key: &Key, place: Place, size: u64) -> io::Result<Verdict> {
         let file = match self.open_files.get(place.slot) {
             Some(file) => Ok(file),
             None => self.folder.open(key, size).map(Arc::new),
         };
         let verdict = match file {
             Ok(file) => scrub::hash(&file, size, key, &self.stop)?,
-            Err(error) if is_lost(&error) => Verdict::Absent,
+            Err(error) if is_lost(&error) => Verdict::Lost,
             Err(error) => return Err(error),
         };
+        // It may have been evicted meanwhile, and its file with it; with the desk held, neither is half done.
+        let _desk = self.desk();
+        if !self.index.is_same(place) {
+            return Ok(Verdict::Absent);
+        }
         if verdict == Verdict::Right {
-            if self.index.is_same(place) {
-                self.set_verified(place, true);
-            }
+            self.set_verified(place, true);
+        }
+        Ok(verdict)
+    }
+
+    /// The same; what is damaged or lost is removed.
+    pub(super) fn verify_place(&self, key: &Key, place: Place, size: u64) -> io::Result<Verdict> {
+        let verdict = self.examine(key, place, size)?;
+        if matches!(verdict, Verdict::Right | Verdict::Absent) {
             return Ok(verdict);
         }
         // Another may have stored it anew meanwhile, or the slot may be another's: `place` says which one was read.
@@ -820,18 +893,26 @@ impl Store {
 
     // For people, on the pool.
 
-    pub(super) fn list(&self) -> Vec<Listed> {
-        self.listed(self.index.entries())
+    pub(super) fn listed<'s>(
+        &'s self,
+        entries: impl Iterator<Item = Entry> + 's,
+    ) -> impl Iterator<Item = Listed> + 's {
+        let registries = self.desk().registries.clone();
+        entries.filter_map(move |entry| {
+            let key = key(&registries, &self.folder, &entry.name)?;
+            Some(self.describe(key, &entry))
+        })
     }
 
-    fn listed(&self, entries: impl Iterator<Item = Entry>) -> Vec<Listed> {
-        let registries = self.desk().registries.clone();
-        entries
-            .filter_map(|entry| {
-                let key = key(&registries, &self.folder, &entry.name)?;
-                Some(self.describe(key, &entry))
-            })
-            .collect()
+    /// Those that have had blobs here.
+    pub(super) fn registries(&self) -> Vec<Registry> {
+        self.desk().registries.values().cloned().collect()
+    }
+
+    /// The blob, as the index has it.
+    pub(super) fn entry(&self, key: &Key) -> Option<Entry> {
+        let seen = self.index.find(&self.name(key))?;
+        self.index.entry(seen.place)
     }
 
     fn describe(&self, key: Key, entry: &Entry) -> Listed {
@@ -875,35 +956,33 @@ impl Store {
             used_bytes: self.used_bytes(),
             reserved_bytes: self.used_bytes().saturating_sub(self.index.bytes()),
             pinned_bytes: self.pins.bytes(),
+            blob_bytes: self.index.bytes(),
             blob_count: self.blob_count(),
             registries,
             free_bytes: self.floor.free_bytes(),
         }
     }
 
-    /// Evicts down to `target` bytes, or to the low watermark; says what went, or would go.
-    pub(super) fn gc(&self, target: Option<u64>, mode: GcMode) -> Vec<Listed> {
+    /// Evicts down to `target` bytes, or to the low watermark; tells each that went, or would go.
+    pub(super) fn gc(&self, target: Option<u64>, intent: Intent, mut each: impl FnMut(Listed)) {
         let target = target.unwrap_or(self.low);
-        if mode == GcMode::DryRun {
-            return self.would_go(target);
+        if intent == Intent::DryRun {
+            return self
+                .listed(self.would_go(target).into_iter())
+                .for_each(each);
         }
         self.release_lingering();
-        let mut gone = Vec::new();
         self.evict_into(
             |store| store.budget.used() <= target,
             |retired| {
-                gone.extend(
-                    retired
-                        .key
-                        .clone()
-                        .map(|key| self.describe(key, &retired.entry)),
-                )
+                if let Some(key) = retired.key.clone() {
+                    each(self.describe(key, &retired.entry));
+                }
             },
         );
-        gone
     }
 
-    fn would_go(&self, target: u64) -> Vec<Listed> {
+    fn would_go(&self, target: u64) -> Vec<Entry> {
         let mut desk = self.desk();
         let queues = self.take_queues(&mut desk);
         let mut rehearsal = queues.clone();
@@ -920,8 +999,7 @@ impl Store {
             used = used.saturating_sub(victim.bytes);
             victims.extend(self.index.entry(victim.place));
         }
-        drop(desk);
-        self.listed(victims.into_iter())
+        victims
     }
 
     /// How many stored blobs it protects.
@@ -942,7 +1020,7 @@ impl Store {
         self.pins.all()
     }
 
-    fn count_of(&self, pin: &Pin) -> usize {
+    pub(super) fn count_of(&self, pin: &Pin) -> usize {
         let hash = pin.hash(&self.index);
         self.index
             .entries()
@@ -990,9 +1068,15 @@ impl Store {
         self.index.complete(&mut desk.pen);
         drop(desk);
         self.count_pinned();
-        // What was found may be more than the cap of today.
-        self.evict_until(|store| store.budget.missing(0) == 0);
+        self.keep_the_cap();
         self.is_taking_stock.store(false, Ordering::Release);
+    }
+
+    /// What was found may be more than the cap of today.
+    fn keep_the_cap(&self) {
+        if self.opening == Opening::Serve {
+            self.evict_until(|store| store.budget.missing(0) == 0);
+        }
     }
 
     /// What the blob in a slot is called.

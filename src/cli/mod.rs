@@ -3,6 +3,7 @@
 //!
 //! Exit codes: 0 done; 1 it could not be done; 2 the arguments or the configuration are wrong.
 
+mod cache;
 mod check_config;
 mod directory;
 mod serve;
@@ -38,6 +39,8 @@ enum Command {
     CheckConfig(check_config::Arguments),
     #[command(subcommand)]
     Directory(directory::Command),
+    #[command(subcommand)]
+    Cache(cache::Command),
 }
 
 pub fn run() -> ExitCode {
@@ -45,6 +48,7 @@ pub fn run() -> ExitCode {
         Command::Serve(arguments) => serve::run(arguments),
         Command::CheckConfig(arguments) => check_config::run(&arguments),
         Command::Directory(command) => directory::run(&command),
+        Command::Cache(command) => cache::run(&command),
     }
 }
 
@@ -95,6 +99,39 @@ mod tests {
             ("directory hash-token", true),
             ("directory hash-token secret", false),
             ("directory", false),
+            ("cache ls --sort size -o json --config x.toml", true),
+            ("cache ls --registry quay.io --repository quay.io/a/b", true),
+            ("cache ls -o xml", false),
+            ("cache du --cache-dir d", true),
+            ("cache du --admin 127.0.0.1:5001", true),
+            ("cache du --cache-dir d --admin 127.0.0.1:5001", false),
+            ("cache verify", true),
+            (
+                "cache verify --dry-run sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+                true,
+            ),
+            ("cache verify sha256:e3b0", false),
+            ("cache gc --to 10GiB --dry-run", true),
+            ("cache gc --to 10", false),
+            (
+                "cache rm sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 --registry quay.io",
+                true,
+            ),
+            (
+                "cache rm sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 --repository quay.io/a",
+                false,
+            ),
+            ("cache rm --registry quay.io --dry-run", true),
+            ("cache rm --repository quay.io/a/b", true),
+            ("cache rm --dry-run", false),
+            ("cache rm", false),
+            ("cache pin quay.io/a/b", true),
+            ("cache pin quay.io/a/b:v1", false),
+            ("cache pin", false),
+            ("cache unpin localhost:5000/a", true),
+            ("cache pins", true),
+            ("cache burn", false),
+            ("cache", false),
             ("", false),
         ] {
             let words = ["tidegate"].into_iter().chain(line.split_whitespace());

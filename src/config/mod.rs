@@ -10,7 +10,7 @@ mod overrides;
 
 pub use base_url::{BaseUrl, BaseUrlError};
 pub use directories::NoDirectory;
-pub use overrides::Overrides;
+pub use overrides::{Overrides, listen_address};
 
 use std::{
     collections::BTreeMap,

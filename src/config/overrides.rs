@@ -11,7 +11,7 @@ pub struct Overrides {
     #[arg(long, value_name = "ADDR", value_parser = listen_address)]
     pub listen: Vec<SocketAddr>,
 
-    /// Where /livez, /readyz and /metrics listen [default: 127.0.0.1:5001]
+    /// Where /livez, /readyz, /metrics and /cache listen [default: 127.0.0.1:5001]
     #[arg(long, value_name = "ADDR", value_parser = listen_address)]
     pub admin: Option<SocketAddr>,
 
@@ -33,7 +33,8 @@ pub struct Overrides {
     pub driver: Option<Driver>,
 }
 
-fn listen_address(text: &str) -> Result<SocketAddr, String> {
+/// `127.0.0.1:5000`, with an error for people.
+pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "an address is an IP address and a port, as in 127.0.0.1:5000, 0.0.0.0:5000 or [::]:5000".to_owned())
 }
 

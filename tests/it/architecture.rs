@@ -90,6 +90,8 @@ const LAYERS: [(&str, &[&str]); 26] = [
         "api",
         &[
             "pull",
+            // The operator's requests; all others take the way through the story.
+            "cache",
             "mirror",
             "credentials",
             "requests",

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::support::{
     content::{Content, digest},
+    http::Connection,
     programs::wait_until,
     scene::{Blob, REPOSITORY, Scene},
     tidegate::Setup,
@@ -330,4 +331,197 @@ fn what_a_client_is_reading_is_removed_after_it() {
     assert_done(&scene.tidegate.cache_command(&["rm", &blob.digest]), "rm");
     body.read_to_end(&mut bytes).expect("a readable body");
     assert_eq!(digest(&bytes), blob.digest);
+}
+
+/// Several servers may run on one machine: what is asked of one must not be done by another.
+#[test]
+fn the_server_that_is_asked_must_have_the_folder() {
+    let (one, blobs) = filled(Server::Running);
+    let (other, _) = filled(Server::Running);
+    let folder = other.tidegate.cache_folder().display().to_string();
+    let digest = blobs[0].digest.as_str();
+    for arguments in [vec!["ls"], vec!["rm", digest], vec!["gc", "--to", "0B"]] {
+        let arguments = [&arguments[..], &["--cache-dir", &folder]].concat();
+        let output = one.tidegate.cache_command(&arguments);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert!(
+            text(&output).contains("listener.admin"),
+            "{}",
+            text(&output)
+        );
+    }
+    assert_eq!(listed_digests(&one), sorted(&blobs));
+    assert_eq!(listed_digests(&other), sorted(&blobs));
+    // Who names a server means that one.
+    let admin = other.tidegate.admin.to_string();
+    let output = one
+        .tidegate
+        .cache_command(&["rm", digest, "--admin", &admin]);
+    assert_done(&output, "rm on another server");
+    assert_eq!(listed_digests(&one), sorted(&blobs));
+    assert_eq!(listed_digests(&other), sorted(&blobs[1..]));
+}
+
+#[test]
+fn it_is_said_what_is_missing_where_there_is_no_cache() {
+    let (scene, _) = filled(Server::Running);
+    let empty = scene.tidegate.home().join("empty");
+    let folder = empty.display().to_string();
+    let output = scene
+        .tidegate
+        .cache_command(&["ls", "--cache-dir", &folder]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains(&folder), "{}", text(&output));
+    assert!(text(&output).contains("--cache-dir"), "{}", text(&output));
+    assert!(!empty.exists(), "looking makes no folder");
+    // A port where nobody listens.
+    let output = scene
+        .tidegate
+        .cache_command(&["ls", "--admin", "127.0.0.1:1"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("127.0.0.1:1"), "{}", text(&output));
+}
+
+#[test]
+fn what_is_named_is_removed_or_verified_alone() {
+    for server in EITHER {
+        let (scene, blobs) = filled(server);
+        rot(&scene, &blobs[1]);
+        let verify = |digest: &str| scene.tidegate.cache_command(&["verify", digest]);
+        assert_done(&verify(&blobs[0].digest), "verify a good one");
+        assert_eq!(verify(&blobs[1].digest).status.code(), Some(1));
+        let missing = verify(&blobs[1].digest);
+        assert_eq!(missing.status.code(), Some(1), "it is gone");
+        assert!(
+            text(&missing).contains("not in the cache"),
+            "{}",
+            text(&missing)
+        );
+        let mut left = [blobs[0].digest.clone(), blobs[2].digest.clone()];
+        left.sort();
+        assert_eq!(listed_digests(&scene), left, "{server:?}");
+        let name = scene.liar.name().to_string();
+        let registry = |registry: &str, more: &[&str]| {
+            let arguments = [&["rm", "--registry", registry], more].concat();
+            assert_done(&scene.tidegate.cache_command(&arguments), "rm --registry");
+        };
+        registry("quay.io", &[]);
+        registry(&name, &["--dry-run"]);
+        assert_eq!(listed_digests(&scene), left, "{server:?}");
+        registry(&name, &[]);
+        assert_eq!(listed_digests(&scene), Vec::<String>::new(), "{server:?}");
+        assert_eq!(scene.tidegate.blob_files().len(), 0, "{server:?}");
+    }
+}
+
+#[test]
+fn gc_goes_down_to_what_is_asked_for() {
+    for server in EITHER {
+        let (scene, blobs) = filled(server);
+        let gc = |more: &[&str]| {
+            scene
+                .tidegate
+                .cache_json(&[&["gc", "--to", "100KiB"], more].concat())
+        };
+        let rehearsed = gc(&["--dry-run"]);
+        assert_eq!(listed_digests(&scene), sorted(&blobs), "{server:?}");
+        let gone = gc(&[]);
+        assert_eq!(gone["blobs"], rehearsed["blobs"], "{server:?}");
+        assert!(number(&scene.tidegate.cache_json(&["du"]), "used") <= 100 << 10);
+        assert_eq!(
+            number(&gone, "count") as usize + listed(&scene).len(),
+            blobs.len(),
+            "{server:?}"
+        );
+    }
+}
+
+#[test]
+fn pins_are_listed_and_taken_back() {
+    for server in EITHER {
+        let (scene, _) = filled(server);
+        let command = |arguments: &[&str]| scene.tidegate.cache_command(arguments);
+        assert_eq!(scene.tidegate.cache_json(&["pins"]), serde_json::json!([]));
+        assert_done(&command(&["pin", "quay.io/acme/base"]), "pin");
+        assert_done(&command(&["pin", "quay.io/acme/base"]), "pin again");
+        let pins = scene.tidegate.cache_json(&["pins"]);
+        let expected = serde_json::json!([
+            {"registry": "quay.io", "repository": "acme/base", "count": 0}
+        ]);
+        assert_eq!(pins, expected, "{server:?}");
+        assert_done(&command(&["unpin", "quay.io/acme/base"]), "unpin");
+        let output = command(&["unpin", "quay.io/acme/base"]);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert!(text(&output).contains("not pinned"), "{}", text(&output));
+        assert_eq!(scene.tidegate.cache_json(&["pins"]), serde_json::json!([]));
+    }
+}
+
+/// What a kill has left is looked after like everything else, and the next start trusts what comes of it.
+#[test]
+fn a_killed_server_can_be_looked_after() {
+    let (mut scene, blobs) = filled(Server::Running);
+    scene.tidegate.kill();
+    assert_eq!(listed_digests(&scene), sorted(&blobs));
+    assert_done(
+        &scene.tidegate.cache_command(&["rm", &blobs[0].digest]),
+        "rm",
+    );
+    scene.tidegate.restart();
+    for blob in &blobs {
+        scene.assert_arrives(blob, "after the restart");
+    }
+    let gets: Vec<_> = blobs
+        .iter()
+        .map(|blob| scene.liar.gets(&blob.path).len())
+        .collect();
+    assert_eq!(gets, [2, 1, 1]);
+}
+
+/// A browser on the operator's machine reaches the admin listener, and what runs in it may be anybody's.
+#[test]
+fn a_web_page_cannot_look_after_the_cache() {
+    let (scene, blobs) = filled(Server::Running);
+    let admin = scene.tidegate.admin.to_string();
+    let path = format!("/cache/blobs?digest={}", blobs[0].digest);
+    let ask = |method: &str, target: &str, headers: &[(&str, &str)]| {
+        let mut lines = format!("{method} {target} HTTP/1.1\r\n");
+        for (name, value) in headers {
+            lines.push_str(&format!("{name}: {value}\r\n"));
+        }
+        let mut connection = Connection::open(scene.tidegate.admin);
+        connection.send(format!("{lines}\r\n"));
+        connection.head().expect("an answer").status
+    };
+    let guard = ("X-Tidegate", "cache");
+    for (headers, status) in [
+        (vec![("Host", admin.as_str())], 403),
+        (vec![("Host", "rebound.example:5001"), guard], 403),
+        (
+            vec![
+                ("Host", admin.as_str()),
+                ("Origin", "http://a.example"),
+                guard,
+            ],
+            403,
+        ),
+    ] {
+        assert_eq!(ask("DELETE", &path, &headers), status, "{headers:?}");
+    }
+    assert_eq!(ask("GET", &path, &[("Host", "rebound.example")]), 403);
+    assert_eq!(ask("OPTIONS", &path, &[("Host", &admin)]), 405);
+    assert_eq!(ask("POST", "/cache/gc?to=0B", &[("Host", &admin)]), 403);
+    assert_eq!(listed_digests(&scene), sorted(&blobs));
+    // Nor is a wish that was misspelt, or that names nothing, taken for all.
+    let all = [("Host", admin.as_str()), guard];
+    for target in [
+        "/cache/blobs",
+        "/cache/blobs?digset=x",
+        "/cache/blobs?from=0",
+    ] {
+        assert_eq!(ask("DELETE", target, &all), 400, "{target}");
+    }
+    assert_eq!(listed_digests(&scene), sorted(&blobs));
+    assert_eq!(ask("DELETE", &path, &all), 200);
+    assert_eq!(listed_digests(&scene), sorted(&blobs[1..]));
 }

@@ -157,6 +157,13 @@ pub fn slots_for(max_size: u64) -> usize {
         .min(MOST_SLOTS)
 }
 
+/// How many slots the index at `path` has. `None`: there is none, or it is none.
+pub fn slots_of(path: &Path) -> Option<usize> {
+    let words = usize::try_from(fs::metadata(path).ok()?.len() / 8).ok()?;
+    let slots = words.checked_sub(HEADER_WORDS)? / SLOT_WORDS;
+    (slots.is_power_of_two() && slots <= MOST_SLOTS).then_some(slots)
+}
+
 #[derive(Debug)]
 enum CreateError {
     Disk(io::Error),

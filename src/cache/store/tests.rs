@@ -36,6 +36,12 @@ fn load(directory: &Path, max_size: u64) -> Arc<Store> {
     load_with(directory, &options(max_size))
 }
 
+fn gc(store: &Store, target: u64, intent: Intent) -> Vec<Listed> {
+    let mut gone = Vec::new();
+    store.gc(Some(target), intent, |listed| gone.push(listed));
+    gone
+}
+
 /// For what another thread is about to do.
 fn wait_for(store: &Store, is_done: impl Fn(&Store) -> bool) {
     while !is_done(store) {
@@ -124,8 +130,7 @@ fn files(directory: &Path) -> BTreeMap<PathBuf, u64> {
 fn assert_exact(store: &Store) {
     let files = files(store.folder.root());
     let listed: BTreeMap<PathBuf, u64> = store
-        .list()
-        .into_iter()
+        .listed(store.index.entries())
         .map(|listed| (store.folder.path(&listed.key), listed.size))
         .collect();
     assert_eq!(listed, files);
@@ -180,7 +185,7 @@ fn an_empty_blob_and_a_sha512_one_are_blobs_like_others() {
     assert_eq!(get(&store, &empty), Some(Vec::new()));
     assert_exact(&store);
     assert_eq!(store.verify(&long).expect("read"), Verdict::Right);
-    let gone = store.gc(Some(0), GcMode::Evict);
+    let gone = gc(&store, 0, Intent::Do);
     assert!(gone.iter().any(|gone| gone.key == long));
     assert_eq!(store.used_bytes(), 0);
     // It takes no room, so it may have stayed.
@@ -375,7 +380,7 @@ fn a_blob_that_is_read_is_not_evicted() {
     );
     drop(store.reserve(2 * MIB).expect("that is enough"));
     assert_eq!(store.size_of(&other), None);
-    assert!(store.gc(Some(0), GcMode::Evict).is_empty());
+    assert!(gc(&store, 0, Intent::Do).is_empty());
     for (key, blob) in held.drain(..) {
         assert_eq!(store.size_of(&key), Some(3 * MIB));
         drop(blob);
@@ -567,13 +572,12 @@ fn pinned_repositories_keep_their_blobs() {
     assert_eq!(store.pins(), std::slice::from_ref(&pin));
     assert_eq!(store.usage().pinned_bytes, 2 * MIB);
     let pinned: BTreeSet<Key> = store
-        .list()
-        .into_iter()
+        .listed(store.index.entries())
         .filter(|listed| listed.is_pinned)
         .map(|listed| listed.key)
         .collect();
     assert_eq!(pinned, BTreeSet::from([base.clone(), shared.clone()]));
-    let gone = store.gc(Some(0), GcMode::Evict);
+    let gone = gc(&store, 0, Intent::Do);
     assert_eq!(
         gone.iter().map(|gone| &gone.key).collect::<Vec<_>>(),
         [&other]
@@ -586,7 +590,7 @@ fn pinned_repositories_keep_their_blobs() {
     assert_eq!(store.unpin(&pin).expect("written"), Some(2));
     assert_eq!(store.unpin(&pin).expect("written"), None);
     assert_eq!(store.usage().pinned_bytes, 0);
-    store.gc(Some(0), GcMode::Evict);
+    gc(&store, 0, Intent::Do);
     assert_eq!(store.blob_count(), 0);
     assert_exact(&store);
 }
@@ -629,10 +633,10 @@ fn a_rehearsal_names_those_that_go() {
             .map(|listed| listed.key)
             .collect::<Vec<_>>()
     };
-    let rehearsed = names(store.gc(Some(MIB), GcMode::DryRun));
+    let rehearsed = names(gc(&store, MIB, Intent::DryRun));
     assert_eq!(store.blob_count(), 40);
-    assert_eq!(names(store.gc(Some(MIB), GcMode::DryRun)), rehearsed);
-    assert_eq!(names(store.gc(Some(MIB), GcMode::Evict)), rehearsed);
+    assert_eq!(names(gc(&store, MIB, Intent::DryRun)), rehearsed);
+    assert_eq!(names(gc(&store, MIB, Intent::Do)), rehearsed);
     assert!(store.used_bytes() <= MIB && store.used_bytes() > 800 * KIB);
     assert_exact(&store);
 }
@@ -710,7 +714,7 @@ fn a_closed_store_changes_nothing_more() {
             .is_err()
     );
     assert!(!store.remove(&kept) && store.reserve(1).is_none());
-    assert!(store.gc(Some(0), GcMode::Evict).is_empty());
+    assert!(gc(&store, 0, Intent::Do).is_empty());
     assert_eq!(get(&store, &kept), Some(content(MIB, 1)));
     fs::remove_file(path).expect("removed");
     drop(store);
