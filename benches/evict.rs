@@ -4,6 +4,12 @@
 //! again daily and get a new version now and then, large images that are pulled once, sizes from 1 KiB to 2 GiB by
 //! a log-normal law. Each policy sees the same pulls. The ratios are to LRU, the policy before.
 
+#![expect(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "all input is the bench's own; a panic is its report"
+)]
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use tidegate::cache::{

@@ -3,6 +3,11 @@
 //! A million blobs. A look-up with the count of the use, of a few hot blobs and of all in random order, by one thread and
 //! by two; beside it the table before: a map behind locks, cut into 64 parts. Then how long a start takes with them.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "all input is the bench's own; a panic is its report"
+)]
+
 use std::{
     collections::HashMap,
     fs,

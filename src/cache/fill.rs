@@ -101,6 +101,11 @@ impl Fill {
         self.cache.0.doubts.has(&self.flight.key)
     }
 
+    /// Something speaks against what is about to come: nothing of it is released before it is verified.
+    pub fn doubt(&self) {
+        self.flight.progress().seal();
+    }
+
     /// Gives the claim up; those who wait are told why.
     pub fn release(mut self, why: Release) {
         self.settle(Ending::Released(why));
@@ -148,6 +153,9 @@ impl Fill {
         metrics::add(Counter::BlobFills, 1);
         let reader = Reader::new(Arc::clone(&self.cache.0), Arc::clone(&self.flight));
         reader.want(wanted.clone());
+        if self.is_doubtful() {
+            self.doubt();
+        }
         let share = self.cache.0.finish_fill_above;
         self.flight.begin(draft, size, kept, |size| share.of(size));
         let run = self
@@ -212,6 +220,11 @@ impl Run {
 
     pub fn is_divisible(&self) -> bool {
         self.flight.progress().is_divisible()
+    }
+
+    /// Nothing is released before all of it is verified.
+    pub fn is_sealed(&self) -> bool {
+        self.flight.progress().is_sealed()
     }
 
     /// The registry sent something else than the part that it was asked for.

@@ -21,7 +21,10 @@ use std::{
 };
 
 use super::{Key, index::Name};
-use crate::oci::{Algorithm, Digest, Registry};
+use crate::{
+    oci::{Algorithm, Digest, Registry},
+    sys,
+};
 
 pub(super) struct Folder {
     root: PathBuf,
@@ -29,7 +32,7 @@ pub(super) struct Folder {
     gone: PathBuf,
     next_gone: AtomicU64,
     /// Held for as long as we run: two processes in one folder would not know of each other's blobs.
-    _lock: File,
+    lock: File,
 }
 
 /// A file under its name.
@@ -62,7 +65,7 @@ impl Folder {
             gone: root.join("gone"),
             next_gone: AtomicU64::new(0),
             root,
-            _lock: lock,
+            lock,
         };
         match fs::remove_dir_all(&folder.gone) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -75,6 +78,11 @@ impl Folder {
 
     pub(super) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// All that was renamed and removed stays so, whatever happens to the machine.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        sys::sync_file_system(&self.lock)
     }
 
     /// Those that have a folder.

@@ -96,10 +96,11 @@ pub(super) struct Pins {
 
 impl Pins {
     pub(super) fn load(path: PathBuf, index: &Index) -> io::Result<Self> {
-        let text = match fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            text => text?,
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            bytes => bytes?,
         };
+        let text = String::from_utf8_lossy(&bytes);
         let mut pins = BTreeSet::new();
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
             match Pin::parse(line) {
@@ -111,13 +112,12 @@ impl Pins {
                 }
             }
         }
-        let loaded = Self {
+        Ok(Self {
             path,
             hashes: ArcSwap::from_pointee(hashes(&pins, index)),
             pins: Mutex::new(pins),
             bytes: AtomicU64::new(0),
-        };
-        Ok(loaded)
+        })
     }
 
     /// False if it was pinned already. Nothing has changed if it cannot be written.
@@ -239,7 +239,13 @@ mod tests {
         }
         let text = fs::read_to_string(&path).expect("read");
         assert_eq!(text, "docker.io/library/alpine\nlocalhost:5000/acme/app\n");
-        fs::write(&path, format!("\nno repository\n../..\n{text}\u{0}\n")).expect("written");
+        let foreign = [
+            b"\nno repository\n../..\n\xff/\xff\n",
+            text.as_bytes(),
+            b"\0\n",
+        ]
+        .concat();
+        fs::write(&path, foreign).expect("written");
         // Another index has other keys: hashes are made anew.
         let (index, _) = Index::in_memory(0);
         let pins = Pins::load(path, &index).expect("loaded");

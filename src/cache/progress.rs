@@ -122,6 +122,10 @@ impl Progress {
         self.is_sealed = true;
     }
 
+    pub fn is_sealed(&self) -> bool {
+        self.is_sealed
+    }
+
     pub fn size(&self) -> Option<u64> {
         self.size
     }

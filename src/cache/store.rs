@@ -13,6 +13,7 @@
 //! are removed, also if a reader holds a removed file open for long.
 
 use std::{
+    cell::Cell,
     collections::{BTreeSet, HashMap, hash_map},
     fs::File,
     io,
@@ -55,6 +56,8 @@ use crate::{
 const STOCK_PATIENCE: Duration = Duration::from_millis(100);
 /// A full disk costs this part of the cache: enough for a few fills, little enough to be fetched again.
 const FULL_DISK_PART: u64 = 32;
+/// Seconds between two such removals: all fills meet a full disk at once, and one of them may speak for all.
+const FULL_DISK_PAUSE: u64 = 10;
 /// A name found to have changed hands while its file was opened is looked up again, for as long as this.
 const MOST_LOOKS: usize = 8;
 
@@ -73,6 +76,7 @@ pub(super) struct Store {
     opening: Opening,
     is_taking_stock: AtomicBool,
     is_evicting: AtomicBool,
+    last_full_disk: AtomicU64,
     pub(super) stop: Arc<Stop>,
     pool: Arc<Pool>,
     own: Weak<Self>,
@@ -248,6 +252,7 @@ impl Store {
             opening,
             is_taking_stock: AtomicBool::new(condition == Condition::New),
             is_evicting: AtomicBool::new(false),
+            last_full_disk: AtomicU64::new(0),
             stop: Arc::default(),
             own: own.clone(),
             on_damage: Mutex::default(),
@@ -443,13 +448,11 @@ impl Store {
 
     /// Room for `bytes` more; other blobs make it, if that is enough.
     pub(super) fn reserve(&self, bytes: u64) -> Option<Reservation> {
-        if !self.may_reserve(bytes) {
+        if !self.may_reserve(bytes) || !self.keep_floor(bytes) {
             return None;
         }
         loop {
-            if self.floor.shortfall(bytes).is_none()
-                && let Some(reservation) = self.budget.reserve(bytes)
-            {
+            if let Some(reservation) = self.budget.reserve(bytes) {
                 self.mind_watermark();
                 return Some(reservation);
             }
@@ -462,11 +465,12 @@ impl Store {
 
     /// As `Reservation::grow`, but other blobs make room.
     pub(super) fn grow(&self, reservation: &mut Reservation, bytes: u64) -> bool {
-        if !self.may_reserve(reservation.bytes().saturating_add(bytes)) {
+        let sum = reservation.bytes().saturating_add(bytes);
+        if !self.may_reserve(sum) || !self.keep_floor(bytes) {
             return false;
         }
         loop {
-            if self.floor.shortfall(bytes).is_none() && reservation.grow(bytes) {
+            if reservation.grow(bytes) {
                 self.mind_watermark();
                 return true;
             }
@@ -486,15 +490,15 @@ impl Store {
     /// The disk was full although bytes were reserved: somebody else fills it.
     pub(super) fn note_full_disk(&self) {
         metrics::add(Counter::FullDisks, 1);
-        tracing::warn!("the cache's disk is full; blobs are removed to make room");
-        let target = self
-            .budget
-            .used()
-            .saturating_sub(self.budget.max() / FULL_DISK_PART)
-            .min(self.low);
-        self.evict_until(|store| {
-            store.budget.used() <= target && store.floor.shortfall(0).is_none()
-        });
+        let now = coarse_seconds();
+        let last = self.last_full_disk.swap(now, Ordering::Relaxed);
+        if now.saturating_sub(last) < FULL_DISK_PAUSE {
+            return;
+        }
+        tracing::warn!("the cache's disk is full; some blobs are removed");
+        let used = self.budget.used();
+        let target = used.saturating_sub(self.budget.max() / FULL_DISK_PART);
+        self.evict_until(|store| store.budget.used() <= target);
     }
 
     fn may_reserve(&self, bytes: u64) -> bool {
@@ -504,19 +508,33 @@ impl Store {
     /// False: it cannot be made. What would not be enough is left alone.
     fn make_room(&self, bytes: u64) -> bool {
         self.release_lingering();
-        let needed = |store: &Self| {
-            let shortfall = store.floor.shortfall(bytes);
-            let missing = store.budget.missing(bytes).max(shortfall.bytes);
-            (missing, shortfall.inodes)
-        };
-        let (bytes_needed, inodes_needed) = needed(self);
-        if (bytes_needed, inodes_needed) == (0, 0) {
+        let missing = self.budget.missing(bytes);
+        if missing == 0 {
             return true;
         }
-        if self.evictable_bytes() < bytes_needed || self.blob_count() < inodes_needed {
+        self.evictable_bytes() >= missing
+            && self.evict_until(|store| store.budget.missing(bytes) == 0) > 0
+    }
+
+    /// Whether the file system has `bytes` to spare, if need be after blobs of as many bytes have gone. One try: a file
+    /// system may show what was freed only later, and all blobs would be gone by then.
+    fn keep_floor(&self, bytes: u64) -> bool {
+        let shortfall = self.floor.shortfall(bytes);
+        if shortfall.is_none() {
+            return true;
+        }
+        if self.evictable_bytes() < shortfall.bytes || self.blob_count() < shortfall.inodes {
             return false;
         }
-        self.evict_until(|store| needed(store) == (0, 0)) > 0
+        let (freed_bytes, freed_inodes) = (Cell::new(0), Cell::new(0));
+        self.evict_into(
+            |_| freed_bytes.get() >= shortfall.bytes && freed_inodes.get() >= shortfall.inodes,
+            |retired| {
+                freed_bytes.set(freed_bytes.get() + on_disk(retired.entry.size));
+                freed_inodes.set(freed_inodes.get() + 1);
+            },
+        );
+        self.floor.shortfall(bytes).is_none()
     }
 
     /// At least what is neither pinned nor read.
@@ -1034,7 +1052,12 @@ impl Store {
         if self.is_taking_stock() {
             return;
         }
-        if let Err(error) = self.index.close(&mut desk.pen) {
+        // Else blobs whose removal was lost with the power would not be in an index that is trusted.
+        let closed = self
+            .folder
+            .sync()
+            .and_then(|()| self.index.close(&mut desk.pen));
+        if let Err(error) = closed {
             tracing::warn!(%error, "the cache's index cannot be written; the next start looks through it");
         }
     }

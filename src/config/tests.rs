@@ -220,7 +220,10 @@ fn broken_rules_are_named_with_their_lines() {
             "[cache]\nhigh_watermark = \"80%\"\nlow_watermark = \"81%\"",
             ":3: cache.low_watermark: is above high_watermark, 80%",
         ),
-        ("[cache]\nlow_watermark = 0.9", ":2: cache.low_watermark: "),
+        (
+            "[cache]\nlow_watermark = 0.9",
+            ":2: cache.low_watermark: expected a share with a percent sign, as in \"95%\", found a decimal number",
+        ),
         (
             "[cache]\nscrub_interval = \"4000days\"",
             ":2: cache.scrub_interval: is more than 3650 days",

@@ -302,7 +302,8 @@ impl Pull {
         let mut fetched = self.fetch(access, digest, part.clone()).await;
         let is_no_answer = match &fetched {
             Ok(FetchedBlob::Inline(body)) => {
-                body.is_part && body.size.is_some_and(|size| Some(size) != named)
+                body.is_part
+                    && (body.coding.is_some() || body.size.is_some_and(|size| Some(size) != named))
             }
             Err(PullError::Fetch(error)) => is_about_parts(error),
             _ => false,
@@ -329,15 +330,17 @@ impl Pull {
         if let (Some(coding), Some(stated), Some(named)) = (&body.coding, body.size, named)
             && stated != named
         {
-            let error = FetchError::Malformed {
-                registry: access.registry.clone(),
-                problem: format!(
-                    "{digest} with Content-Encoding {coding}, which nobody asked for; its bytes are not the blob's"
-                ),
-            };
+            let error = coded(access, digest, coding);
             fill.fail(FillError::Source(error.to_string()));
             return Err(error.into());
         }
+        let first_part = if body.coding.is_some() {
+            // Whether they are the blob's bytes shows at the end only.
+            fill.doubt();
+            &whole
+        } else {
+            first_part
+        };
         let size = body.size.or(named);
         self.proofs.note_allowed(access, *digest, size);
         self.begin(access, digest, fill, size, Some(body), first_part)
@@ -455,6 +458,9 @@ impl Pull {
         body: Box<BlobBody>,
     ) -> Result<OpenBlob, PullError> {
         metrics::add(Counter::BlobBypasses, 1);
+        if let Some(coding) = &body.coding {
+            return Err(coded(access, digest, coding).into());
+        }
         let size = body.size;
         if size.is_none_or(|size| size > HELD_BACK) {
             let source = ContentSource::Passing(*digest, body);
@@ -493,6 +499,15 @@ fn wanted(size: Option<u64>, first_part: FirstPart<'_>) -> Range<u64> {
         Some(size) if size > SMALL => first_part(size),
         Some(size) => 0..size,
         None => 0..u64::MAX,
+    }
+}
+
+fn coded(access: &Access, digest: &Digest, coding: &str) -> FetchError {
+    FetchError::Malformed {
+        registry: access.registry.clone(),
+        problem: format!(
+            "{digest} with Content-Encoding {coding}, which nobody asked for; its bytes are not the blob's"
+        ),
     }
 }
 

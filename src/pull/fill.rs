@@ -46,6 +46,14 @@ enum Stop {
     Failed(FillError),
 }
 
+/// What a run has come to.
+#[derive(Default)]
+struct Gain {
+    received: u64,
+    /// Bytes that were not there before.
+    written: u64,
+}
+
 /// What a registry's answer is worth to a run.
 enum Answer {
     Body(Box<BlobBody>),
@@ -110,7 +118,8 @@ impl Filler {
 
     async fn fill(&self, mut run: Run, first: Option<Box<BlobBody>>) {
         let started = Instant::now();
-        let (mut received, mut broken, mut broken_at) = (0, 0, 0);
+        let mut gain = Gain::default();
+        let (mut broken, mut broken_at) = (0, 0);
         let mut source = first;
         loop {
             let answer = match source.take() {
@@ -118,7 +127,7 @@ impl Filler {
                 None => self.ask(&run).await,
             };
             let stop = match answer {
-                Ok(Answer::Body(body)) => self.copy(&mut run, *body, &mut received, started).await,
+                Ok(Answer::Body(body)) => self.copy(&mut run, *body, &mut gain, started).await,
                 Ok(Answer::Turn(course)) => Stop::Turn(course),
                 Err(error) => Stop::Failed(FillError::Source(error.to_string())),
             };
@@ -128,10 +137,10 @@ impl Filler {
                 Stop::Turn(Course::GoOn | Course::MoveTo(_)) => {}
                 Stop::Failed(error) => return run.fail(error),
                 Stop::Broke(error) => {
-                    if received - broken_at >= PROGRESS {
+                    if gain.written - broken_at >= PROGRESS {
                         broken = 0;
                     }
-                    broken_at = received;
+                    broken_at = gain.written;
                     let text = format!("the registry's connection broke: {error}");
                     if broken >= self.pull.upstream.retry_count() {
                         return run.fail(FillError::Source(text));
@@ -147,6 +156,9 @@ impl Filler {
     /// What the run needs next. A refusal of these credentials ends the run, not the fill: others may have better ones.
     async fn ask(&self, run: &Run) -> Result<Answer, PullError> {
         match self.request(run).await {
+            Ok(FetchedBlob::Inline(body)) if body.coding.is_some() && !run.is_sealed() => {
+                Err(self.malformed("encoded bytes").into())
+            }
             Ok(FetchedBlob::Inline(body)) => Ok(self.accept(run, body)),
             Ok(FetchedBlob::Redirect { .. }) => {
                 Err(self.malformed("a redirect instead of the rest").into())
@@ -189,13 +201,7 @@ impl Filler {
         Answer::Body(body)
     }
 
-    async fn copy(
-        &self,
-        run: &mut Run,
-        body: BlobBody,
-        received: &mut u64,
-        started: Instant,
-    ) -> Stop {
+    async fn copy(&self, run: &mut Run, body: BlobBody, gain: &mut Gain, started: Instant) -> Stop {
         let size = run.size();
         let (mut at, mut stream) = (body.start, body.body);
         let mut writing: Option<Writing> = None;
@@ -248,7 +254,7 @@ impl Filler {
                 Err(error) => return Stop::Broke(error),
             };
             metrics::add(Counter::BytesFetched, length);
-            *received += length;
+            gain.received += length;
             let end = at + length;
             if let Some(size) = size
                 && end > size
@@ -272,12 +278,15 @@ impl Filler {
                 let piece = stream.take_piece(std::mem::take(&mut spare));
                 let skip = usize::try_from(missing).unwrap_or(usize::MAX);
                 match run.write(piece, skip) {
-                    Ok((started, _)) => writing = Some(started),
+                    Ok((started, count)) => {
+                        gain.written += count;
+                        writing = Some(started);
+                    }
                     Err(error) => return Stop::Failed(error),
                 }
             }
             at = end;
-            if is_crawling(*received, started.elapsed(), size) {
+            if is_crawling(gain.received, started.elapsed(), size) {
                 return Stop::Failed(FillError::Source("it was too slow".to_owned()));
             }
         }

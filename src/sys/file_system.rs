@@ -1,6 +1,13 @@
 //! What a file system has left.
 
-use std::{ffi::CString, io, mem::MaybeUninit, os::unix::ffi::OsStrExt as _, path::Path};
+use std::{
+    ffi::CString,
+    fs::File,
+    io,
+    mem::MaybeUninit,
+    os::{fd::AsRawFd, unix::ffi::OsStrExt as _},
+    path::Path,
+};
 
 use super::checked;
 
@@ -30,6 +37,13 @@ impl FileSystem {
             free_inodes: answer.f_favail,
         })
     }
+}
+
+/// Waits until all that was done to the file system that `file` is on is on disk.
+pub fn sync_file_system(file: &File) -> io::Result<()> {
+    // SAFETY: plain values only; the descriptor is borrowed from `file`.
+    let answer = unsafe { libc::syncfs(file.as_raw_fd()) };
+    checked(answer as isize).map(drop)
 }
 
 #[cfg(test)]

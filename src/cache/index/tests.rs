@@ -456,3 +456,46 @@ fn readers_never_see_a_mixture() {
     let bytes: u64 = index.entries().map(|entry| on_disk(entry.size)).sum();
     assert_eq!(index.bytes(), bytes);
 }
+
+/// A little of what the fuzz target does, in every run.
+#[test]
+fn spoiled_slots_neither_panic_nor_spoil_the_accounts() {
+    let (good, mut pen) = Index::in_memory(0);
+    for number in 0..40 {
+        put(&good, &mut pen, number);
+    }
+    let bytes = good.to_bytes();
+    let used: Vec<usize> = good
+        .entries()
+        .map(|entry| entry.place.slot as usize)
+        .collect();
+    let mut random = 7_u64;
+    let mut draw = move |below: usize| {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        usize::try_from(random >> 33).expect("31 bits") % below
+    };
+    for _ in 0..200 {
+        let mut bytes = bytes.clone();
+        for _ in 0..1 + draw(30) {
+            let slot = match draw(2) {
+                0 => used[draw(used.len())],
+                _ => draw(good.slots()),
+            };
+            bytes[4096 + slot * 64 + draw(64)] = u8::try_from(draw(256)).expect("a byte");
+        }
+        let (index, mut pen, _) = Index::from_bytes(&bytes, &mut Sizes::default())
+            .expect("memory")
+            .expect("the header is good");
+        let entries: Vec<Entry> = index.entries().collect();
+        assert_eq!(index.blob_count(), entries.len() as u64);
+        for entry in entries {
+            assert!(entry.size <= LARGEST_SIZE);
+            assert!(index.find(&entry.name).is_some(), "{entry:?}");
+            take_out(&index, &mut pen, entry.place);
+        }
+        assert_eq!((index.blob_count(), index.bytes()), (0, 0));
+        assert_eq!(index.entries().count(), 0);
+    }
+}

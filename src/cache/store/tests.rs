@@ -678,11 +678,23 @@ fn the_file_systems_floor_is_kept() {
         1,
         "all of it would not have been enough"
     );
-    store.note_full_disk();
+    assert_exact(&store);
+}
+
+#[test]
+fn a_full_disk_costs_some_blobs_once_and_not_for_each_fill() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = load(folder.path(), 8 * MIB);
+    for seed in 0..60 {
+        put(&store, &content(100 * KIB, seed));
+    }
+    for _ in 0..5 {
+        store.note_full_disk();
+    }
     assert_eq!(
         store.blob_count(),
-        0,
-        "the floor is what the disk is said to be full of"
+        57,
+        "a thirty-second of 8 MiB are three blobs"
     );
     assert_exact(&store);
 }
