@@ -8,7 +8,7 @@ use std::{io, sync::Weak, thread, time::Instant};
 use crossbeam::channel::{self, Receiver};
 
 use super::{Key, folder::Folder, store::Store};
-use crate::oci::{Algorithm, Registry};
+use crate::oci::Registry;
 
 /// The channel closes when it is done.
 pub(super) fn begin(store: Weak<Store>, registries: Vec<Registry>) -> io::Result<Receiver<()>> {

@@ -80,10 +80,7 @@ pub(super) struct Store {
     pub(super) stop: Arc<Stop>,
     pool: Arc<Pool>,
     own: Weak<Self>,
-    on_damage: Mutex<Option<OnDamage>>,
 }
-
-type OnDamage = Arc<dyn Fn(&Key) + Send + Sync>;
 
 /// What one at a time may change.
 pub(super) struct Desk {
@@ -255,7 +252,6 @@ impl Store {
             last_full_disk: AtomicU64::new(0),
             stop: Arc::default(),
             own: own.clone(),
-            on_damage: Mutex::default(),
             index,
             folder,
             budget,
@@ -871,10 +867,6 @@ impl Store {
         if verdict == Verdict::Damaged {
             metrics::add(Counter::BlobsDamaged, 1);
             tracing::warn!(digest = %key.digest, registry = %key.registry, "a cached blob is damaged; it will be fetched again");
-            let notify = lock(&self.on_damage).clone();
-            if let Some(notify) = notify {
-                notify(key);
-            }
         }
         Ok(verdict)
     }
@@ -887,11 +879,6 @@ impl Store {
         let is_removed = retired.is_some();
         self.discard(retired);
         is_removed
-    }
-
-    /// Called with each blob that was found damaged and has been removed.
-    pub(super) fn when_damaged(&self, notify: impl Fn(&Key) + Send + Sync + 'static) {
-        *lock(&self.on_damage) = Some(Arc::new(notify));
     }
 
     // For people, on the pool.

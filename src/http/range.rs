@@ -119,6 +119,7 @@ mod tests {
     #[test]
     fn wishes_are_read_as_the_clients_mean_them() {
         use RangeWish::{Part, Parts, Unsatisfiable, Whole};
+        let alone = Parts(std::iter::once(0..2).collect());
         for (value, size, wish) in [
             ("bytes=0-0", 10, Part(0..1)),
             ("bytes=2-5", 10, Part(2..6)),
@@ -151,7 +152,7 @@ mod tests {
             ("bytes=1 - 2", 10, Unsatisfiable),
             ("bytes=0-1,3-4", 10, Parts(vec![0..2, 3..5])),
             ("bytes=-2, 0-0", 10, Parts(vec![8..10, 0..1])),
-            ("bytes=0-1,20-30", 10, Parts(vec![0..2])),
+            ("bytes=0-1,20-30", 10, alone),
             ("bytes=20-,30-", 10, Unsatisfiable),
             ("bytes=0-1,1-2", 10, Whole),
             ("bytes=0-1,x", 10, Whole),

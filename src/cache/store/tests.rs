@@ -489,9 +489,6 @@ fn files_that_vanished_or_were_cut_are_forgotten() {
 fn damage_is_found_and_never_served_again() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = load(folder.path(), 8 * MIB);
-    let damaged = Arc::new(Mutex::new(Vec::new()));
-    let noted = Arc::clone(&damaged);
-    store.when_damaged(move |key| lock(&noted).push(key.clone()));
     let good = put(&store, &content(600_000, 1));
     let bad = put(&store, &content(600_000, 2));
     let path = store.folder.path(&bad);
@@ -507,7 +504,6 @@ fn damage_is_found_and_never_served_again() {
     assert_eq!(store.verify(&bad).expect("read"), Verdict::Damaged);
     assert_eq!(store.verify(&bad).expect("read"), Verdict::Absent);
     assert!(store.find(&bad, None).is_none() && store.open(&bad).expect("answered").is_none());
-    assert_eq!(*lock(&damaged), std::slice::from_ref(&bad));
     drop(reader);
     store.release_lingering();
     assert_exact(&store);
