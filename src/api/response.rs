@@ -62,7 +62,7 @@ impl Response {
     pub(super) fn content_digest(mut self, digest: &Digest) -> Self {
         self.fields.extend_from_slice(b"Docker-Content-Digest: ");
         let start = self.fields.len();
-        let _ = write!(Text(&mut self.fields), "{digest}");
+        digest.append_to(&mut self.fields);
         let end = self.fields.len();
         self.fields.extend_from_slice(b"\r\nETag: \"");
         self.fields.extend_from_within(start..end);
