@@ -29,7 +29,8 @@ impl Response {
     pub fn new(status: u16) -> Self {
         Self {
             status,
-            fields: Vec::with_capacity(256),
+            // A blob's fit, so that they are not moved as they become more.
+            fields: Vec::with_capacity(512),
             length: Length::Known(0),
             body: Body::empty(),
             close: false,

@@ -80,9 +80,11 @@ impl FromStr for Digest {
         let malformed = || DigestError::Malformed {
             text: text.chars().take(200).collect(),
         };
+        if let Some(encoded) = text.strip_prefix("sha256:") {
+            return decode_hex(encoded).map(Self::Sha256).ok_or_else(malformed);
+        }
         let (algorithm, encoded) = text.split_once(':').ok_or_else(malformed)?;
         match algorithm {
-            "sha256" => decode_hex(encoded).map(Self::Sha256).ok_or_else(malformed),
             "sha512" => decode_hex(encoded).map(Self::Sha512).ok_or_else(malformed),
             _ if is_algorithm(algorithm) && is_encoded(encoded) => {
                 Err(DigestError::UnknownAlgorithm {
@@ -156,11 +158,11 @@ struct Hex {
 
 impl Hex {
     fn of(hash: &[u8]) -> Self {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let digit = |value: u8| DIGITS.get(usize::from(value)).copied().unwrap_or_default();
+        // Arithmetic instead of a table, which the compiler does for many bytes at once.
+        let digit = |value: u8| value + b'0' + u8::from(value > 9) * (b'a' - b'0' - 10);
         let mut digits = [0; 128];
-        for (pair, byte) in digits.chunks_exact_mut(2).zip(hash) {
-            pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+        for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(hash) {
+            *pair = [digit(byte >> 4), digit(byte & 15)];
         }
         Self {
             digits,
