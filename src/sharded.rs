@@ -8,9 +8,9 @@ use std::{
 
 use crate::blocking::lock;
 
-/// Keys come from outside: nobody shall be able to choose those that meet. Each table has a random seed of its own, and
-/// what this hash lacks in strength against somebody who could watch it at work, std's lacks in speed for short keys: it
-/// was a tenth of the work of a hit.
+/// Keys come from outside: nobody shall be able to choose those that meet, so each table has a random seed of its own.
+/// Against somebody who could watch it at work this hash is weaker than std's; but every table here is bounded, and with
+/// std's a tenth of a hit's work would be hashing.
 pub type Keyed = foldhash::quality::RandomState;
 
 /// More than any machine has cores that would meet; an empty part costs next to nothing.
