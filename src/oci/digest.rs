@@ -115,6 +115,10 @@ fn decode_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
 const NO_DIGIT: u8 = 16;
 
 /// What each byte is worth as a hex digit.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "computed when compiling, which an index out of bounds would end"
+)]
 static DIGITS: [u8; 256] = {
     let mut values = [NO_DIGIT; 256];
     let mut value = 0;
