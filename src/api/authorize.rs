@@ -1,9 +1,6 @@
 //! Who asks, and whether for what he was given: from a route's name to an `Access`.
 
-use std::{
-    net::IpAddr,
-    time::{Instant, SystemTime},
-};
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use super::{
     Api, Response,
@@ -16,9 +13,9 @@ use crate::{
     oci::ErrorCode,
     pull::Access,
     requests::{Grant, Token},
+    sys::coarse_time,
     telemetry::metrics::{self, Counter},
 };
-use std::sync::Arc;
 
 impl Api {
     pub(super) async fn authorize(&self, name: &Name, client: IpAddr) -> Result<Access, Response> {
@@ -60,7 +57,7 @@ impl Api {
         shape: Shape,
         client: IpAddr,
     ) -> Result<Arc<Grant>, Response> {
-        let now = SystemTime::now();
+        let now = coarse_time();
         if let Some(grant) = self.shared.requests.recent(token, now) {
             return Ok(grant);
         }

@@ -29,7 +29,8 @@ impl Response {
     pub fn new(status: u16) -> Self {
         Self {
             status,
-            fields: Vec::with_capacity(256),
+            // A blob's fit, so that they are not moved as they become more.
+            fields: Vec::with_capacity(512),
             length: Length::Known(0),
             body: Body::empty(),
             close: false,
@@ -62,7 +63,7 @@ impl Response {
     pub(super) fn content_digest(mut self, digest: &Digest) -> Self {
         self.fields.extend_from_slice(b"Docker-Content-Digest: ");
         let start = self.fields.len();
-        let _ = write!(Text(&mut self.fields), "{digest}");
+        digest.append_to(&mut self.fields);
         let end = self.fields.len();
         self.fields.extend_from_slice(b"\r\nETag: \"");
         self.fields.extend_from_within(start..end);

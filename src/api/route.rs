@@ -152,8 +152,9 @@ fn parse_registry_path(path: &str) -> Result<Route, RouteError> {
         return Ok(Route::Version);
     }
     // Repository names contain slashes, and parts named `blobs`, so the fixed parts are taken from the right.
-    let mut parts = rest.rsplitn(3, '/');
-    let (Some(last), Some(kind), Some(name)) = (parts.next(), parts.next(), parts.next()) else {
+    let parts = split_last(rest)
+        .and_then(|(rest, last)| split_last(rest).map(|(name, kind)| (name, kind, last)));
+    let Some((name, kind, last)) = parts else {
         return Err(RouteError::UnknownPath);
     };
     let wish: fn(&str) -> Result<Wish, RouteError> = match (kind, last) {
@@ -169,14 +170,23 @@ fn parse_registry_path(path: &str) -> Result<Route, RouteError> {
     })
 }
 
+/// At the last slash. Every pull's path comes through here, and this is faster than `rsplit_once`.
+fn split_last(path: &str) -> Option<(&str, &str)> {
+    let slash = memchr::memrchr(b'/', path.as_bytes())?;
+    Some((path.get(..slash)?, path.get(slash + 1..)?))
+}
+
 fn parse_name(name: &str) -> Result<Name, RouteError> {
-    let (first, rest) = name.split_once('/').unwrap_or((name, ""));
-    if first == "wt" {
+    if let Some(rest) = name.strip_prefix("wt/") {
         let (token, repository) = rest.split_once('/').ok_or(RouteError::UnknownPath)?;
         return Ok(Name::Ephemeral {
             token: parse_token(token)?,
             repository: repository.parse().map_err(RouteError::Name)?,
         });
+    }
+    let (first, rest) = name.split_once('/').unwrap_or((name, ""));
+    if first == "wt" {
+        return Err(RouteError::UnknownPath);
     }
     if !first.contains(['.', ':']) {
         return Err(RouteError::NoRegistry {
@@ -203,9 +213,9 @@ fn parse_version(text: &str) -> Result<TagOrDigest, RouteError> {
 
 /// Some clients write `sha256%3A…`. What does not decode stays, and is then no tag and no digest.
 fn decode(last: &str) -> Cow<'_, str> {
-    match last.contains('%') {
-        true => percent_decode(last).map_or(Cow::Borrowed(last), Cow::Owned),
-        false => Cow::Borrowed(last),
+    match memchr::memchr(b'%', last.as_bytes()) {
+        Some(_) => percent_decode(last).map_or(Cow::Borrowed(last), Cow::Owned),
+        None => Cow::Borrowed(last),
     }
 }
 

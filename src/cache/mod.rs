@@ -206,6 +206,14 @@ impl Cache {
         }
     }
 
+    /// The blob, if it is stored and its file is open: without a lock and without waiting. `repository` as for `open`.
+    pub fn open_at_once(&self, key: &Key, repository: &Repository) -> Option<Blob> {
+        match self.0.store.find(key, Some(repository))? {
+            Found::Open(blob) => Some(blob),
+            Found::Closed => None,
+        }
+    }
+
     /// `repository`: where the asker has it from, so that what is pinned is known.
     pub async fn open(&self, key: &Key, repository: &Repository) -> Result<Opened, OpenError> {
         // A file that has vanished is out of the store after one look; the second finds the blob missing.

@@ -189,7 +189,7 @@ pub fn head_end(buffer: &[u8], from: usize) -> Option<usize> {
     let mut searched = from;
     loop {
         let rest = buffer.get(searched..)?;
-        let end_of_line = searched + rest.iter().position(|&byte| byte == b'\n')?;
+        let end_of_line = searched + memchr::memchr(b'\n', rest)?;
         let before = buffer.get(..end_of_line)?;
         searched = end_of_line + 1;
         if before.ends_with(b"\r\n\r") || !before.ends_with(b"\r") {

@@ -24,6 +24,10 @@ impl Span {
         }
     }
 
+    const fn len(self) -> usize {
+        self.end as usize - self.start as usize
+    }
+
     pub(super) fn within(self, whole: &str) -> &str {
         whole
             .get(self.start as usize..self.end as usize)
@@ -60,16 +64,19 @@ impl Headers {
     }
 
     /// The first of this name.
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.iter()
-            .find(|(found, _)| found.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value)
+    pub fn get<'a>(&'a self, name: &'a str) -> Option<&'a str> {
+        self.all(name).next()
     }
 
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.iter()
-            .filter(move |(found, _)| found.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value)
+        // Most differ in their lengths: each head is asked for a dozen names.
+        self.lines
+            .iter()
+            .filter(move |line| {
+                line.name.len() == name.len()
+                    && line.name.within(&self.text).eq_ignore_ascii_case(name)
+            })
+            .map(|line| line.value.within(&self.text))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {

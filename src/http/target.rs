@@ -31,10 +31,11 @@ impl Target {
     /// `target` is a slice of `text`.
     pub(super) fn parse(target: &str, text: &Arc<str>, method: Method) -> Result<Self, HeadError> {
         let bad = |reason| HeadError::Bad { reason };
-        if !target
-            .bytes()
-            .all(|byte| byte.is_ascii_graphic() && byte != b'#')
-        {
+        // Without an early end, which the compiler turns into a few wide instructions.
+        let is_good = target.bytes().fold(true, |is_good, byte| {
+            is_good & byte.is_ascii_graphic() & (byte != b'#')
+        });
+        if !is_good {
             return Err(bad("a byte that no target has"));
         }
         let (form, authority, path_and_query) = match method {
@@ -53,8 +54,9 @@ impl Target {
         if has_authority && split_authority(authority).is_none() {
             return Err(bad("malformed host in the target"));
         }
-        let (path, query) = match path_and_query.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
+        let mark = memchr::memchr(b'?', path_and_query.as_bytes());
+        let (path, query) = match mark.and_then(|mark| path_and_query.split_at_checked(mark)) {
+            Some((path, query)) => (path, query.strip_prefix('?')),
             None => (path_and_query, None),
         };
         Ok(Self {

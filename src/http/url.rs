@@ -171,8 +171,11 @@ impl fmt::Debug for Url {
 /// Host and port of `host[:port]`; nothing if it is malformed. Strict: letters, digits, `.`, `-` and `_`, or
 /// an IPv6 address in brackets; no user, no empty port.
 pub(super) fn split_authority(text: &str) -> Option<(&str, Option<u16>)> {
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => (host, Some(parse_port(port)?)),
+    let colon = memchr::memrchr(b':', text.as_bytes());
+    let (host, port) = match colon.and_then(|colon| text.split_at_checked(colon)) {
+        Some((host, port)) if !port.ends_with(']') => {
+            (host, Some(parse_port(port.strip_prefix(':')?)?))
+        }
         _ => (text, None),
     };
     let is_host = match host.strip_prefix('[') {

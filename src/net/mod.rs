@@ -4,6 +4,7 @@ mod connect;
 mod identity;
 mod listener;
 mod patience;
+mod remembered;
 mod resolve;
 mod sealing;
 mod socket;
@@ -20,6 +21,6 @@ pub use resolve::{Addresses, ResolveError, is_public, look_up};
 pub use socket::{Refused, Socket};
 pub use stream::Stream;
 pub use tls::{Trust, TrustError};
-pub use transfer::{Transfer, pipes_for_each};
+pub use transfer::{FilePart, Transfer, pipes_for_each};
 
 pub use crate::sys::More;

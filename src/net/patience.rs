@@ -21,6 +21,17 @@ pub struct Clock {
     alarms: RefCell<Vec<Weak<Slot>>>,
 }
 
+/// A tenth of a second of a core's clock, for what is good for a moment only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tick(u64);
+
+#[cfg(test)]
+impl Tick {
+    pub(super) fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
 /// When a wait is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadline(u64);
@@ -74,6 +85,10 @@ impl Clock {
         // The present tick is partly over.
         let ticks = u64::try_from(ticks).unwrap_or(NEVER).saturating_add(1);
         Deadline(self.tick.get().saturating_add(ticks))
+    }
+
+    pub(super) fn now(&self) -> Tick {
+        Tick(self.tick.get())
     }
 
     fn tick(&self) {

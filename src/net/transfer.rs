@@ -20,6 +20,7 @@ use monoio::net::TcpStream;
 
 use super::{
     patience::{Alarm, Deadline},
+    remembered::Remembered,
     socket::{Kind, Socket},
 };
 use crate::{
@@ -54,6 +55,14 @@ pub fn pipes_for_each(core_count: usize) -> usize {
     of_core.min(MOST_PIPES)
 }
 
+/// What of a file is to be sent.
+pub struct FilePart<'a> {
+    pub file: &'a Arc<File>,
+    pub range: Range<u64>,
+    /// Nobody writes to it any more.
+    pub is_complete: bool,
+}
+
 /// One core's sender: it keeps the pipes.
 pub struct Transfer {
     pool: Arc<Pool>,
@@ -62,6 +71,7 @@ pub struct Transfer {
     pipes_left: Cell<usize>,
     /// Head and body of a small answer; lent to one at a time.
     scratch: Cell<Vec<u8>>,
+    remembered: RefCell<Remembered>,
 }
 
 impl Transfer {
@@ -71,6 +81,7 @@ impl Transfer {
             pipes: RefCell::default(),
             pipes_left: Cell::new(most_pipes),
             scratch: Cell::default(),
+            remembered: RefCell::default(),
         })
     }
 
@@ -93,17 +104,16 @@ impl Transfer {
         }
     }
 
-    /// Sends `head`, then `range` of `file`; both may be empty. `more`: whether another piece follows the range.
+    /// Sends `head`, then the part; both may be empty. `more`: whether another piece follows.
     pub async fn send_file(
         &self,
         socket: &mut Socket,
         head: &[u8],
-        file: &Arc<File>,
-        range: Range<u64>,
+        part: FilePart<'_>,
         more: More,
         patience: Duration,
     ) -> io::Result<()> {
-        let size = range.end.saturating_sub(range.start);
+        let size = part.range.end.saturating_sub(part.range.start);
         let copied = match &socket.kind {
             Kind::Plain(_) => COPIED,
             Kind::Tls(_) => COPIED_SEALED,
@@ -112,13 +122,14 @@ impl Transfer {
             && size <= copied
         {
             let mut joined = self.scratch.take();
-            if read_behind(&mut joined, head, file, range.start, size)? {
+            if self.join(&mut joined, head, &part, size)? {
                 let bytes = joined.get(..head.len() + size).unwrap_or_default();
                 let sent = self.send(socket, bytes, more, patience).await;
                 self.scratch.set(joined);
                 return sent;
             }
         }
+        let FilePart { file, range, .. } = part;
         let Socket { kind, alarm } = socket;
         let patience = Patience {
             alarm,
@@ -134,6 +145,37 @@ impl Transfer {
                     .await
             }
         }
+    }
+
+    /// Puts `head` and the part's bytes at the front of `joined`, if they are in memory. The buffer only grows, so that it
+    /// is not cleared for each answer.
+    fn join(
+        &self,
+        joined: &mut Vec<u8>,
+        head: &[u8],
+        part: &FilePart<'_>,
+        size: usize,
+    ) -> io::Result<bool> {
+        let offset = part.range.start;
+        let length = head.len() + size;
+        if joined.len() < length {
+            joined.resize(length, 0);
+        }
+        let (front, rest) = joined.split_at_mut(head.len());
+        front.copy_from_slice(head);
+        let body = rest.get_mut(..size).unwrap_or_default();
+        let mut remembered = self.remembered.borrow_mut();
+        if let Some(kept) = remembered.body(part.file, offset, size) {
+            body.copy_from_slice(kept);
+            return Ok(true);
+        }
+        if !read_whole(body, part.file, offset)? {
+            return Ok(false);
+        }
+        if part.is_complete {
+            remembered.keep_body(part.file, offset, body);
+        }
+        Ok(true)
     }
 
     async fn send_plain(
@@ -282,11 +324,16 @@ impl Transfer {
             return Ok(warm_until);
         }
         let window = offset..end.min(offset + WINDOW);
+        let now = patience.alarm.clock().now();
+        if self.remembered.borrow().is_warm(file, &window, now) {
+            return Ok(window.end);
+        }
         if !(sys::is_cached(file, window.start) && sys::is_cached(file, window.end - 1)) {
             let bringing = self.bring(file, &window);
             let deadline = patience.deadline();
             patience.alarm.within(deadline, bringing).await?;
         }
+        self.remembered.borrow_mut().note_warm(file, &window, now);
         Ok(window.end)
     }
 
@@ -324,24 +371,10 @@ impl Transfer {
     }
 }
 
-/// Puts `head` and the file's bytes at the front of `joined`, if the page cache has them. The buffer only grows, so that
-/// it is not cleared for each answer.
-fn read_behind(
-    joined: &mut Vec<u8>,
-    head: &[u8],
-    file: &File,
-    offset: u64,
-    size: usize,
-) -> io::Result<bool> {
-    let length = head.len() + size;
-    if joined.len() < length {
-        joined.resize(length, 0);
-    }
-    let (front, body) = joined.split_at_mut(head.len());
-    front.copy_from_slice(head);
+/// Fills `body`, if the page cache has the file's bytes.
+fn read_whole(body: &mut [u8], file: &File, offset: u64) -> io::Result<bool> {
     let mut filled = 0;
-    while filled < size {
-        let rest = body.get_mut(filled..size).unwrap_or_default();
+    while let Some(rest) = body.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         match sys::read_if_cached(file, rest, offset + filled as u64) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => filled += count,

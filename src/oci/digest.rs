@@ -58,6 +58,13 @@ impl Digest {
         Hex::of(self.as_bytes()).as_str().to_owned()
     }
 
+    /// As `Display` writes it, without the machinery of formatting: each answer names a digest.
+    pub fn append_to(&self, text: &mut Vec<u8>) {
+        text.extend_from_slice(self.algorithm().as_str().as_bytes());
+        text.push(b':');
+        text.extend_from_slice(Hex::of(self.as_bytes()).as_str().as_bytes());
+    }
+
     /// Whether `content` is what this digest names.
     pub fn matches(&self, content: &[u8]) -> bool {
         let mut hasher = Hasher::new(self.algorithm());
@@ -73,9 +80,11 @@ impl FromStr for Digest {
         let malformed = || DigestError::Malformed {
             text: text.chars().take(200).collect(),
         };
+        if let Some(encoded) = text.strip_prefix("sha256:") {
+            return decode_hex(encoded).map(Self::Sha256).ok_or_else(malformed);
+        }
         let (algorithm, encoded) = text.split_once(':').ok_or_else(malformed)?;
         match algorithm {
-            "sha256" => decode_hex(encoded).map(Self::Sha256).ok_or_else(malformed),
             "sha512" => decode_hex(encoded).map(Self::Sha512).ok_or_else(malformed),
             _ if is_algorithm(algorithm) && is_encoded(encoded) => {
                 Err(DigestError::UnknownAlgorithm {
@@ -88,21 +97,37 @@ impl FromStr for Digest {
 }
 
 fn decode_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
     if text.len() != 2 * N {
         return None;
     }
+    let value = |byte: u8| DIGITS.get(usize::from(byte)).copied().unwrap_or(NO_DIGIT);
     let mut hash = [0; N];
-    for (byte, pair) in hash.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        let &[high, low] = pair else { return None };
-        *byte = digit(high)? << 4 | digit(low)?;
+    // Looked at once at the end: that some byte is no digit is the exception.
+    let mut seen = 0;
+    for (byte, [high, low]) in hash.iter_mut().zip(text.as_bytes().as_chunks::<2>().0) {
+        let (high, low) = (value(*high), value(*low));
+        seen |= high | low;
+        *byte = high << 4 | low;
     }
-    Some(hash)
+    (seen < NO_DIGIT).then_some(hash)
 }
+
+const NO_DIGIT: u8 = 16;
+
+/// What each byte is worth as a hex digit.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "computed when compiling, which an index out of bounds would end"
+)]
+static DIGITS: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value as usize] as usize] = value;
+        value += 1;
+    }
+    values
+};
 
 fn is_algorithm(text: &str) -> bool {
     !text.is_empty()
@@ -137,11 +162,11 @@ struct Hex {
 
 impl Hex {
     fn of(hash: &[u8]) -> Self {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let digit = |value: u8| DIGITS.get(usize::from(value)).copied().unwrap_or_default();
+        // Arithmetic instead of a table, which the compiler does for many bytes at once.
+        let digit = |value: u8| value + b'0' + u8::from(value > 9) * (b'a' - b'0' - 10);
         let mut digits = [0; 128];
-        for (pair, byte) in digits.chunks_exact_mut(2).zip(hash) {
-            pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+        for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(hash) {
+            *pair = [digit(byte >> 4), digit(byte & 15)];
         }
         Self {
             digits,

@@ -161,6 +161,9 @@ impl FromStr for Repository {
 fn is_name_component(text: &str) -> bool {
     let bytes = text.as_bytes();
     let is_word = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    if bytes.iter().all(is_word) {
+        return !bytes.is_empty();
+    }
     if !bytes.first().is_some_and(is_word) || !bytes.last().is_some_and(is_word) {
         return false;
     }

@@ -19,6 +19,8 @@ pub enum Piece {
     File {
         file: Arc<File>,
         range: Range<u64>,
+        /// Nobody writes to it any more.
+        is_complete: bool,
     },
     Bytes(Bytes),
 }
@@ -111,6 +113,7 @@ impl Body {
                     let piece = Piece::File {
                         file: Arc::clone(file),
                         range: range.clone(),
+                        is_complete: true,
                     };
                     let is_empty = range.is_empty();
                     self.0 = Kind::Empty;
@@ -180,6 +183,7 @@ impl Following {
             let piece = Piece::File {
                 file: Arc::clone(file),
                 range: self.range.start..end,
+                is_complete: false,
             };
             self.range.start = end;
             return Ok(Followed::Piece(Some(piece)));

@@ -29,90 +29,124 @@ pub enum Holder {
     Anyone(Registry, Repository),
 }
 
+/// What is remembered about a blob, and of whom.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Fact {
-    /// A manifest served to the holder names it.
-    Named(Holder),
-    /// The registry said yes to the holder.
-    Allowed(Holder),
+enum About {
+    Holder(Holder),
     /// The repository has it: it sent the bytes, or said so.
-    Contained(Registry, Repository),
+    Content(Registry, Repository),
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Known {
+    /// A manifest served to the holder names it.
+    named: Option<Memory>,
+    /// The registry said yes to the holder, or has it in the repository.
+    allowed: Option<Memory>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Memory {
     /// What a manifest or the registry says of its size.
     size: Option<u64>,
     until: Instant,
 }
 
+/// How a holder stands to a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub may_have: bool,
+    /// What is said of its size to him.
+    pub size: Option<u64>,
+}
+
 /// Shared by all cores: the connections of one pull arrive on all of them.
 #[derive(Default)]
-pub struct Proofs(Sharded<(Digest, Fact), Memory>);
+pub struct Proofs(Sharded<(Digest, About), Known>);
 
 impl Proofs {
     /// A manifest that `holder` was served names it.
     pub fn note_named(&self, holder: &Holder, digest: Digest, size: u64) {
-        self.note(Fact::Named(holder.clone()), digest, Some(size), AGE);
+        self.note(About::Holder(holder.clone()), digest, |known| {
+            remember(&mut known.named, Some(size), AGE);
+        });
     }
 
     /// The registry let the holder of `access` have it.
     pub fn note_allowed(&self, access: &Access, digest: Digest, size: Option<u64>) {
-        self.note(Fact::Allowed(access.holder.clone()), digest, size, AGE);
-        let contained = Fact::Contained(access.registry.clone(), access.repository.clone());
-        self.note(contained, digest, size, CONTENT_AGE);
+        self.note(About::Holder(access.holder.clone()), digest, |known| {
+            remember(&mut known.allowed, size, AGE);
+        });
+        let content = About::Content(access.registry.clone(), access.repository.clone());
+        self.note(content, digest, |known| {
+            remember(&mut known.allowed, size, CONTENT_AGE);
+        });
+    }
+
+    /// One look for whoever was let have it himself.
+    pub fn standing(&self, access: &Access, digest: &Digest) -> Standing {
+        let known = self.recall(About::Holder(access.holder.clone()), digest);
+        let is_contained = || {
+            let content = About::Content(access.registry.clone(), access.repository.clone());
+            self.recall(content, digest).allowed.is_some()
+        };
+        let said = |memory: Option<Memory>| memory.and_then(|memory| memory.size);
+        Standing {
+            may_have: known.allowed.is_some() || (known.named.is_some() && is_contained()),
+            size: said(known.named).or(said(known.allowed)),
+        }
     }
 
     pub fn may_have(&self, access: &Access, digest: &Digest) -> bool {
-        self.recall(Fact::Allowed(access.holder.clone()), digest)
-            .is_some()
-            || (self
-                .recall(Fact::Named(access.holder.clone()), digest)
-                .is_some()
-                && self
-                    .recall(
-                        Fact::Contained(access.registry.clone(), access.repository.clone()),
-                        digest,
-                    )
-                    .is_some())
-    }
-
-    /// Whether a manifest served to the holder names it: what an index names are manifests of its own repository.
-    pub fn is_named(&self, access: &Access, digest: &Digest) -> bool {
-        self.recall(Fact::Named(access.holder.clone()), digest)
-            .is_some()
+        self.standing(access, digest).may_have
     }
 
     /// What is said of its size to this holder.
     pub fn size(&self, access: &Access, digest: &Digest) -> Option<u64> {
-        let named = self.recall(Fact::Named(access.holder.clone()), digest);
-        let allowed = || self.recall(Fact::Allowed(access.holder.clone()), digest);
-        named
-            .and_then(|memory| memory.size)
-            .or_else(|| allowed()?.size)
+        self.standing(access, digest).size
     }
 
-    fn note(&self, fact: Fact, digest: Digest, size: Option<u64>, age: Duration) {
-        let now = Instant::now();
+    /// Whether a manifest served to the holder names it: what an index names are manifests of its own repository.
+    pub fn is_named(&self, access: &Access, digest: &Digest) -> bool {
+        let known = self.recall(About::Holder(access.holder.clone()), digest);
+        known.named.is_some()
+    }
+
+    fn note(&self, about: About, digest: Digest, change: impl FnOnce(&mut Known)) {
         let mut shard = self.0.lock(&digest);
         if shard.len() >= MOST_PER_SHARD {
-            shard.retain(|_, memory| now < memory.until);
+            let now = Instant::now();
+            shard.retain(|_, known| known.at(now) != Known::default());
         }
         if shard.len() >= MOST_PER_SHARD {
             // Forgetting costs a question to the registry, nothing else.
             shard.clear();
         }
-        let memory = shard
-            .entry((digest, fact))
-            .or_insert(Memory { size, until: now });
-        memory.until = now + age;
-        memory.size = size.or(memory.size);
+        change(shard.entry((digest, about)).or_default());
     }
 
-    fn recall(&self, fact: Fact, digest: &Digest) -> Option<Memory> {
-        let memory = *self.0.lock(digest).get(&(*digest, fact))?;
-        (Instant::now() < memory.until).then_some(memory)
+    /// What holds of it still.
+    fn recall(&self, about: About, digest: &Digest) -> Known {
+        let known = self.0.lock(digest).get(&(*digest, about)).copied();
+        known.map_or_else(Known::default, |known| known.at(Instant::now()))
     }
+}
+
+impl Known {
+    fn at(self, now: Instant) -> Self {
+        let holds = |memory: &Memory| now < memory.until;
+        Self {
+            named: self.named.filter(holds),
+            allowed: self.allowed.filter(holds),
+        }
+    }
+}
+
+fn remember(memory: &mut Option<Memory>, size: Option<u64>, age: Duration) {
+    *memory = Some(Memory {
+        size: size.or(memory.and_then(|before| before.size)),
+        until: Instant::now() + age,
+    });
 }
 
 #[cfg(test)]

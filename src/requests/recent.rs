@@ -9,13 +9,14 @@
 //! ```
 
 use std::{
-    collections::{HashMap, hash_map::RandomState},
+    collections::HashMap,
     hash::BuildHasher,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
 
 use super::{Grant, Token};
+use crate::sharded::Keyed;
 
 /// Enough that cores seldom wait for each other.
 const SHARD_COUNT: usize = 64;
@@ -24,12 +25,12 @@ const GRANTS_PER_SHARD: usize = if cfg!(test) { 16 } else { 1024 };
 
 pub(super) struct Recent {
     shards: [Mutex<Shard>; SHARD_COUNT],
-    hasher: RandomState,
+    hasher: Keyed,
 }
 
 #[derive(Default)]
 struct Shard {
-    grants: HashMap<Token, Remembered>,
+    grants: HashMap<Token, Remembered, Keyed>,
     /// Counts uses, to know the least recent.
     clock: u64,
     revocation_count: u64,
@@ -50,7 +51,7 @@ impl Recent {
     pub(super) fn new() -> Self {
         Self {
             shards: std::array::from_fn(|_| Mutex::default()),
-            hasher: RandomState::new(),
+            hasher: Keyed::default(),
         }
     }
 

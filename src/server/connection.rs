@@ -283,9 +283,10 @@ async fn read_head(
         if looks_like_tls(buffer) {
             return Err(NoHead::Malformed(HeadError::TlsHello));
         }
-        // Parsing begins at the start each time, so it waits for the end of the head; but what cannot
-        // become a head is refused at its first line.
-        if head_end(buffer, searched).is_some() || buffer.len() > MAX_HEAD_SIZE {
+        // Parsing begins at the start each time, so from the second time on it waits for the end of the head; but
+        // what cannot become a head is refused at its first line.
+        let may_be_whole = searched == 0 || head_end(buffer, searched).is_some();
+        if may_be_whole || buffer.len() > MAX_HEAD_SIZE {
             match parse_request(buffer) {
                 Ok(Some((head, size))) => {
                     buffer.drain(..size);

@@ -6,7 +6,7 @@ use super::{Edge, date};
 use crate::{
     api::{BodyError, Length, Piece, Response},
     http::Version,
-    net::{More, Socket},
+    net::{FilePart, More, Socket},
     telemetry::metrics::{self, Counter},
 };
 
@@ -91,12 +91,21 @@ pub(super) async fn deliver(
             };
             let is_open_chunk = framing == Framing::Chunked && matches!(piece, Piece::File { .. });
             match piece {
-                Piece::File { file, range } => {
+                Piece::File {
+                    file,
+                    range,
+                    is_complete,
+                } => {
                     if framing == Framing::Chunked {
                         let _ = write!(head, "{length:x}\r\n");
                     }
+                    let part = FilePart {
+                        file: &file,
+                        range,
+                        is_complete,
+                    };
                     edge.transfer
-                        .send_file(socket, &head, &file, range, more, patience)
+                        .send_file(socket, &head, part, more, patience)
                         .await?;
                 }
                 Piece::Bytes(bytes) => {

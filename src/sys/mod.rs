@@ -16,7 +16,7 @@ mod socket;
 mod splice;
 
 pub use background::{forget, lower_priority};
-pub use clock::coarse_seconds;
+pub use clock::{coarse_seconds, coarse_time};
 pub use file::{is_cached, preallocate, read_if_cached};
 pub use file_system::{FileSystem, sync_file_system};
 pub use limits::{pipe_pages, raise_open_files};

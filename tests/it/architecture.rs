@@ -41,7 +41,7 @@ const LAYERS: [(&str, &[&str]); 26] = [
     ("platform", &["units", "secret", "telemetry"]),
     (
         "requests",
-        &["augment", "oci", "units", "secret", "telemetry"],
+        &["sharded", "augment", "oci", "units", "secret", "telemetry"],
     ),
     (
         "credentials",
@@ -98,6 +98,7 @@ const LAYERS: [(&str, &[&str]); 26] = [
             "platform",
             "limits",
             "blocking",
+            "sys",
             "http",
             "oci",
             "units",
@@ -109,6 +110,7 @@ const LAYERS: [(&str, &[&str]); 26] = [
         "server",
         &[
             "blocking",
+            "sys",
             "api",
             "http",
             "net",
