@@ -379,7 +379,7 @@ fn plain_http_is_told_to_use_https_and_garbage_is_cut() {
     assert_eq!(admin.status(), 200, "the admin listener stays plain");
 }
 
-/// Reading a mapping behind the end of its file is a signal that ends the process: it must be an error instead.
+/// Half a blob must not look whole, and the others must notice nothing.
 #[test]
 fn a_blob_that_was_cut_short_on_disk_costs_its_connection_only() {
     let scene = Scene::new(&blobs(&[8 * MIB]), "");
