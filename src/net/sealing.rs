@@ -1,15 +1,19 @@
-//! Sending through TLS. Files are encrypted straight from a mapping, a batch at a time: all records of a batch leave in
-//! one call, and their memory is given back when they have.
+//! Sending through TLS, a batch at a time: read, encrypted and sent before the next one is read. What a client that does
+//! not read costs is the rest of one batch; an answer that is over keeps nothing.
+//!
+//! Files are read into a buffer that the core's answers share. rustls copies what it encrypts, so that a mapping saves no
+//! copy: both ways cost the same from 64 KiB up (within 5 %), and a mapping's pages count as ours while a client stalls.
 
-use std::{
-    fs::File, io, io::IoSlice, ops::Deref, ops::Range, os::unix::fs::FileExt as _, sync::Arc,
-};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
 
 use super::{
     tls_session::TlsSession,
     transfer::{BUDGET, Patience, Transfer},
 };
-use crate::sys::{FileWindow, More, Sent};
+use crate::sys::{self, More, Sent};
+
+/// Eight whole records. Twice or half as much costs the same within what measuring it can tell, from 1 MiB up.
+const BATCH: usize = 128 << 10;
 
 impl Transfer {
     pub(super) async fn send_through(
@@ -19,19 +23,15 @@ impl Transfer {
         more: More,
         patience: Patience<'_>,
     ) -> io::Result<()> {
-        let mut batches = bytes.chunks(BUDGET).peekable();
+        let mut turn = Turn::new(patience);
+        let mut batches = bytes.chunks(BATCH).peekable();
         while let Some(batch) = batches.next() {
-            let is_last = batches.peek().is_none();
-            session.seal(&[IoSlice::new(batch)])?;
-            send_batch(
-                session,
-                if is_last { more } else { More::Follows },
-                patience,
-            )
-            .await?;
-            if !is_last {
-                patience.writable(session.tcp()).await?;
-            }
+            session.seal(batch)?;
+            let batch_more = match batches.peek() {
+                Some(_) => More::Follows,
+                None => more,
+            };
+            turn.send_sealed(session, batch_more).await?;
         }
         Ok(())
     }
@@ -48,75 +48,95 @@ impl Transfer {
         if range.is_empty() {
             return self.send_through(session, head, more, patience).await;
         }
+        let mut turn = Turn::new(patience);
         let mut offset = range.start;
+        let mut warm_until = offset;
         while offset < range.end {
-            let end = self.warm(file, offset, offset, range.end, patience).await?;
-            let window = Window::of(file, offset..end)?;
-            offset = end;
-            let mut batches = window.chunks(BUDGET).peekable();
-            while let Some(batch) = batches.next() {
-                let is_last = offset == range.end && batches.peek().is_none();
-                // The head shares the first record with the body's first bytes.
-                session.seal(&[IoSlice::new(std::mem::take(&mut head)), IoSlice::new(batch)])?;
-                send_batch(
-                    session,
-                    if is_last { more } else { More::Follows },
-                    patience,
-                )
-                .await?;
-                if !is_last {
-                    patience.writable(session.tcp()).await?;
+            let room = BATCH.saturating_sub(head.len()).max(1);
+            let left = usize::try_from(range.end - offset).unwrap_or(usize::MAX);
+            let size = left.min(room);
+            let sealed = if offset < warm_until {
+                self.seal_file(session, head, size, |part| file.read_at(part, offset))
+            } else {
+                self.seal_file(session, head, size, |part| {
+                    sys::read_if_cached(file, part, offset)
+                })
+            };
+            match sealed {
+                // The file is shorter than it was said to be.
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    offset += count as u64;
+                    head = &[];
                 }
+                // Not in memory, or a file system that cannot tell: after this a read does not wait for the disk.
+                Err(_) if offset >= warm_until => {
+                    warm_until = self.warm(file, offset, range.end, patience).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
+            let batch_more = if offset < range.end {
+                More::Follows
+            } else {
+                more
+            };
+            turn.send_sealed(session, batch_more).await?;
         }
         Ok(())
     }
-}
 
-/// Sends what was sealed.
-async fn send_batch(
-    session: &mut TlsSession,
-    more: More,
-    patience: Patience<'_>,
-) -> io::Result<()> {
-    while !session.is_sent() {
-        if session.send_sealed(more)? == Sent::Full {
-            patience.writable(session.tcp()).await?;
-        }
-    }
-    Ok(())
-}
-
-/// A window's bytes.
-enum Window {
-    Mapped(FileWindow),
-    /// Where the kernel cannot promise that a mapping is readable.
-    Read(Vec<u8>),
-}
-
-impl Window {
-    /// The range has been brought into memory before, so that this does not wait for a disk.
-    fn of(file: &File, range: Range<u64>) -> io::Result<Self> {
-        let mapped = FileWindow::map(file, range.clone())?;
-        match mapped.populate() {
-            Ok(()) => Ok(Self::Mapped(mapped)),
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                let mut bytes = vec![0; mapped.len()];
-                file.read_exact_at(&mut bytes, range.start)?;
-                Ok(Self::Read(bytes))
+    /// Encrypts `head` and, sharing its record, the up to `size` bytes that `read` has for what follows; says how many
+    /// those were. With none of them nothing is encrypted.
+    fn seal_file(
+        &self,
+        session: &mut TlsSession,
+        head: &[u8],
+        size: usize,
+        read: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        self.with_scratch(head.len() + size, |joined| {
+            let (front, body) = joined.split_at_mut(head.len());
+            front.copy_from_slice(head);
+            let count = read(body)?;
+            if count > 0 {
+                session.seal(joined.get(..head.len() + count).unwrap_or_default())?;
             }
-            Err(error) => Err(error),
-        }
+            Ok(count)
+        })
     }
 }
 
-impl Deref for Window {
-    type Target = [u8];
+/// What an answer has sent since the core's other tasks had their turn.
+struct Turn<'a> {
+    budget: usize,
+    patience: Patience<'a>,
+}
 
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Mapped(window) => window,
-            Self::Read(bytes) => bytes,
+impl<'a> Turn<'a> {
+    fn new(patience: Patience<'a>) -> Self {
+        Self {
+            budget: BUDGET,
+            patience,
         }
+    }
+
+    /// Sends all that is encrypted. With more to follow this ends the turn when the budget is used up, or the socket full.
+    async fn send_sealed(&mut self, session: &mut TlsSession, more: More) -> io::Result<()> {
+        while !session.is_sent() {
+            match session.send_sealed(more)? {
+                Sent::Bytes(count) => self.budget = self.budget.saturating_sub(count),
+                Sent::Full => self.pass(session).await?,
+            }
+        }
+        if more == More::Follows && self.budget == 0 {
+            self.pass(session).await?;
+        }
+        Ok(())
+    }
+
+    async fn pass(&mut self, session: &TlsSession) -> io::Result<()> {
+        self.budget = BUDGET;
+        self.patience.writable(session.tcp()).await
     }
 }

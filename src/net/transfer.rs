@@ -32,8 +32,6 @@ use crate::{
 pub(super) const BUDGET: usize = 256 << 10;
 /// Up to here a copy is cheapest: one read, and one send together with the head.
 const COPIED: usize = 16 << 10;
-/// The same with TLS, where a mapping costs five calls more than a read, and the encrypted bytes are copied either way.
-const COPIED_SEALED: usize = 64 << 10;
 /// From here on a pipe is cheaper than `sendfile`, below it dearer.
 const PIPED: u64 = 512 << 10;
 /// A turn's budget fits: a larger pipe would only use up what all pipes of a user may hold.
@@ -69,7 +67,7 @@ pub struct Transfer {
     pipes: RefCell<Vec<Pipe>>,
     /// Pipes that may still be made.
     pipes_left: Cell<usize>,
-    /// Head and body of a small answer; lent to one at a time.
+    /// Bytes on their way from a file to a client; lent to one at a time.
     scratch: Cell<Vec<u8>>,
     remembered: RefCell<Remembered>,
 }
@@ -113,34 +111,15 @@ impl Transfer {
         more: More,
         patience: Duration,
     ) -> io::Result<()> {
-        let size = part.range.end.saturating_sub(part.range.start);
-        let copied = match &socket.kind {
-            Kind::Plain(_) => COPIED,
-            Kind::Tls(_) => COPIED_SEALED,
-        };
-        if let Ok(size) = usize::try_from(size)
-            && size <= copied
-        {
-            let mut joined = self.scratch.take();
-            if self.join(&mut joined, head, &part, size)? {
-                let bytes = joined.get(..head.len() + size).unwrap_or_default();
-                let sent = self.send(socket, bytes, more, patience).await;
-                self.scratch.set(joined);
-                return sent;
-            }
-        }
-        let FilePart { file, range, .. } = part;
         let Socket { kind, alarm } = socket;
         let patience = Patience {
             alarm,
             most: patience,
         };
         match kind {
-            Kind::Plain(tcp) => {
-                self.send_file_plain(tcp, head, file, range, more, patience)
-                    .await
-            }
+            Kind::Plain(tcp) => self.send_file_plain(tcp, head, part, more, patience).await,
             Kind::Tls(session) => {
+                let FilePart { file, range, .. } = part;
                 self.send_file_through(session, head, file, range, more, patience)
                     .await
             }
@@ -217,16 +196,28 @@ impl Transfer {
         &self,
         socket: &TcpStream,
         head: &[u8],
-        file: &Arc<File>,
-        range: Range<u64>,
+        part: FilePart<'_>,
         more: More,
         patience: Patience<'_>,
     ) -> io::Result<()> {
+        let size = part.range.end.saturating_sub(part.range.start);
+        if let Ok(size) = usize::try_from(size)
+            && size <= COPIED
+        {
+            let mut joined = self.scratch.take();
+            if self.join(&mut joined, head, &part, size)? {
+                let bytes = joined.get(..head.len() + size).unwrap_or_default();
+                let sent = self.send_plain(socket, bytes, more, patience).await;
+                self.scratch.set(joined);
+                return sent;
+            }
+        }
+        let FilePart { file, range, .. } = part;
         if !head.is_empty() {
             self.send_plain(socket, head, More::Follows, patience)
                 .await?;
         }
-        if range.end.saturating_sub(range.start) < PIPED {
+        if size < PIPED {
             return self.send_from_file(socket, file, range, patience).await;
         }
         let Some(mut pipe) = self.take_pipe() else {
@@ -254,7 +245,7 @@ impl Transfer {
         while offset < range.end || pipe.held() > 0 {
             if pipe.held() == 0 {
                 warm_until = self
-                    .warm(file, offset, warm_until, range.end, patience)
+                    .look_ahead(file, offset, warm_until, range.end, patience)
                     .await?;
                 let left = usize::try_from(warm_until - offset).unwrap_or(usize::MAX);
                 match pipe.fill(file, offset, left.min(pipe.capacity()).min(BUDGET)) {
@@ -296,7 +287,7 @@ impl Transfer {
         let mut warm_until = offset;
         while offset < range.end {
             warm_until = self
-                .warm(file, offset, warm_until, range.end, patience)
+                .look_ahead(file, offset, warm_until, range.end, patience)
                 .await?;
             let left = usize::try_from(warm_until - offset).unwrap_or(usize::MAX);
             match sys::send_file(socket, file, offset, left.min(BUDGET))? {
@@ -312,7 +303,7 @@ impl Transfer {
     }
 
     /// Sees to it that the bytes from `offset` on are in memory, and says up to where.
-    pub(super) async fn warm(
+    async fn look_ahead(
         &self,
         file: &Arc<File>,
         offset: u64,
@@ -329,12 +320,36 @@ impl Transfer {
             return Ok(window.end);
         }
         if !(sys::is_cached(file, window.start) && sys::is_cached(file, window.end - 1)) {
-            let bringing = self.bring(file, &window);
-            let deadline = patience.deadline();
-            patience.alarm.within(deadline, bringing).await?;
+            self.warm(file, offset, end, patience).await?;
         }
         self.remembered.borrow_mut().note_warm(file, &window, now);
         Ok(window.end)
+    }
+
+    /// Brings the window from `offset` on into memory, and says where it ends.
+    pub(super) async fn warm(
+        &self,
+        file: &Arc<File>,
+        offset: u64,
+        end: u64,
+        patience: Patience<'_>,
+    ) -> io::Result<u64> {
+        let window = offset..end.min(offset + WINDOW);
+        let bringing = self.bring(file, &window);
+        let deadline = patience.deadline();
+        patience.alarm.within(deadline, bringing).await?;
+        Ok(window.end)
+    }
+
+    /// Lends the core's buffer to work that awaits nothing. It only grows, so that it is not cleared each time.
+    pub(super) fn with_scratch<T>(&self, size: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
+        let mut scratch = self.scratch.take();
+        if scratch.len() < size {
+            scratch.resize(size, 0);
+        }
+        let done = work(scratch.get_mut(..size).unwrap_or_default());
+        self.scratch.set(scratch);
+        done
     }
 
     async fn bring(&self, file: &Arc<File>, window: &Range<u64>) -> io::Result<()> {

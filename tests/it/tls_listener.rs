@@ -360,6 +360,51 @@ fn a_reader_that_stalls_is_cut() {
 }
 
 #[test]
+fn readers_that_stall_hold_a_batch_each_at_most() {
+    const READERS: u64 = 24;
+    let scene = Scene::new(&blobs(&[24 * MIB]), "");
+    let path = scene.grant.blob(&scene.layers[0]);
+    assert_eq!(scene.request("GET", &path, &[]).digest(), scene.layers[0]);
+    scene.tidegate.wait_until_stored(&scene.layers[0]);
+    let mut connections: Vec<Connection> = (0..READERS).map(|_| scene.connect()).collect();
+    assert_eq!(scene.request("GET", &path, &[]).digest(), scene.layers[0]);
+    let before = scene.tidegate.resident_memory();
+    for connection in &mut connections {
+        connection.request("GET", &path, &[], b"");
+        assert_eq!(connection.head().expect("an answer").status, 200);
+    }
+    // Others are not kept waiting by them.
+    assert_eq!(scene.request("GET", &path, &[]).digest(), scene.layers[0]);
+    let after = scene.tidegate.resident_memory();
+    assert!(
+        after < before + READERS * (192 << 10),
+        "{before} bytes before {READERS} stalled readers, {after} with them"
+    );
+}
+
+/// Parts that are in memory and parts that are not, in one answer.
+#[test]
+fn a_blob_that_has_left_memory_is_read_from_disk() {
+    require!("dd");
+    let scene = Scene::new(&blobs(&[8 * MIB + 5]), "");
+    let path = scene.grant.blob(&scene.layers[0]);
+    assert_eq!(scene.request("GET", &path, &[]).digest(), scene.layers[0]);
+    scene.tidegate.wait_until_stored(&scene.layers[0]);
+    let file = scene.tidegate.stored(&scene.layers[0]).expect("stored");
+    let dd = |more: &[&str]| {
+        let mut dd = command("dd");
+        dd.arg(format!("if={}", file.display())).args(more);
+        run(&mut dd);
+    };
+    let drop_all = ["of=/dev/null", "iflag=nocache", "count=0"];
+    dd(&drop_all);
+    assert_eq!(scene.request("GET", &path, &[]).digest(), scene.layers[0]);
+    dd(&drop_all);
+    dd(&["of=/dev/null", "bs=68K", "skip=40", "count=1"]);
+    assert_eq!(scene.request("GET", &path, &[]).digest(), scene.layers[0]);
+}
+
+#[test]
 fn plain_http_is_told_to_use_https_and_garbage_is_cut() {
     let scene = Scene::new(&[], "");
     let mut connection = scene.tidegate.connect();
@@ -379,7 +424,7 @@ fn plain_http_is_told_to_use_https_and_garbage_is_cut() {
     assert_eq!(admin.status(), 200, "the admin listener stays plain");
 }
 
-/// Reading a mapping behind the end of its file is a signal that ends the process: it must be an error instead.
+/// Half a blob must not look whole, and the others must notice nothing.
 #[test]
 fn a_blob_that_was_cut_short_on_disk_costs_its_connection_only() {
     let scene = Scene::new(&blobs(&[8 * MIB]), "");

@@ -411,14 +411,23 @@ impl Tidegate {
 
     /// Bytes of its own memory, without what it maps of files.
     pub fn anonymous_memory(&self) -> u64 {
+        self.memory("RssAnon:")
+    }
+
+    /// The same with what it maps of files.
+    pub fn resident_memory(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))
             .expect("it is running");
         let kib = status
             .lines()
-            .find_map(|line| line.strip_prefix("RssAnon:"))
+            .find_map(|line| line.strip_prefix(field))
             .and_then(|value| value.trim().strip_suffix("kB"))
             .and_then(|value| value.trim().parse::<u64>().ok())
-            .unwrap_or_else(|| panic!("no RssAnon in {status}"));
+            .unwrap_or_else(|| panic!("no {field} in {status}"));
         kib * 1024
     }
 
