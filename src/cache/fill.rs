@@ -526,7 +526,6 @@ impl Shared {
     }
 
     fn note_full_disk(self: &Arc<Self>) {
-        metrics::add(Counter::DiskFull, 1);
         let shared = Arc::clone(self);
         let _ = self
             .pool

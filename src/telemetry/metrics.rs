@@ -37,7 +37,6 @@ counters! {
     BlobMismatches "tidegate_blob_mismatches_total" "Blobs whose content did not match their digest.";
     FillsFailed "tidegate_fills_failed_total" "Fills that ended without a blob.";
     FillsResumed "tidegate_fills_resumed_total" "Fills that went on with what an earlier one had left.";
-    DiskFull "tidegate_cache_disk_full_total" "Fills given up because the cache's disk was full.";
     BlobsEvicted "tidegate_blobs_evicted_total" "Blobs removed to make room.";
     BlobsScrubbed "tidegate_blobs_scrubbed_total" "Stored blobs that were read and hashed again.";
     BlobsDamaged "tidegate_blobs_damaged_total" "Stored blobs that were removed because their content had changed.";
