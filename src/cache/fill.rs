@@ -157,11 +157,9 @@ impl Fill {
             self.doubt();
         }
         let share = self.cache.0.finish_fill_above;
-        self.flight.begin(draft, size, kept, |size| share.of(size));
         let run = self
             .flight
-            .progress()
-            .first_run(&wanted)
+            .begin(draft, size, kept, &wanted, |size| share.of(size))
             .map(|run| Run::new(Arc::clone(&self.cache.0), Arc::clone(&self.flight), run));
         Ok(Begun { reader, run })
     }

@@ -93,24 +93,29 @@ impl Flight {
         })
     }
 
+    /// Gives the one who has begun the first part that is missing of what he wants: before anybody else hears that there is
+    /// something to follow, or two would fetch it.
     pub(super) fn begin(
         &self,
         draft: Draft,
         size: Option<u64>,
         kept: Extents,
+        wanted: &Range<u64>,
         finish_above: impl FnOnce(u64) -> u64,
-    ) {
+    ) -> Option<RunId> {
         let file = Arc::clone(draft.file());
         *lock(&self.draft) = Some(draft);
-        {
+        let run = {
             let mut progress = self.progress();
             progress.begin(size, kept, finish_above);
             self.publish(&progress);
-        }
+            progress.first_run(wanted)
+        };
         if self.file.set(file).is_err() {
             unreachable!("a fill begins once");
         }
         self.wake();
+        run
     }
 
     pub(super) fn progress(&self) -> MutexGuard<'_, Progress> {
