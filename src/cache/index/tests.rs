@@ -57,13 +57,14 @@ fn size_of(index: &Index, number: u64) -> Option<u64> {
 
 #[test]
 fn what_was_put_in_is_found_as_it_was() {
+    // Far from full, so that two buckets never are: names fall where a random key has them.
     let (index, mut pen) = Index::in_memory(0);
-    for number in 0..3000 {
+    for number in 0..1500 {
         put(&index, &mut pen, number);
     }
-    assert_eq!(index.blob_count(), 3000);
-    assert_eq!(index.bytes(), (0..3000).map(on_disk).sum::<u64>());
-    for number in 0..3000 {
+    assert_eq!(index.blob_count(), 1500);
+    assert_eq!(index.bytes(), (0..1500).map(on_disk).sum::<u64>());
+    for number in 0..1500 {
         let wanted = entry(&index, number);
         let seen = index.find(&wanted.name).expect("found");
         let found = index.entry(seen.place).expect("whole");
@@ -76,7 +77,7 @@ fn what_was_put_in_is_found_as_it_was() {
         );
         assert_eq!(found.name.digest_bytes(), digest(number).as_bytes());
     }
-    assert_eq!(size_of(&index, 3000), None);
+    assert_eq!(size_of(&index, 1500), None);
     let elsewhere = "quay.io".parse().expect("a registry");
     assert!(index.find(&index.name(&elsewhere, &digest(1))).is_none());
     let sha512: Digest = format!("sha512:{}{}", digest(1).hex(), digest(2).hex())
