@@ -20,6 +20,7 @@ const WORD_SIZE: usize = size_of::<AtomicU64>();
 pub struct MappedWords {
     base: NonNull<AtomicU64>,
     count: usize,
+    is_file: bool,
 }
 
 // SAFETY: the mapping belongs to no thread.
@@ -56,6 +57,7 @@ impl MappedWords {
         Ok(Self {
             base: NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidInput)?,
             count: size / WORD_SIZE,
+            is_file: descriptor >= 0,
         })
     }
 
@@ -63,6 +65,17 @@ impl MappedWords {
         // SAFETY: `base` is a page-aligned, readable and writable mapping of `count` words that `Drop` unmaps, so it
         // outlives the borrow. Any bits are a valid `AtomicU64`, and others may change them.
         unsafe { slice::from_raw_parts(self.base.as_ptr(), self.count) }
+    }
+
+    /// Gives the memory of a file's pages back; they come again from the page cache when they are looked at. For after a walk
+    /// through all of them.
+    pub fn give_pages_back(&self) {
+        if !self.is_file {
+            return;
+        }
+        let base = self.base.as_ptr().cast();
+        // SAFETY: the range is the mapping. It is shared with a file, so what was stored stays in the page cache.
+        unsafe { libc::madvise(base, self.count * WORD_SIZE, libc::MADV_DONTNEED) };
     }
 
     /// Waits until the words from `first` on are on disk; they begin a page.
@@ -106,6 +119,11 @@ mod tests {
         file.read_to_end(&mut bytes).expect("read");
         assert_eq!(bytes.len(), 8192);
         assert_eq!(bytes[8184..], 0x0102_0304_0506_0708_u64.to_ne_bytes());
+        mapped.give_pages_back();
+        assert_eq!(
+            mapped.words()[1023].load(Ordering::Relaxed),
+            0x0102_0304_0506_0708
+        );
         mapped.sync(512, 512).expect("on disk");
         drop(mapped);
         let again = MappedWords::of_file(&file, 1024).expect("mapped again");
@@ -118,6 +136,13 @@ mod tests {
     #[test]
     fn a_wrong_range_is_an_error() {
         let mapped = MappedWords::anonymous(512).expect("mapped");
+        mapped.words()[0].store(7, Ordering::Relaxed);
+        mapped.give_pages_back();
+        assert_eq!(
+            mapped.words()[0].load(Ordering::Relaxed),
+            7,
+            "nobody else has it"
+        );
         assert!(mapped.sync(512, 1).is_err());
         assert!(mapped.sync(usize::MAX, 2).is_err());
         assert!(MappedWords::anonymous(0).is_err());

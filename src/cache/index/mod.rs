@@ -632,6 +632,11 @@ impl Index {
         usize::try_from(self.header().scrubbed()).unwrap_or(0) & self.mask
     }
 
+    /// After a walk through many slots: those that nobody uses need not stay in memory.
+    pub fn give_pages_back(&self) {
+        self.map.give_pages_back();
+    }
+
     pub fn set_scrubbed(&self, slot: u32) {
         self.header().set_scrubbed(u64::from(slot));
     }
