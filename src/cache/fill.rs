@@ -232,11 +232,6 @@ impl Run {
         course
     }
 
-    /// Another run, or the fill, has ended in a way that leaves nothing to do.
-    pub fn is_over(&self) -> bool {
-        self.flight.ending().is_some()
-    }
-
     /// Takes the bytes of `piece` behind `skip` to the disk and to whoever follows, as far as they are the run's; says how
     /// many are. One at a time.
     pub fn write(&mut self, piece: Vec<u8>, skip: usize) -> Result<(Writing, u64), FillError> {

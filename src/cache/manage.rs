@@ -16,13 +16,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Cache, Intent, Key, Listed, Options, Pin, Shared, Usage, Verdict, budget::on_disk,
-    index::Entry, partial::Partials, store::Store,
+    Cache, Intent, Key, Listed, Options, Pin, Usage, Verdict, budget::on_disk, index::Entry,
+    store::Store,
 };
 use crate::{
     blocking::Pool,
     oci::{Digest, Registry},
-    sharded::Sharded,
 };
 
 /// Blobs of one turn: some 250 bytes of JSON each.
@@ -166,18 +165,8 @@ impl Cache {
     /// afterwards: else the next start lists the files.
     pub fn visit(directory: PathBuf, options: &Options, pool: Arc<Pool>) -> io::Result<Self> {
         let store = Store::visit(directory.clone(), options, Arc::clone(&pool))?;
-        let doubts = Arc::default();
-        let partials = Partials::load(directory.join("fills"), Arc::clone(&doubts), |bytes| {
-            Some(store.count_existing(bytes))
-        })?;
-        Ok(Self(Arc::new(Shared {
-            store,
-            partials,
-            doubts,
-            flights: Sharded::default(),
-            finish_fill_above: options.finish_fill_above,
-            pool,
-        })))
+        let count = |store: &Store, bytes| Some(store.count_existing(bytes));
+        Self::over(store, &directory, options, pool, count)
     }
 
     pub fn report(&self) -> io::Result<Report> {

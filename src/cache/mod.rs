@@ -50,7 +50,12 @@ pub use pins::PinError;
 pub use progress::{Course, HELD_BACK, SMALL};
 pub use store::{Intent, Listed, Pin, RegistryUsage, Usage, Verdict};
 
-use std::{fs::File, io, path::PathBuf, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -63,7 +68,7 @@ use crate::{
 use doubts::Doubts;
 use flight::Flight;
 use partial::Partials;
-use store::{Found, Store};
+use store::{Found, Reservation, Store};
 
 /// `[cache]`
 #[derive(Clone, Debug, Deserialize)]
@@ -163,20 +168,32 @@ impl Cache {
     /// Creates the folders and opens what is there. Blocks: for start-up.
     pub fn load(directory: PathBuf, options: &Options, pool: Arc<Pool>) -> io::Result<Self> {
         let store = Store::load(directory.clone(), options, Arc::clone(&pool))?;
+        let count = |store: &Store, bytes| store.try_reserve(bytes);
+        let cache = Self::over(store, &directory, options, pool, count)?;
+        tend::start(&cache.0)?;
+        Ok(cache)
+    }
+
+    /// `count`: how what is left of unfinished downloads is taken into account.
+    fn over(
+        store: Arc<Store>,
+        directory: &Path,
+        options: &Options,
+        pool: Arc<Pool>,
+        count: impl Fn(&Store, u64) -> Option<Reservation>,
+    ) -> io::Result<Self> {
         let doubts = Arc::new(Doubts::default());
         let partials = Partials::load(directory.join("fills"), Arc::clone(&doubts), |bytes| {
-            store.try_reserve(bytes)
+            count(&store, bytes)
         })?;
-        let shared = Arc::new(Shared {
+        Ok(Self(Arc::new(Shared {
             store,
             partials,
             doubts,
             flights: Sharded::default(),
             finish_fill_above: options.finish_fill_above,
             pool,
-        });
-        tend::start(&shared)?;
-        Ok(Self(shared))
+        })))
     }
 
     /// Bytes on disk, fills included.
