@@ -18,6 +18,7 @@ pub mod sharded;
 pub mod telemetry;
 // 2 planes
 pub mod cache;
+pub mod platform;
 pub mod requests;
 pub mod upstream;
 // … on `requests`
