@@ -223,9 +223,10 @@ impl Transfer {
         let Some(mut pipe) = self.take_pipe() else {
             return self.send_from_file(socket, file, range, patience).await;
         };
-        let sent = self
-            .splice(socket, &mut pipe, file, range, more, patience)
-            .await;
+        let sent = in_full_segments(socket, async {
+            self.splice(socket, &mut pipe, file, range, patience).await
+        });
+        let sent = sent.await;
         self.give_back(pipe);
         sent
     }
@@ -236,7 +237,6 @@ impl Transfer {
         pipe: &mut Pipe,
         file: &Arc<File>,
         range: Range<u64>,
-        more: More,
         patience: Patience<'_>,
     ) -> io::Result<()> {
         let mut offset = range.start;
@@ -256,12 +256,7 @@ impl Transfer {
                     Err(error) => return Err(error),
                 }
             }
-            let piece_more = if offset < range.end {
-                More::Follows
-            } else {
-                more
-            };
-            let sent = match pipe.drain(socket, piece_more)? {
+            let sent = match pipe.drain(socket)? {
                 Sent::Bytes(count) => count,
                 Sent::Full => 0,
             };
@@ -384,6 +379,18 @@ impl Transfer {
             self.pipes_left.set(self.pipes_left.get() + 1);
         }
     }
+}
+
+/// Lets the kernel hold back a segment that is not full, while an earlier such one is not acknowledged (RFC 9293, 3.7.4).
+/// It takes a body in pieces that end anywhere: with a segment sent for each of those ends, 256 KiB at a time cost up to
+/// 1.6 times as much. Afterwards what was held back leaves at once.
+async fn in_full_segments(
+    socket: &TcpStream,
+    sending: impl Future<Output = io::Result<()>>,
+) -> io::Result<()> {
+    socket.set_nodelay(false)?;
+    sending.await?;
+    socket.set_nodelay(true)
 }
 
 /// Fills `body`, if the page cache has the file's bytes.

@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
-use super::{checked, file::offset_of, socket::More};
+use super::{checked, file::offset_of};
 
 /// What one non-blocking step did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,13 +88,11 @@ impl Pipe {
     }
 
     /// Moves what is held to `socket`, as much as it takes now.
-    pub fn drain(&mut self, socket: &impl AsRawFd, more: More) -> io::Result<Sent> {
-        let flags = libc::SPLICE_F_NONBLOCK
-            | libc::SPLICE_F_MOVE
-            | match more {
-                More::Follows => libc::SPLICE_F_MORE,
-                More::Ends => 0,
-            };
+    ///
+    /// It does not announce more to come (`SPLICE_F_MORE`): that costs a tenth, since every piece then ends in the middle of
+    /// a segment that the next one completes.
+    pub fn drain(&mut self, socket: &impl AsRawFd) -> io::Result<Sent> {
+        let flags = libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MOVE;
         // SAFETY: both descriptors are valid for the call; neither end takes an offset.
         let answer = unsafe {
             libc::splice(
@@ -175,7 +173,7 @@ mod tests {
             }
             offset += count as u64;
             while pipe.held() > 0 {
-                pipe.drain(&socket, More::Ends).expect("drained");
+                pipe.drain(&socket).expect("drained");
             }
         }
         drop(socket);
