@@ -33,6 +33,8 @@ const MOST_INTERIM: usize = 8;
 const HEAD_BUFFER: usize = 8 << 10;
 /// What one read of a body may bring. Larger pieces mean fewer turns; this is where it stops to matter.
 const PIECE: usize = 1 << 20;
+/// The first read brings less, each one twice as much as the one before: who waits for a first byte has it sooner.
+const FIRST_PIECE: usize = 64 << 10;
 /// What is read of a body that nobody wants, to keep its connection.
 const MOST_DISCARDED: u64 = 64 << 10;
 
@@ -224,6 +226,7 @@ impl Exchange {
             keep_alive: head.keep_alive,
             fresh,
             piece: Vec::new(),
+            piece_limit: FIRST_PIECE,
             patience: *self.options.body_timeout,
         };
         Response { head, body }
@@ -330,6 +333,8 @@ pub struct Body {
     fresh: Vec<u8>,
     /// Lent to the caller until the next call.
     piece: Vec<u8>,
+    /// What the next read may bring.
+    piece_limit: usize,
     patience: Duration,
 }
 
@@ -436,9 +441,11 @@ impl Body {
             .ok_or(io::ErrorKind::UnexpectedEof)?;
         let mut buffer = std::mem::take(&mut self.fresh);
         let wanted = match &self.remaining {
-            Remaining::Bytes(left) => usize::try_from(*left).unwrap_or(usize::MAX).min(PIECE),
+            Remaining::Bytes(left) => usize::try_from(*left).unwrap_or(usize::MAX),
             _ => PIECE,
         };
+        let wanted = wanted.min(self.piece_limit);
+        self.piece_limit = PIECE.min(self.piece_limit * 2);
         buffer.reserve(wanted.max(1));
         match connection.stream.read(buffer, self.patience).await {
             Ok((count, buffer)) => {
