@@ -6,6 +6,7 @@
 //! `cache/flight.rs` only: others always wake it, and the waiting side drops it on its own thread.
 
 use std::{
+    collections::VecDeque,
     future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -268,6 +269,59 @@ impl<T> Drop for Receiver<T> {
             slot.waker.take()
         };
         drop(waker);
+    }
+}
+
+/// Values from any thread to one core, in order.
+pub struct Inbox<T>(Mutex<Waiting<T>>);
+
+struct Waiting<T> {
+    values: VecDeque<T>,
+    waker: Option<Waker>,
+}
+
+impl<T> Default for Inbox<T> {
+    fn default() -> Self {
+        Self(Mutex::new(Waiting {
+            values: VecDeque::new(),
+            waker: None,
+        }))
+    }
+}
+
+impl<T> Inbox<T> {
+    pub fn put(&self, value: T) {
+        let waker = {
+            let mut waiting = lock(&self.0);
+            waiting.values.push_back(value);
+            waiting.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Waits for the next one. Always on the same core, and one at a time.
+    pub async fn take(&self) -> T {
+        struct Wait<'a, T>(&'a Inbox<T>);
+        impl<T> Drop for Wait<'_, T> {
+            fn drop(&mut self) {
+                let waker = lock(&self.0.0).waker.take();
+                drop(waker);
+            }
+        }
+        let wait = Wait(self);
+        poll_fn(|context| {
+            let mut waiting = lock(&wait.0.0);
+            match waiting.values.pop_front() {
+                Some(value) => Poll::Ready(value),
+                None => {
+                    waiting.waker = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
     }
 }
 

@@ -117,7 +117,7 @@ pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError>
         }
     });
     let pool = Pool::start().map_err(StartError::Thread)?;
-    let shared = Shared::load(&config, &url, pool)?;
+    let shared = Shared::load(&config, &url, pool, core_count)?;
     let (events, told) = mpsc::channel();
     let mut stops = Vec::new();
     for core in 0..core_count {
@@ -126,6 +126,7 @@ pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError>
         let plan = worker::Plan {
             shared: Arc::clone(&shared),
             choice: choice.clone(),
+            core,
             pipes: pipes_per_core,
             addresses: addresses.clone(),
             // Rarely asked, so one core is enough.

@@ -44,6 +44,7 @@ impl Shared {
         config: &Config,
         url: &BaseUrl,
         pool: Arc<Pool>,
+        core_count: usize,
     ) -> Result<Arc<Self>, StartError> {
         let state_directory = config.state_directory()?;
         let cache_directory = config.cache_directory()?;
@@ -113,7 +114,7 @@ impl Shared {
             shelf: Arc::default(),
             endpoints: Arc::new(endpoints),
             api,
-            load: Arc::default(),
+            load: Load::of(core_count),
             listener: config.listener.clone(),
             identity,
             upstream: config.upstream.clone(),

@@ -17,7 +17,7 @@ use crate::{
     blocking::Receiver,
     net::{Dialer, Listener, Transfer},
     pull::Pull,
-    server::Edge,
+    server::{Edge, Load},
     upstream::{Exchange, Upstream},
 };
 
@@ -27,6 +27,8 @@ const IDLE_CHECK: Duration = Duration::from_secs(10);
 pub(super) struct Plan {
     pub(super) shared: Arc<Shared>,
     pub(super) choice: Choice,
+    /// Which of the cores it is.
+    pub(super) core: usize,
     /// How many it may have for sending.
     pub(super) pipes: usize,
     pub(super) addresses: Vec<SocketAddr>,
@@ -57,6 +59,7 @@ pub(super) fn run(plan: Plan) {
 async fn work(plan: Plan) {
     let Plan {
         shared,
+        core,
         addresses,
         admin,
         pipes,
@@ -85,8 +88,10 @@ async fn work(plan: Plan) {
         shared.listener.clone(),
         shared.identity.clone(),
         Arc::clone(&shared.load),
+        core,
         Transfer::new(Arc::clone(&shared.pool), pipes),
     );
+    monoio::spawn(Rc::clone(&edge).take_over(Rc::clone(&api)));
     monoio::spawn(async move {
         loop {
             monoio::time::sleep(IDLE_CHECK).await;
@@ -121,7 +126,8 @@ async fn work(plan: Plan) {
         let edge = Edge::new(
             shared.listener.clone(),
             None,
-            Arc::default(),
+            Load::of(1),
+            0,
             // Its answers are small and come from memory.
             Transfer::new(Arc::clone(&shared.pool), 0),
         );

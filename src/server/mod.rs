@@ -3,23 +3,17 @@
 mod connection;
 mod date;
 mod deliver;
+mod load;
 mod request_body;
 
-use std::{
-    cell::Cell,
-    net::SocketAddr,
-    path::PathBuf,
-    rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+pub use load::Load;
+
+use std::{cell::Cell, net::SocketAddr, path::PathBuf, rc::Rc, sync::Arc, time::Duration};
 
 use monoio::net::TcpStream;
 use serde::Deserialize;
 
+use self::load::{Arrival, Place};
 use crate::{
     api::Service,
     blocking::without_panic,
@@ -101,20 +95,6 @@ const MOST_REFUSED: usize = 256;
 /// What was in the listener's queue at the end has its request in flight, most likely.
 const LAST_ARRIVALS: Duration = Duration::from_millis(100);
 
-/// What all cores count together.
-#[derive(Default)]
-pub struct Load {
-    connections: AtomicUsize,
-    /// Bytes of request bodies in memory.
-    body_bytes: AtomicUsize,
-}
-
-impl Load {
-    pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::Relaxed)
-    }
-}
-
 /// One core's edge.
 pub struct Edge {
     options: Options,
@@ -123,6 +103,8 @@ pub struct Edge {
     transfer: Rc<Transfer>,
     clock: Rc<Clock>,
     load: Arc<Load>,
+    /// Which of the cores this is.
+    core: usize,
     /// Connections in the middle of a request.
     busy: Cell<usize>,
     is_stopping: Cell<bool>,
@@ -133,6 +115,7 @@ impl Edge {
         options: Options,
         identity: Option<Arc<Identity>>,
         load: Arc<Load>,
+        core: usize,
         transfer: Rc<Transfer>,
     ) -> Rc<Self> {
         Rc::new(Self {
@@ -141,6 +124,7 @@ impl Edge {
             transfer,
             clock: Clock::start(),
             load,
+            core,
             busy: Cell::new(0),
             is_stopping: Cell::new(false),
         })
@@ -154,30 +138,10 @@ impl Edge {
         stop: impl Future<Output = ()>,
     ) {
         let take = |socket: TcpStream, peer: SocketAddr| {
-            let (edge, service) = (Rc::clone(&self), Rc::clone(&service));
             metrics::add(Counter::ConnectionsAccepted, 1);
-            monoio::spawn(async move {
-                let place = Place::take(&edge.load);
-                let most = edge.options.max_connections;
-                if edge.load.connections() > most {
-                    metrics::add(Counter::ConnectionsRefused, 1);
-                    // So many at once that even telling them would cost too much.
-                    if edge.load.connections() <= most.saturating_add(MOST_REFUSED) {
-                        without_panic(
-                            "a connection",
-                            connection::refuse(&edge, &*service, socket, peer),
-                        )
-                        .await;
-                    }
-                    return;
-                }
-                without_panic(
-                    "a connection",
-                    connection::run(&edge, &*service, socket, peer),
-                )
-                .await;
-                drop(place);
-            });
+            if let Some((socket, place)) = self.load.place(self.core, socket, peer) {
+                self.welcome(socket, peer, place, &service);
+            }
         };
         listener.run(stop, take).await;
         self.is_stopping.set(true);
@@ -186,20 +150,50 @@ impl Edge {
             monoio::time::sleep(Duration::from_millis(5)).await;
         }
     }
-}
 
-/// Counts one connection for as long as it lives.
-struct Place(Arc<Load>);
-
-impl Place {
-    fn take(load: &Arc<Load>) -> Self {
-        load.connections.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(load))
+    /// Takes over what other cores have accepted, for ever.
+    pub async fn take_over<S: Service>(self: Rc<Self>, service: Rc<S>) {
+        loop {
+            let Arrival {
+                socket,
+                peer,
+                place,
+            } = self.load.arrival(self.core).await;
+            // Whoever has closed it meanwhile misses nothing.
+            if let Ok(socket) = TcpStream::from_std(socket) {
+                self.welcome(socket, peer, place, &service);
+            }
+        }
     }
-}
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    fn welcome<S: Service>(
+        self: &Rc<Self>,
+        socket: TcpStream,
+        peer: SocketAddr,
+        place: Place,
+        service: &Rc<S>,
+    ) {
+        let (edge, service) = (Rc::clone(self), Rc::clone(service));
+        monoio::spawn(async move {
+            let most = edge.options.max_connections;
+            if edge.load.connections() > most {
+                metrics::add(Counter::ConnectionsRefused, 1);
+                // So many at once that even telling them would cost too much.
+                if edge.load.connections() <= most.saturating_add(MOST_REFUSED) {
+                    without_panic(
+                        "a connection",
+                        connection::refuse(&edge, &*service, socket, peer),
+                    )
+                    .await;
+                }
+                return;
+            }
+            without_panic(
+                "a connection",
+                connection::run(&edge, &*service, socket, peer),
+            )
+            .await;
+            drop(place);
+        });
     }
 }

@@ -24,8 +24,8 @@ pub use mapped::MappedWords;
 pub use mmap::FileWindow;
 pub use signals::Signals;
 pub use socket::{
-    Liveness, More, accept_waiting, bound_unsent, liveness, peek, prepare_accepted, receive,
-    receive_more, reset_on_close, send, send_pieces,
+    Liveness, More, accept_waiting, bound_unsent, duplicate, liveness, peek, prepare_accepted,
+    receive, receive_more, reset_on_close, send, send_pieces,
 };
 pub use splice::{Pipe, Sent, send_file};
 

@@ -174,6 +174,15 @@ pub fn accept_waiting(listener: &impl AsRawFd) -> io::Result<Option<TcpStream>> 
     Ok(Some(unsafe { TcpStream::from_raw_fd(accepted) }))
 }
 
+/// Another descriptor of the same connection, for another core. The one that is left can be closed.
+pub fn duplicate(socket: &impl AsRawFd) -> io::Result<TcpStream> {
+    // SAFETY: no pointer is passed, and the descriptor is valid for the call.
+    let copy = unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
+    checked(copy as isize)?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { TcpStream::from_raw_fd(copy) })
+}
+
 /// Makes closing the socket reset the connection, so that what was sent cannot pass for a whole answer.
 pub fn reset_on_close(socket: &impl AsRawFd) {
     const SIZE: libc::socklen_t = 8;
