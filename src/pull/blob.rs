@@ -159,7 +159,7 @@ impl Pull {
             {
                 break;
             }
-            if presence != Presence::Absent
+            if matches!(presence, Presence::Stored { .. })
                 && !self.proofs.may_have(access, digest)
                 && !self.prove(access, digest).await?
             {
@@ -177,8 +177,16 @@ impl Pull {
                 Opened::Missing(fill) => {
                     return self.fetch_into(access, digest, fill, first_part).await;
                 }
+                // Another asks the registry right now, and its answer may prove enough for us as well.
+                Opened::Filling(reader) if !self.proofs.may_have(access, digest) => {
+                    let _ = reader.size().await;
+                    drop(reader);
+                    if !self.proofs.may_have(access, digest) && !self.prove(access, digest).await? {
+                        break;
+                    }
+                }
                 // It came to be since we looked: by another, whose proof is not ours.
-                _ if !self.proofs.may_have(access, digest) => {}
+                Opened::Stored(_) if !self.proofs.may_have(access, digest) => {}
                 // A manifest says another size. One of the two is wrong; a file that was cut short, by a power cut
                 // or a copy, would be.
                 Opened::Stored(blob)
