@@ -8,6 +8,7 @@ use monoio::{
     net::TcpStream,
     time::timeout,
 };
+use zeroize::Zeroize as _;
 
 use super::tls::{TlsStream, Trust};
 use crate::sys;
@@ -60,11 +61,20 @@ impl Stream {
         }
     }
 
-    pub async fn write_all(&mut self, bytes: Vec<u8>, patience: Duration) -> io::Result<()> {
+    /// A request's head, with the login in it: what was written is wiped.
+    pub async fn write_all(&mut self, mut bytes: Vec<u8>, patience: Duration) -> io::Result<()> {
         let writing = async {
             match &mut self.0 {
-                Kind::Plain(tcp) => tcp.write_all(bytes).await.0.map(|_| ()),
-                Kind::Tls(tls) => tls.write_all(&bytes).await,
+                Kind::Plain(tcp) => {
+                    let (result, mut bytes) = tcp.write_all(bytes).await;
+                    bytes.zeroize();
+                    result.map(|_| ())
+                }
+                Kind::Tls(tls) => {
+                    let result = tls.write_all(&bytes).await;
+                    bytes.zeroize();
+                    result
+                }
             }
         };
         match timeout(patience, writing).await {

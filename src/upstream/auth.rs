@@ -12,18 +12,26 @@ use std::{
 
 use super::{
     endpoint::Endpoint,
-    error::FetchError,
+    error::{FetchError, Service},
     token::{BearerToken, TokenError, TokenRequest, basic},
 };
 use crate::{
     blocking::{self, Errand, Pool, PoolError, Receiver, Sender, lock},
-    http::{Challenge, Origin},
+    http::{Challenge, Origin, Url},
     oci::{Credentials, Repository},
     secret::Secret,
+    telemetry::metrics::{self, Counter},
 };
 
 /// A bad password must not hammer the realm: Docker Hub locks the account for a quarter of an hour.
 const REFUSAL_AGE: Duration = Duration::from_secs(30);
+/// A realm that asks for more patience than that is asked again all the same.
+const LONGEST_REFUSAL_AGE: Duration = Duration::from_secs(900);
+/// A realm that is out of order is asked again after these pauses, or their doubles …
+const OUTAGE_PAUSE: Duration = Duration::from_millis(200);
+const MOST_TRIES_IN_OUTAGE: u32 = 3;
+/// … and while a token is still good, no sooner than that.
+const OUTAGE_AGE: Duration = Duration::from_secs(5);
 /// Exchanges under way with one realm: one that does not answer must not take all threads.
 const MOST_AT_ONE_REALM: usize = 12;
 const REALM_PAUSE: Duration = Duration::from_millis(25);
@@ -54,7 +62,9 @@ pub enum Authorization {
     Basic(Secret<String>),
     Bearer {
         value: Secret<String>,
+        /// Made for this request, so another would be no better.
         is_fresh: bool,
+        scope: String,
     },
 }
 
@@ -73,8 +83,16 @@ pub struct Authorizer {
     tokens: Arc<Mutex<HashMap<Key, State>>>,
 }
 
+/// A registry's answer to a request that was not good enough for it.
+pub struct Refusal<'a> {
+    pub challenges: &'a [Challenge],
+    pub sent: Option<&'a Authorization>,
+    /// It came from where the registry itself had redirected to: another repository, perhaps.
+    pub is_moved: bool,
+}
+
 /// What a registry wants to see.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Learnt {
     Basic,
     Bearer {
@@ -97,8 +115,12 @@ struct Key {
 type Answer = Result<BearerToken, TokenError>;
 
 enum State {
-    /// Those who wait for the exchange that is under way.
-    Asking(Vec<Sender<Answer>>),
+    Asking {
+        /// For the exchange that is under way.
+        waiting: Vec<Sender<Answer>>,
+        /// Still good, if the realm is not.
+        previous: Option<BearerToken>,
+    },
     Held(BearerToken),
     Refused {
         error: TokenError,
@@ -122,12 +144,7 @@ impl Authorizer {
         repository: &Repository,
         login: &Login,
     ) -> Result<Option<Authorization>, FetchError> {
-        let origin = endpoint.url("/").origin;
-        let learnt = {
-            let challenges = lock(&self.challenges);
-            let own = challenges.get(&(origin.clone(), Some(repository.clone())));
-            own.or_else(|| challenges.get(&(origin, None))).cloned()
-        };
+        let learnt = self.known(&endpoint.url("/").origin, repository);
         match learnt {
             Some(learnt) => {
                 let answer = self
@@ -148,90 +165,115 @@ impl Authorizer {
         }
     }
 
-    /// What to send after a refusal, once; nothing, if there is nothing better. `sent` is dropped.
+    /// What to send after a refusal; nothing, if there is nothing better. What was sent is dropped.
     pub async fn after_refusal(
         &self,
         endpoint: &Endpoint,
         repository: &Repository,
         login: &Login,
-        challenges: &[Challenge],
-        sent: Option<&Authorization>,
+        refusal: Refusal<'_>,
     ) -> Result<Option<Authorization>, FetchError> {
         let origin = endpoint.url("/").origin;
-        let learnt = self.learn(&origin, repository, login, challenges);
-        let Some(learnt) = learnt else {
+        let known = self.known(&origin, repository);
+        let has_login = login.credentials.is_some();
+        let trusts = |realm: &str| {
+            realm_url(endpoint, realm).is_some_and(|realm| endpoint.trusts_realm(&realm).is_ok())
+        };
+        let Some(learnt) = choose(&refusal, known.as_ref(), has_login, trusts) else {
             return Ok(None);
         };
-        match (&learnt, sent) {
-            // The same again would get the same answer.
-            (Learnt::Basic, Some(Authorization::Basic(_))) => Ok(None),
-            (Learnt::Bearer { .. }, Some(Authorization::Bearer { is_fresh: true, .. })) => Ok(None),
-            _ => {
-                self.answer(endpoint, repository, login, &learnt, sent)
-                    .await
-            }
+        let learnt = match learnt {
+            Learnt::Bearer {
+                realm,
+                service,
+                scope: Some(scope),
+            } if refusal.is_moved => Learnt::Bearer {
+                realm,
+                service,
+                // The first place is asked again, and then both.
+                scope: pull_scope(&format!("{} {scope}", default_scope(repository))),
+            },
+            learnt => learnt,
+        };
+        if !refusal.challenges.is_empty() {
+            self.learn(&origin, repository, &learnt, refusal.sent);
         }
+        // The same again would get the same answer.
+        let is_the_same = match (&learnt, refusal.sent) {
+            (Learnt::Basic, Some(Authorization::Basic(_))) => true,
+            (
+                Learnt::Bearer { scope: wanted, .. },
+                Some(Authorization::Bearer {
+                    is_fresh: true,
+                    scope,
+                    ..
+                }),
+            ) => wanted.as_ref().is_none_or(|wanted| wanted == scope),
+            _ => false,
+        };
+        if is_the_same {
+            return Ok(None);
+        }
+        self.answer(endpoint, repository, login, &learnt, refusal.sent)
+            .await
     }
 
-    /// Chooses among the challenges: Bearer, then Basic. Without any, what was learnt before holds.
+    /// Whether the registry has told what it wants.
+    pub fn knows(&self, endpoint: &Endpoint, repository: &Repository) -> bool {
+        let origin = endpoint.url("/").origin;
+        self.known(&origin, repository).is_some()
+    }
+
+    fn known(&self, origin: &Origin, repository: &Repository) -> Option<Learnt> {
+        let challenges = lock(&self.challenges);
+        let own = challenges.get(&(origin.clone(), Some(repository.clone())));
+        own.or_else(|| challenges.get(&(origin.clone(), None)))
+            .cloned()
+    }
+
     fn learn(
         &self,
         origin: &Origin,
         repository: &Repository,
-        login: &Login,
-        challenges: &[Challenge],
-    ) -> Option<Learnt> {
-        let bearer = challenges.iter().find_map(|challenge| match challenge {
-            Challenge::Bearer {
-                realm,
-                service,
-                scope,
-                ..
-            } => Some(Learnt::Bearer {
-                realm: realm.clone(),
-                service: service.clone(),
-                scope: scope.clone().filter(|scope| is_pull_scope(scope)),
-            }),
-            Challenge::Basic { .. } => None,
-        });
-        let basic = challenges
-            .iter()
-            .any(|challenge| matches!(challenge, Challenge::Basic { .. }));
-        let learnt = match bearer {
-            Some(bearer) => bearer,
-            None if basic || (challenges.is_empty() && login.credentials.is_some()) => {
-                if !basic && let Some(known) = lock(&self.challenges).get(&(origin.clone(), None)) {
-                    return Some(known.clone());
-                }
-                Learnt::Basic
-            }
-            None => return lock(&self.challenges).get(&(origin.clone(), None)).cloned(),
-        };
+        learnt: &Learnt,
+        sent: Option<&Authorization>,
+    ) {
         let mut known = lock(&self.challenges);
         if known.len() >= MOST_CHALLENGES {
             known.clear();
         }
-        // A scope that is not the usual one belongs to this repository (or, as ECR Public's, to all of them, and
-        // is then learnt again for each).
-        if let Learnt::Bearer {
-            realm,
-            service,
-            scope: Some(scope),
-        } = &learnt
-        {
-            if *scope != default_scope(repository) {
-                known.insert((origin.clone(), Some(repository.clone())), learnt.clone());
+        let (own, general) = match learnt {
+            // A scope that is not the usual one belongs to this repository (or, as ECR Public's, to all of them, and
+            // is then learnt again for each).
+            Learnt::Bearer {
+                realm,
+                service,
+                scope,
+            } => {
+                let is_unusual = scope
+                    .as_ref()
+                    .is_some_and(|scope| *scope != default_scope(repository));
+                let general = Learnt::Bearer {
+                    realm: realm.clone(),
+                    service: service.clone(),
+                    scope: None,
+                };
+                (is_unusual.then(|| learnt.clone()), Some(general))
             }
-            let general = Learnt::Bearer {
-                realm: realm.clone(),
-                service: service.clone(),
-                scope: None,
-            };
+            // In answer to a token it may be meant for this repository alone.
+            Learnt::Basic => match sent {
+                Some(Authorization::Bearer { .. }) => (Some(Learnt::Basic), None),
+                _ => (None, Some(Learnt::Basic)),
+            },
+        };
+        let own_key = (origin.clone(), Some(repository.clone()));
+        match own {
+            Some(own) => known.insert(own_key, own),
+            None => known.remove(&own_key),
+        };
+        if let Some(general) = general {
             known.insert((origin.clone(), None), general);
-        } else {
-            known.insert((origin.clone(), None), learnt.clone());
         }
-        Some(learnt)
     }
 
     async fn answer(
@@ -248,23 +290,19 @@ impl Authorizer {
             scope,
         } = learnt
         else {
-            return Ok(login
-                .credentials
-                .as_ref()
+            let pair = login.credentials.as_ref();
+            return Ok(pair
+                .filter(|pair| !pair.are_a_refresh_token())
                 .map(|pair| Authorization::Basic(basic(pair))));
         };
         let forbidden = |rule: String| FetchError::Forbidden {
             registry: endpoint.registry.clone(),
             rule,
         };
-        // A relative realm is relative to the registry.
-        let realm_url = endpoint
-            .url("/v2/")
-            .join(realm)
-            .map_err(|_| FetchError::Malformed {
-                registry: endpoint.registry.clone(),
-                problem: "a token realm that is not a URL".to_owned(),
-            })?;
+        let realm_url = realm_url(endpoint, realm).ok_or_else(|| FetchError::Malformed {
+            registry: endpoint.registry.clone(),
+            problem: "a token realm that is not a URL".to_owned(),
+        })?;
         endpoint.trusts_realm(&realm_url).map_err(forbidden)?;
         let request = TokenRequest {
             realm: realm_url,
@@ -280,13 +318,29 @@ impl Authorizer {
             scope: request.scope.clone(),
             identity: Arc::clone(&login.identity),
         };
-        let (answer, is_fresh) = self.obtain(endpoint, key, request, sent).await?;
-        match answer {
-            Ok(token) => Ok(Some(Authorization::Bearer {
-                value: token.authorization,
-                is_fresh,
-            })),
-            Err(error) => Err(token_error(endpoint, repository, login, error)),
+        let started = Instant::now();
+        let mut tries = 1;
+        loop {
+            let (answer, is_fresh) = self.obtain(endpoint, &key, &request, sent).await?;
+            match answer {
+                Ok(token) => {
+                    return Ok(Some(Authorization::Bearer {
+                        value: token.authorization,
+                        is_fresh,
+                        scope: key.scope,
+                    }));
+                }
+                Err(error)
+                    if error.is_outage()
+                        && tries < MOST_TRIES_IN_OUTAGE
+                        && started.elapsed() < LONGEST_WAIT =>
+                {
+                    metrics::add(Counter::UpstreamRetries, 1);
+                    monoio::time::sleep(OUTAGE_PAUSE * tries).await;
+                    tries += 1;
+                }
+                Err(error) => return Err(token_error(endpoint, repository, login, error)),
+            }
         }
     }
 
@@ -294,13 +348,13 @@ impl Authorizer {
     async fn obtain(
         &self,
         endpoint: &Endpoint,
-        key: Key,
-        request: TokenRequest,
+        key: &Key,
+        request: &TokenRequest,
         sent: Option<&Authorization>,
     ) -> Result<(Answer, bool), FetchError> {
         let deadline = Instant::now() + LONGEST_WAIT;
         let receiver = loop {
-            match self.ask(endpoint, &key, &request, sent)? {
+            match self.ask(endpoint, key, request, sent)? {
                 Asked::Known(answer, is_fresh) => return Ok((answer, is_fresh)),
                 Asked::UnderWay(receiver) => break receiver,
                 Asked::RealmIsBusy if Instant::now() < deadline => {
@@ -332,7 +386,7 @@ impl Authorizer {
             Some(State::Refused { error, until }) if now < *until => {
                 return Ok(Asked::Known(Err(error.clone()), true));
             }
-            Some(State::Asking(waiting)) => {
+            Some(State::Asking { waiting, .. }) => {
                 let (sender, receiver) = blocking::oneshot();
                 waiting.push(sender);
                 return Ok(Asked::UnderWay(receiver));
@@ -342,15 +396,23 @@ impl Authorizer {
         let at_this_realm = tokens
             .iter()
             .filter(|(other, state)| {
-                matches!(state, State::Asking(_)) && other.realm_host == key.realm_host
+                matches!(state, State::Asking { .. }) && other.realm_host == key.realm_host
             })
             .count();
         if at_this_realm >= MOST_AT_ONE_REALM {
             return Ok(Asked::RealmIsBusy);
         }
+        let previous = match tokens.remove(key) {
+            Some(State::Held(token)) if now < token.end && !is_same(&token, sent) => Some(token),
+            _ => None,
+        };
         make_room(&mut tokens, now);
         let (sender, receiver) = blocking::oneshot();
-        tokens.insert(key.clone(), State::Asking(vec![sender]));
+        let asking = State::Asking {
+            waiting: vec![sender],
+            previous,
+        };
+        tokens.insert(key.clone(), asking);
         let (realms, request) = (endpoint.realms.clone(), request.clone());
         // Settles also if the exchange panics: those who wait are then told that nothing came.
         let settling = Settling {
@@ -383,30 +445,55 @@ struct Settling {
 impl Settling {
     fn settle(mut self, answer: Answer) {
         let Some(key) = self.key.take() else { return };
-        let state = match &answer {
-            Ok(token) => Some(State::Held(token.clone())),
-            Err(error @ (TokenError::Refused { .. } | TokenError::RateLimited { .. })) => {
-                Some(State::Refused {
-                    error: error.clone(),
-                    until: Instant::now() + REFUSAL_AGE,
-                })
-            }
-            Err(_) => None,
-        };
-        let waiting = {
+        let now = Instant::now();
+        let (waiting, answer) = {
             let mut tokens = lock(&self.tokens);
-            let before = match state {
-                Some(state) => tokens.insert(key, state),
-                None => tokens.remove(&key),
+            let (waiting, previous) = match tokens.remove(&key) {
+                Some(State::Asking { waiting, previous }) => (waiting, previous),
+                _ => (Vec::new(), None),
             };
-            match before {
-                Some(State::Asking(waiting)) => waiting,
-                _ => Vec::new(),
+            let answer = match (answer, previous) {
+                (Err(error), Some(mut token)) if is_about_the_realm(&error) && now < token.end => {
+                    token.until = token.end.min(now + OUTAGE_AGE);
+                    Ok(token)
+                }
+                (answer, _) => answer,
+            };
+            let state = match &answer {
+                Ok(token) => Some(State::Held(token.clone())),
+                Err(error) => refusal_age(error).map(|age| State::Refused {
+                    error: error.clone(),
+                    until: now + age,
+                }),
+            };
+            if let Some(state) = state {
+                tokens.insert(key, state);
             }
+            (waiting, answer)
         };
         for sender in waiting {
             sender.send(answer.clone());
         }
+    }
+}
+
+/// It says nothing about a token that is still good.
+fn is_about_the_realm(error: &TokenError) -> bool {
+    error.is_outage() || matches!(error, TokenError::RateLimited { .. })
+}
+
+/// How long it is not asked again.
+fn refusal_age(error: &TokenError) -> Option<Duration> {
+    match error {
+        TokenError::Refused { .. } => Some(REFUSAL_AGE),
+        TokenError::RateLimited { retry_after, .. } => {
+            let asked = retry_after.unwrap_or(REFUSAL_AGE);
+            Some(asked.clamp(REFUSAL_AGE, LONGEST_REFUSAL_AGE))
+        }
+        TokenError::Unreachable { .. }
+        | TokenError::Failed { .. }
+        | TokenError::Malformed { .. }
+        | TokenError::Forbidden { .. } => None,
     }
 }
 
@@ -427,12 +514,12 @@ fn make_room(tokens: &mut HashMap<Key, State>, now: Instant) {
         return;
     }
     tokens.retain(|_, state| match state {
-        State::Asking(_) => true,
+        State::Asking { .. } => true,
         State::Held(token) => now < token.until,
         State::Refused { until, .. } => now < *until,
     });
     if tokens.len() >= MOST_TOKENS {
-        tokens.retain(|_, state| matches!(state, State::Asking(_)));
+        tokens.retain(|_, state| matches!(state, State::Asking { .. }));
     }
 }
 
@@ -440,15 +527,81 @@ fn default_scope(repository: &Repository) -> String {
     format!("repository:{repository}:pull")
 }
 
-/// A registry may name another repository than its path does (Artifactory, GitLab's proxy), but a pull asks for
-/// no more than to pull.
-fn is_pull_scope(scope: &str) -> bool {
-    !scope.is_empty()
-        && scope.len() <= 1024
-        && scope.split(' ').all(|one| match one.rsplit_once(':') {
-            Some((_, actions)) => actions == "pull",
-            None => !one.is_empty(),
+/// As a key is made of it: each scope once, in one order. A registry may name another repository than its path does
+/// (Artifactory, GitLab's proxy), but a pull asks for no more than to pull: `None`, then.
+fn pull_scope(scope: &str) -> Option<String> {
+    const LONGEST: usize = 1024;
+    let mut scopes: Vec<&str> = scope.split(' ').filter(|one| !one.is_empty()).collect();
+    let pulls = |one: &&str| {
+        one.rsplit_once(':')
+            .is_none_or(|(_, actions)| actions == "pull")
+    };
+    if scopes.is_empty() || scope.len() > LONGEST || !scopes.iter().all(pulls) {
+        return None;
+    }
+    scopes.sort_unstable();
+    scopes.dedup();
+    Some(scopes.join(" "))
+}
+
+/// A relative realm is relative to the registry.
+fn realm_url(endpoint: &Endpoint, realm: &str) -> Option<Url> {
+    endpoint.url("/v2/").join(realm).ok()
+}
+
+/// Bearer, then Basic; and what was learnt before, if nothing was said.
+fn choose(
+    refusal: &Refusal<'_>,
+    known: Option<&Learnt>,
+    has_login: bool,
+    trusts: impl Fn(&str) -> bool,
+) -> Option<Learnt> {
+    let mut bearers = refusal
+        .challenges
+        .iter()
+        .filter_map(|challenge| match challenge {
+            Challenge::Bearer {
+                realm,
+                service,
+                scope,
+                ..
+            } => Some(Learnt::Bearer {
+                realm: realm.clone(),
+                service: service.clone(),
+                scope: scope.as_deref().and_then(pull_scope),
+            }),
+            Challenge::Basic { .. } => None,
+        });
+    let is_good = |bearer: &Learnt| match bearer {
+        Learnt::Bearer { realm, .. } => trusts(realm),
+        Learnt::Basic => false,
+    };
+    let bearer = bearers.clone().find(is_good).or_else(|| bearers.next());
+    let takes_basic = refusal
+        .challenges
+        .iter()
+        .any(|challenge| matches!(challenge, Challenge::Basic { .. }));
+    let sent_is_stale = matches!(
+        refusal.sent,
+        Some(Authorization::Bearer {
+            is_fresh: false,
+            ..
         })
+    );
+    match (bearer, known) {
+        (Some(bearer), _) if is_good(&bearer) => Some(bearer),
+        // The registry itself takes the password that its realm must not see.
+        (Some(_), _) if takes_basic && has_login => Some(Learnt::Basic),
+        // Its realm is not trusted, and the error will say so.
+        (Some(bearer), _) => Some(bearer),
+        // Harbor says no more than this to a token that has ended.
+        (None, Some(known @ Learnt::Bearer { .. })) if takes_basic && sent_is_stale => {
+            Some(known.clone())
+        }
+        (None, _) if takes_basic => Some(Learnt::Basic),
+        (None, Some(known)) => Some(known.clone()),
+        (None, None) => has_login.then_some(Learnt::Basic),
+    }
 }
 
 fn token_error(
@@ -463,10 +616,12 @@ fn token_error(
             registry,
             what: repository.to_string(),
             who: login.who(),
+            by: Service::Tokens,
             said,
         },
         TokenError::RateLimited { retry_after, said } => FetchError::RateLimited {
             registry,
+            by: Service::Tokens,
             retry_after,
             said,
         },
@@ -498,20 +653,155 @@ fn token_error(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{http::parse_challenges, upstream::Said};
 
     #[test]
-    fn only_scopes_that_pull_are_asked_for() {
+    fn only_scopes_that_pull_are_asked_for_and_in_one_order() {
         for (scope, expected) in [
-            ("repository:a/b:pull", true),
-            ("repository:host:5000/a:pull", true),
-            ("aws", true),
-            ("repository:a:pull repository:b:pull", true),
-            ("repository:a:pull,push", false),
-            ("repository:a:*", false),
-            ("registry:catalog:*", false),
-            ("", false),
+            ("repository:a/b:pull", Some("repository:a/b:pull")),
+            (
+                "repository:host:5000/a:pull",
+                Some("repository:host:5000/a:pull"),
+            ),
+            ("aws", Some("aws")),
+            (
+                "repository:b:pull  repository:a:pull repository:b:pull",
+                Some("repository:a:pull repository:b:pull"),
+            ),
+            ("repository:a:pull,push", None),
+            ("repository:a:*", None),
+            ("registry:catalog:*", None),
+            ("", None),
+            (" ", None),
         ] {
-            assert_eq!(is_pull_scope(scope), expected, "{scope}");
+            assert_eq!(pull_scope(scope).as_deref(), expected, "{scope}");
+        }
+    }
+
+    fn bearer(realm: &str) -> Learnt {
+        Learnt::Bearer {
+            realm: realm.to_owned(),
+            service: None,
+            scope: None,
+        }
+    }
+
+    #[test]
+    fn of_several_challenges_the_one_that_can_be_met_is_chosen() {
+        let own = r#"Bearer realm="own""#;
+        let other = r#"Bearer realm="other""#;
+        let basic = r#"Basic realm="x""#;
+        let token = |is_fresh| Authorization::Bearer {
+            value: Secret::new("Bearer t".to_owned()),
+            is_fresh,
+            scope: String::new(),
+        };
+        let (stale, fresh) = (token(false), token(true));
+        let known = bearer("known");
+        for (lines, sent, known, has_login, expected) in [
+            (&[own][..], None, None, true, Some(bearer("own"))),
+            (&[basic, own], None, None, true, Some(bearer("own"))),
+            (&[other, own], None, None, true, Some(bearer("own"))),
+            (&[other], None, None, true, Some(bearer("other"))),
+            (&[other, basic], None, None, true, Some(Learnt::Basic)),
+            (&[other, basic], None, None, false, Some(bearer("other"))),
+            (&[basic], None, None, true, Some(Learnt::Basic)),
+            (&[basic], None, Some(&known), true, Some(Learnt::Basic)),
+            (
+                &[basic],
+                Some(&stale),
+                Some(&known),
+                false,
+                Some(known.clone()),
+            ),
+            (
+                &[basic],
+                Some(&fresh),
+                Some(&known),
+                true,
+                Some(Learnt::Basic),
+            ),
+            (&[], None, Some(&known), true, Some(known.clone())),
+            (&[], None, None, true, Some(Learnt::Basic)),
+            (&[], None, None, false, None),
+        ] {
+            let challenges = parse_challenges(lines.iter().copied());
+            let refusal = Refusal {
+                challenges: &challenges,
+                sent,
+                is_moved: false,
+            };
+            let chosen = choose(&refusal, known, has_login, |realm| realm == "own");
+            assert_eq!(chosen, expected, "{lines:?} {has_login}");
+        }
+    }
+
+    #[test]
+    fn a_realm_is_left_alone_as_long_as_it_asks_for() {
+        for (retry_after, seconds) in [
+            (None, 30),
+            (Some(1), 30),
+            (Some(60), 60),
+            (Some(86_400), 900),
+        ] {
+            let error = TokenError::RateLimited {
+                retry_after: retry_after.map(Duration::from_secs),
+                said: Said::default(),
+            };
+            let age = refusal_age(&error).map(|age| age.as_secs());
+            assert_eq!(age, Some(seconds), "{retry_after:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_that_is_still_good_outlives_an_outage_of_its_realm() {
+        let now = Instant::now();
+        let old = BearerToken {
+            authorization: Secret::new("Bearer old".to_owned()),
+            until: now,
+            end: now + Duration::from_secs(30),
+        };
+        let ended = BearerToken {
+            end: now,
+            ..old.clone()
+        };
+        let url: Url = "https://r.example.com/".parse().expect("a URL");
+        let key = Key {
+            origin: url.origin,
+            realm: String::new(),
+            realm_host: String::new(),
+            service: None,
+            scope: String::new(),
+            identity: "ada".into(),
+        };
+        let out_of_order = TokenError::Failed {
+            status: 503,
+            said: Said::default(),
+        };
+        let refused = TokenError::Refused {
+            who: "these credentials",
+            said: Said::default(),
+        };
+        for (previous, error, is_good) in [
+            (Some(&old), &out_of_order, true),
+            (Some(&ended), &out_of_order, false),
+            (None, &out_of_order, false),
+            (Some(&old), &refused, false),
+        ] {
+            let (sender, receiver) = blocking::oneshot();
+            let asking = State::Asking {
+                waiting: vec![sender],
+                previous: previous.cloned(),
+            };
+            let tokens = Arc::new(Mutex::new(HashMap::from([(key.clone(), asking)])));
+            let settling = Settling {
+                tokens: Arc::clone(&tokens),
+                key: Some(key.clone()),
+            };
+            settling.settle(Err(error.clone()));
+            let is_held = matches!(lock(&tokens).get(&key), Some(State::Held(_)));
+            assert_eq!(is_held, is_good, "{error}");
+            drop(receiver);
         }
     }
 }

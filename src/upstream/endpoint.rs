@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use serde::Deserialize;
 
-use super::{exchange::Way, token::RealmClient};
+use super::{exchange::Way, known_hosts, token::RealmClient};
 use crate::{
     http::{Origin, Scheme, Url, UrlError},
     net::{Addresses, Trust, TrustError},
@@ -49,32 +49,6 @@ pub enum Redirects {
     Follow,
 }
 
-const OPEN_BY_DEFAULT: [&str; 5] = [
-    "docker.io",
-    "quay.io",
-    "ghcr.io",
-    "public.ecr.aws",
-    "registry.k8s.io",
-];
-
-/// Pairs of a registry and its realm that share no domain.
-const KNOWN_REALMS: [(&str, &str); 2] = [
-    ("docker.io", "auth.docker.io"),
-    ("registry.gitlab.com", "gitlab.com"),
-];
-
-/// Under these every customer has a host of his own, and none may collect another's credentials.
-const SHARED_BY_TENANTS: [&str; 8] = [
-    "azurecr.io",
-    "azurecr.cn",
-    "azurecr.us",
-    "amazonaws.com",
-    "amazonaws.com.cn",
-    "on.aws",
-    "pkg.dev",
-    "gcr.io",
-];
-
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     #[error("endpoint: {0}")]
@@ -114,7 +88,7 @@ impl Endpoint {
         };
         let text = match &options.endpoint {
             Some(text) => text.clone(),
-            None if registry.is_docker_hub() => "https://registry-1.docker.io".to_owned(),
+            None if registry.is_docker_hub() => known_hosts::DOCKER_HUB.to_owned(),
             None => format!("{scheme}://{registry}"),
         };
         let mut base: Url = text.trim_end_matches('/').parse()?;
@@ -149,7 +123,7 @@ impl Endpoint {
         Ok(Self {
             realms,
             anonymous_pull: options.anonymous_pull.unwrap_or_else(|| {
-                platform.is_open && OPEN_BY_DEFAULT.contains(&registry.as_str())
+                platform.is_open && known_hosts::is_open_by_default(registry.as_str())
             }),
             registry,
             base,
@@ -184,11 +158,11 @@ impl Endpoint {
             ));
         }
         let own = self.base.origin.host.as_str();
-        let is_known = KNOWN_REALMS.contains(&(self.registry.as_str(), host));
+        let is_known = known_hosts::is_realm_of(self.registry.as_str(), host);
         if host == own
             || is_known
             || self.realm_hosts.iter().any(|listed| listed == host)
-            || share_domain(own, host)
+            || known_hosts::share_domain(own, host)
         {
             return Ok(());
         }
@@ -198,29 +172,6 @@ impl Endpoint {
             self.registry
         ))
     }
-}
-
-/// Addresses and `localhost` have no domain: they only equal themselves.
-fn share_domain(left: &str, right: &str) -> bool {
-    let domain = |host: &str| {
-        let last = host.rsplit('.').next().unwrap_or(host);
-        if host.contains(':') || last.bytes().all(|byte| byte.is_ascii_digit()) {
-            return None;
-        }
-        if SHARED_BY_TENANTS.iter().any(|suffix| {
-            host.strip_suffix(suffix)
-                .is_some_and(|rest| rest.ends_with('.'))
-        }) {
-            return None;
-        }
-        let domain = psl::Psl::domain(&psl::List, host.as_bytes())?;
-        // A suffix that is on no list, such as `.internal`, tells nothing about who owns what below it.
-        if !domain.suffix().is_known() {
-            return None;
-        }
-        str::from_utf8(domain.as_bytes()).ok().map(str::to_owned)
-    };
-    matches!((domain(left), domain(right)), (Some(left), Some(right)) if left == right)
 }
 
 fn is_loopback(host: &str) -> bool {

@@ -14,18 +14,18 @@ pub enum FetchError {
         what: String,
         said: Said,
     },
-    #[error(
-        "{registry}: not allowed to pull {what} with {who}; it is private, or does not exist{said}"
-    )]
+    #[error("{registry}: not allowed to pull {what} with {who}; {}{said}", by.refusal())]
     Refused {
         registry: Registry,
         what: String,
         who: &'static str,
+        by: Service,
         said: Said,
     },
-    #[error("{registry}: the rate limit is reached{said}")]
+    #[error("{registry}: the rate limit{} is reached{said}", by.whose())]
     RateLimited {
         registry: Registry,
+        by: Service,
         retry_after: Option<Duration>,
         said: Said,
     },
@@ -46,6 +46,30 @@ pub enum FetchError {
     Malformed { registry: Registry, problem: String },
     #[error("tidegate is busy: {0}")]
     Busy(Busy),
+}
+
+/// Which part of a registry an answer came from: they are run, limited and mended apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    Registry,
+    /// Its realm.
+    Tokens,
+}
+
+impl Service {
+    fn refusal(self) -> &'static str {
+        match self {
+            Self::Registry => "it is private, or does not exist",
+            Self::Tokens => "its token service refused them, or what was asked for",
+        }
+    }
+
+    fn whose(self) -> &'static str {
+        match self {
+            Self::Registry => "",
+            Self::Tokens => " of its token service",
+        }
+    }
 }
 
 /// What there is not enough of just now.

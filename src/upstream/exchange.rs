@@ -275,7 +275,9 @@ impl Exchange {
 impl Request<'_> {
     fn encode(&self) -> Vec<u8> {
         use std::io::Write as _;
-        let mut head = Vec::with_capacity(1024);
+        // All of it in one place, which is wiped when it was sent: a login may have some kilobytes.
+        let login = self.authorization.map_or(0, |value| value.expose().len());
+        let mut head = Vec::with_capacity(2048 + self.url.target.len() + login);
         let authority = self.url.origin.authority();
         let _ = write!(
             head,

@@ -6,12 +6,13 @@ mod endpoint;
 mod error;
 mod exchange;
 mod fetch;
+mod known_hosts;
 mod send;
 mod token;
 
 pub use auth::{Authorizer, Login};
 pub use endpoint::{Endpoint, EndpointError, Endpoints, Redirects, RegistryOptions};
-pub use error::{Busy, FetchError, Said};
+pub use error::{Busy, FetchError, Said, Service};
 pub use exchange::{Body, Exchange};
 pub use fetch::{
     BlobBody, BlobHead, FetchedBlob, FetchedManifest, List, ManifestHead, Source, Upstream,

@@ -7,20 +7,22 @@ use std::{
 };
 
 use super::{
-    auth::Authorization,
+    auth::{Authorization, Refusal},
     endpoint::Endpoint,
-    error::{Busy, FetchError, Said},
+    error::{Busy, FetchError, Said, Service},
     exchange::{ExchangeError, Request, Response},
     fetch::{Source, Upstream},
 };
 use crate::{
-    http::{Method, ResponseHead, Scheme, parse_challenges},
+    http::{Challenge, Method, ResponseHead, Scheme, parse_challenges},
     net::{ConnectError, ResolveError},
     oci::Registry,
     telemetry::metrics::{self, Counter},
 };
 
 const MOST_REDIRECTS: usize = 10;
+/// A token that has ended, and then another scope or scheme than was known. More would go in circles.
+const MOST_RENEWALS: u32 = 2;
 const LARGEST_ERROR: usize = 64 << 10;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// A registry that asks for more patience than this is not waited for; its client is told.
@@ -65,7 +67,7 @@ impl Upstream {
             .authorizer
             .authorization(&endpoint, source.repository, source.login)
             .await?;
-        let mut is_renewed = false;
+        let mut renewals = 0;
         let mut attempt = 0;
         loop {
             let sent = self
@@ -74,7 +76,11 @@ impl Upstream {
             let patience = (attempt < self.options.retry_count
                 && started.elapsed() < *self.options.response_timeout)
                 .then(|| FIRST_PAUSE * 2_u32.saturating_pow(attempt));
-            let (response, is_home) = match (sent, patience) {
+            let Sent {
+                response,
+                is_home,
+                is_moved,
+            } = match (sent, patience) {
                 (Err(Problem::Exchange(error)), Some(pause)) if is_passing(&error) => {
                     attempt += 1;
                     self.pause(pause, &endpoint.registry).await;
@@ -87,27 +93,37 @@ impl Upstream {
             match (status, patience) {
                 (200..300, _) => return Ok(response),
                 _ if is_redirect(status) => return Ok(response),
-                // 403 too: some registries say so to a token or password that has ended. Only if there was one.
-                (401 | 403, _)
-                    if is_home && !is_renewed && (status == 401 || authorization.is_some()) =>
+                // Some registries say 403 to a token or password that has ended, and 403 or 404 to nobody in particular,
+                // without a challenge: a login may see more.
+                (401 | 403 | 404, _)
+                    if is_home
+                        && renewals < MOST_RENEWALS
+                        && match authorization {
+                            None => status == 401 || source.login.credentials.is_some(),
+                            Some(_) => status != 404,
+                        } =>
                 {
-                    is_renewed = true;
-                    let challenges =
+                    renewals += 1;
+                    let mut challenges =
                         parse_challenges(response.head.headers.all("www-authenticate"));
-                    let said = self.said(response).await;
+                    // Its connection is free for others while a realm is asked.
+                    let refusal = self.refusal(source, wish.what.clone(), response).await;
+                    if challenges.is_empty() && !self.authorizer.knows(&endpoint, source.repository)
+                    {
+                        challenges = self.ask_for_challenges(&endpoint).await;
+                    }
+                    let said = Refusal {
+                        challenges: &challenges,
+                        sent: authorization.as_ref(),
+                        is_moved,
+                    };
                     let renewed = self
                         .authorizer
-                        .after_refusal(
-                            &endpoint,
-                            source.repository,
-                            source.login,
-                            &challenges,
-                            authorization.as_ref(),
-                        )
+                        .after_refusal(&endpoint, source.repository, source.login, said)
                         .await?;
                     match renewed {
                         Some(renewed) => authorization = Some(renewed),
-                        None => return Err(refused(source, wish.what, said)),
+                        None => return Err(refusal),
                     }
                 }
                 (429 | 500 | 502 | 503 | 504, Some(pause)) => {
@@ -138,13 +154,30 @@ impl Upstream {
         }
     }
 
-    /// One request, and the redirects that are ours to follow; whether the answer is the registry's own.
+    /// What the registry answers to whoever has only just come. Some say it nowhere else.
+    async fn ask_for_challenges(&self, endpoint: &Endpoint) -> Vec<Challenge> {
+        let request = Request {
+            method: Method::Get,
+            url: &endpoint.url("/v2/"),
+            accept: None,
+            range: None,
+            authorization: None,
+        };
+        let Ok(response) = self.exchange.send(&endpoint.way, &request).await else {
+            return Vec::new();
+        };
+        let challenges = parse_challenges(response.head.headers.all("www-authenticate"));
+        response.body.discard().await;
+        challenges
+    }
+
+    /// One request, and the redirects that are ours to follow.
     async fn send_once(
         &self,
         endpoint: &Endpoint,
         wish: &Wish<'_>,
         authorization: Option<&Authorization>,
-    ) -> Result<(Response, bool), Problem> {
+    ) -> Result<Sent, Problem> {
         let first = endpoint.url(&wish.path);
         let mut url = first.clone();
         for _ in 0..=MOST_REDIRECTS {
@@ -163,15 +196,21 @@ impl Upstream {
                 authorization: authorization.filter(|_| is_home).map(Authorization::value),
             };
             let response = self.exchange.send(&way, &request).await?;
+            let is_moved = url.target != first.target;
+            let sent = |response| Sent {
+                response,
+                is_home,
+                is_moved,
+            };
             if !is_redirect(response.head.status) {
-                return Ok((response, is_home));
+                return Ok(sent(response));
             }
             let Some(location) = response.head.headers.get("location") else {
                 return Err(Problem::Redirect("a redirect to nowhere"));
             };
             let Ok(next) = url.join(location) else {
                 return if wish.follow == Follow::WithinRegistry {
-                    Ok((response, is_home))
+                    Ok(sent(response))
                 } else {
                     Err(Problem::Redirect("a redirect that is not a URL"))
                 };
@@ -179,7 +218,7 @@ impl Upstream {
             let stays = next.origin == first.origin
                 && next.target.starts_with(&endpoint.url("/v2/").target);
             if wish.follow == Follow::WithinRegistry && !stays {
-                return Ok((response, is_home));
+                return Ok(sent(response));
             }
             if url.origin.scheme == Scheme::Https && next.origin.scheme == Scheme::Http {
                 return Err(Problem::Redirect("a redirect from HTTPS to plain HTTP"));
@@ -213,7 +252,13 @@ impl Upstream {
         let (status, retry_after) = (response.head.status, retry_after(&response.head));
         let said = self.said(response).await;
         match status {
-            401 | 403 => refused(source, what, said),
+            401 | 403 => FetchError::Refused {
+                registry,
+                what,
+                who: source.login.who(),
+                by: Service::Registry,
+                said,
+            },
             404 => FetchError::Unknown {
                 registry,
                 what,
@@ -221,6 +266,7 @@ impl Upstream {
             },
             429 => FetchError::RateLimited {
                 registry,
+                by: Service::Registry,
                 retry_after,
                 said,
             },
@@ -236,6 +282,15 @@ impl Upstream {
             },
         }
     }
+}
+
+/// An answer, and whose.
+struct Sent {
+    response: Response,
+    /// The registry's own, and not that of a host to which it redirects.
+    is_home: bool,
+    /// Of another place than was asked.
+    is_moved: bool,
 }
 
 enum Problem {
@@ -289,15 +344,6 @@ fn is_passing(error: &ExchangeError) -> bool {
         | ExchangeError::Silent(_)
         | ExchangeError::Malformed(_)
         | ExchangeError::Crowded(_) => false,
-    }
-}
-
-fn refused(source: Source<'_>, what: String, said: Said) -> FetchError {
-    FetchError::Refused {
-        registry: source.registry.clone(),
-        what,
-        who: source.login.who(),
-        said,
     }
 }
 

@@ -38,6 +38,7 @@ mod presence_is_not_permission;
 mod private_pull;
 mod range_on_miss;
 mod redirects;
+mod registries;
 mod resumed_fills;
 mod several_ranges;
 mod shutdown;

@@ -8,6 +8,7 @@ pub mod http;
 pub mod image;
 pub mod liar;
 pub mod programs;
+pub mod registry_double;
 pub mod runtimes;
 pub mod scene;
 pub mod server;

@@ -20,7 +20,12 @@ pub struct Request {
     /// As it came, with its query.
     pub target: String,
     pub headers: Vec<(String, String)>,
+    /// As much of it as any client here sends.
+    pub body: Vec<u8>,
 }
+
+/// Forms and small JSON.
+const LARGEST_BODY: u64 = 64 << 10;
 
 impl Request {
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -47,11 +52,18 @@ impl Request {
 
     /// The first value of a query parameter, decoded.
     pub fn query(&self, name: &str) -> Option<String> {
-        let query = self.target.split_once('?')?.1;
-        query.split('&').find_map(|pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (key == name).then(|| percent_decode(value))
-        })
+        self.queries(name).into_iter().next()
+    }
+
+    /// Every value of a query parameter, decoded.
+    pub fn queries(&self, name: &str) -> Vec<String> {
+        let query = self.target.split_once('?').map_or("", |(_, query)| query);
+        fields(query, name).collect()
+    }
+
+    /// The first value of a field of a form, decoded.
+    pub fn form(&self, name: &str) -> Option<String> {
+        fields(str::from_utf8(&self.body).ok()?, name).next()
     }
 
     /// User and password, if the request has Basic credentials.
@@ -73,6 +85,13 @@ impl Request {
         let (scheme, token) = self.header("authorization")?.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token)
     }
+}
+
+fn fields(text: &str, name: &str) -> impl Iterator<Item = String> {
+    text.split('&').filter_map(move |pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then(|| percent_decode(value))
+    })
 }
 
 pub fn percent_decode(text: &str) -> String {
@@ -169,6 +188,7 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>
         method: method.to_owned(),
         target: target.to_owned(),
         headers: Vec::new(),
+        body: Vec::new(),
     };
     loop {
         let mut line = String::new();
@@ -187,7 +207,9 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>
         .header("content-length")
         .and_then(|length| length.parse().ok())
         .unwrap_or_default();
-    io::copy(&mut reader.take(length), &mut io::sink())?;
+    let kept = length.min(LARGEST_BODY);
+    reader.take(kept).read_to_end(&mut request.body)?;
+    io::copy(&mut reader.take(length - kept), &mut io::sink())?;
     Ok(Some(request))
 }
 
