@@ -29,7 +29,7 @@ use shared::Shared;
 
 /// How often expired container requests are swept out.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
-/// How often the files of certificate and key are looked at.
+/// How often files that others may replace are looked at.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
@@ -150,6 +150,13 @@ pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError>
             .spawn(move || keep_current(&identity))
             .map_err(StartError::Thread)?;
     }
+    if !shared.docker.is_empty() {
+        let docker = Arc::clone(&shared.docker);
+        thread::Builder::new()
+            .name("docker-logins".to_owned())
+            .spawn(move || keep_logins_current(&docker))
+            .map_err(StartError::Thread)?;
+    }
     for _ in 0..core_count {
         let _ = told.recv();
     }
@@ -212,6 +219,18 @@ fn sweep(requests: &crate::requests::Requests) {
             Ok(count) => tracing::debug!(count, "expired container requests were removed"),
             Err(error) => tracing::warn!(%error, "expired container requests could not be removed"),
         }
+    }
+}
+
+/// Kubernetes replaces mounted secrets while the server runs.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a thread of its own, which serves nobody"
+)]
+fn keep_logins_current(docker: &crate::credentials::DockerLogins) {
+    loop {
+        thread::sleep(RENEWAL_INTERVAL);
+        docker.renew();
     }
 }
 

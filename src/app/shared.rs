@@ -14,7 +14,7 @@ use crate::{
     blocking::Pool,
     cache::Cache,
     config::{BaseUrl, Config},
-    credentials::{Directory, Keyring, OperatorLogin, load_password},
+    credentials::{Directory, DockerLogins, Keyring, OperatorLogin, load_password},
     net::Identity,
     pull::{Proofs, Shelf},
     requests::Requests,
@@ -27,6 +27,7 @@ pub(super) struct Shared {
     pub(super) pool: Arc<Pool>,
     pub(super) cache: Cache,
     pub(super) keyring: Arc<Keyring>,
+    pub(super) docker: Arc<DockerLogins>,
     pub(super) proofs: Arc<Proofs>,
     pub(super) shelf: Arc<Shelf>,
     pub(super) endpoints: Arc<Endpoints>,
@@ -64,11 +65,15 @@ impl Shared {
             }
             None => None,
         };
-        let keyring = Arc::new(Keyring::new(
-            operator_logins(config)?,
-            directory,
-            config.anonymous,
-        ));
+        // Their warnings came with the configuration's, too.
+        let (docker, _) = DockerLogins::load(&config.docker).map_err(|errors| {
+            let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            StartError::Login(format!("docker.config_files: {}", texts.join("\n")))
+        })?;
+        let docker = Arc::new(docker);
+        let keyring = Keyring::new(operator_logins(config)?, directory, config.anonymous)
+            .with_docker(Arc::clone(&docker));
+        let keyring = Arc::new(keyring);
         let requests = Arc::new(Requests::open(&state_directory, &config.tokens)?);
         let cache = Cache::load(cache_directory.clone(), &config.cache, Arc::clone(&pool))
             .map_err(StartError::Cache)?;
@@ -110,6 +115,7 @@ impl Shared {
             pool,
             cache,
             keyring,
+            docker,
             proofs: Arc::default(),
             shelf: Arc::default(),
             endpoints: Arc::new(endpoints),

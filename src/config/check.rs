@@ -11,7 +11,7 @@ use std::{
 
 use super::{BaseUrl, Config};
 use crate::{
-    credentials::{Directory, DirectoryError},
+    credentials::{Directory, DirectoryError, DockerLogins},
     oci::Registry,
     toml_file::{KeyLines, Problem},
     units::ByteSize,
@@ -38,6 +38,7 @@ pub(super) fn problems(config: &Config, lines: &KeyLines, misread: &[Problem]) -
     check.durations(config);
     check.sizes(config);
     check.directory(config);
+    check.docker(config);
     check.registry_names(config);
     let well_read: Vec<(&str, &RegistryOptions)> = config
         .registry
@@ -124,6 +125,7 @@ impl Check<'_> {
             tokens,
             upstream,
             cache,
+            docker,
             ..
         } = config;
         for (path, duration) in [
@@ -135,16 +137,18 @@ impl Check<'_> {
             (["upstream", "response_timeout"], upstream.response_timeout),
             (["upstream", "body_timeout"], upstream.body_timeout),
             (["upstream", "idle_timeout"], upstream.idle_timeout),
+            (["docker", "helper_timeout"], docker.helper_timeout),
         ] {
             if duration.is_zero() {
                 self.report(&path, "must not be 0");
             }
             self.duration_is_bounded(&path, *duration);
         }
-        // These may be 0: end at once, forget at once, never.
+        // These may be 0: end at once, forget at once, never, always.
         self.duration_is_bounded(&["listener", "shutdown_grace"], *listener.shutdown_grace);
         self.duration_is_bounded(&["tokens", "record_retention"], *tokens.record_retention);
         self.duration_is_bounded(&["cache", "scrub_interval"], *cache.scrub_interval);
+        self.duration_is_bounded(&["docker", "helper_cache"], *docker.helper_cache);
         if upstream.max_connections_per_host == 0 {
             self.report(&["upstream", "max_connections_per_host"], "must not be 0");
         }
@@ -189,6 +193,14 @@ impl Check<'_> {
             Ok(_) => {}
             Err(DirectoryError::File { .. }) => self.file(&["directory", "file"], file),
             Err(DirectoryError::Problems { problems }) => self.problems.extend(problems),
+        }
+    }
+
+    fn docker(&mut self, config: &Config) {
+        if let Err(errors) = DockerLogins::load(&config.docker) {
+            for error in errors {
+                self.report(&["docker", "config_files"], error);
+            }
         }
     }
 

@@ -23,7 +23,7 @@ use serde::Deserialize;
 
 use crate::{
     cache,
-    credentials::{self, Directory, load_password},
+    credentials::{self, Directory, DockerLogins, load_password},
     oci::Registry,
     requests, server, telemetry,
     toml_file::{self, KeyLines, Problem, Reading},
@@ -49,6 +49,7 @@ pub struct Config {
     pub cache: cache::Options,
     pub upstream: upstream::Options,
     pub directory: credentials::Options,
+    pub docker: credentials::DockerOptions,
     pub registry: BTreeMap<String, RegistryOptions>,
     /// Who may revoke tokens, by HTTP Basic: name → SHA-256 of the password, in lower-case hex.
     pub accounts: BTreeMap<String, String>,
@@ -139,7 +140,8 @@ impl Config {
             .iter_mut()
             .flat_map(|tls| [&mut tls.cert_file, &mut tls.key_file]);
         let set = paths.into_iter().chain(of_registries).flatten();
-        for path in set.chain(of_tls) {
+        let of_docker = &mut self.docker.config_files;
+        for path in set.chain(of_tls).chain(of_docker) {
             *path = folder.join(&*path);
         }
     }
@@ -193,6 +195,13 @@ impl Config {
                     .map(|warning| lines.problem(&["directory", "file"], warning)),
             );
         }
+        if let Ok((_, of_docker)) = DockerLogins::load(&self.docker) {
+            warnings.extend(
+                of_docker
+                    .iter()
+                    .map(|warning| lines.problem(&["docker", "config_files"], warning)),
+            );
+        }
         warnings
     }
 
@@ -226,6 +235,7 @@ impl Default for Config {
             cache: cache::Options::default(),
             upstream: upstream::Options::default(),
             directory: credentials::Options::default(),
+            docker: credentials::DockerOptions::default(),
             registry: BTreeMap::new(),
             accounts: BTreeMap::new(),
             log: telemetry::Options::default(),

@@ -1,28 +1,35 @@
 //! Whose login for which registry.
 //!
 //! Three sources behind one face, the `Keyring`: the *directory*, users and workspaces with their logins, in a file;
-//! the *operator's* logins, from the configuration; and none. The rule, which tenants rely on: an anonymous caller
+//! the *operator's* logins, from the configuration and Docker's files (`operator.rs`); and none. The rule, which tenants rely on: an anonymous caller
 //! has the operator's logins and no other; an authenticated one has his own workspace's and no other, and without
 //! a match is anonymous to the registry.
 //!
-//! All of this is plain blocking Rust, without any I/O after the start.
+//! All of this is plain blocking Rust. Only Docker's credential helpers are waited for.
 
 mod directory_file;
+mod docker;
 mod embedded;
 mod identity;
+mod operator;
 mod password;
 mod scope;
 
 pub use directory_file::DirectoryError;
+pub use docker::{DockerConfig, DockerConfigError, DockerError, DockerLogins, DockerOptions};
 pub use embedded::Directory;
 pub use password::{Loaded, PasswordError, load_password};
 pub use scope::{Scope, ScopeError};
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use serde::Deserialize;
 
-use self::scope::longest_match;
+use self::{
+    docker::{Effort, Known},
+    operator::Operator,
+    scope::longest_match,
+};
 use crate::{
     oci::{Credentials, Digest, Registry, Repository},
     requests::Caller,
@@ -83,7 +90,7 @@ pub enum FindError {
 
 /// One for the process, shared by all cores and the pool. It does not change: another configuration is another one.
 pub struct Keyring {
-    operator: Vec<Entry>,
+    operator: Operator,
     directory: Option<Directory>,
     is_anonymous_allowed: bool,
 }
@@ -101,17 +108,17 @@ impl Keyring {
         directory: Option<Directory>,
         anonymous_allowed: bool,
     ) -> Self {
-        let operator = operator.into_iter().map(|login| Entry {
-            scope: Scope {
-                registry: login.registry,
-                prefix: login.prefix,
-            },
-            credentials: login.credentials,
-        });
         Self {
-            operator: operator.collect(),
+            operator: Operator::new(operator),
             directory,
             is_anonymous_allowed: anonymous_allowed,
+        }
+    }
+
+    pub fn with_docker(self, docker: Arc<DockerLogins>) -> Self {
+        Self {
+            operator: self.operator.with_docker(docker),
+            ..self
         }
     }
 
@@ -150,7 +157,14 @@ impl Keyring {
         repository: &Repository,
     ) -> Result<Login, FindError> {
         let (owner, entries) = match caller {
-            Caller::Anonymous => ("operator".to_owned(), self.operator.as_slice()),
+            Caller::Anonymous => {
+                let known = self.operator.find(registry, repository, Effort::Ask);
+                let login = match known {
+                    Known::Login(login) => Some((login.credentials, login.source)),
+                    Known::None | Known::Unknown => None,
+                };
+                return Ok(Login::of("operator", login, registry, repository));
+            }
             Caller::User {
                 name,
                 workspace,
@@ -159,18 +173,20 @@ impl Keyring {
                 .entries_of_user(access_token, *workspace)
                 .ok_or_else(|| FindError::CallerRevoked { name: name.clone() })?,
         };
-        Ok(match longest_match(entries, registry, repository) {
-            Some(entry) => Login {
-                identity: identity::of(&entry.credentials),
-                description: format!("{owner}: {} as {}", entry.scope, entry.credentials.username),
-                credentials: Some(entry.credentials.clone()),
-            },
-            None => Login {
-                credentials: None,
-                identity: identity::ANONYMOUS.to_owned(),
-                description: format!("{owner}: no login for {registry}/{repository}, so anonymous"),
-            },
-        })
+        let entry = longest_match(entries, registry, repository);
+        let login = entry.map(|entry| (entry.credentials.clone(), entry.scope.to_string()));
+        Ok(Login::of(&owner, login, registry, repository))
+    }
+
+    /// Whether `find` would wait for a helper.
+    pub fn has_to_ask(
+        &self,
+        caller: &Caller,
+        registry: &Registry,
+        repository: &Repository,
+    ) -> bool {
+        let known = || self.operator.find(registry, repository, Effort::Remember);
+        matches!(caller, Caller::Anonymous) && known() == Known::Unknown
     }
 
     fn entries_of_user(
@@ -188,6 +204,36 @@ impl Keyring {
                 (owner, workspace.entries.as_slice())
             }
         })
+    }
+}
+
+impl Login {
+    /// `found`: credentials and where they stood.
+    fn of(
+        owner: &str,
+        found: Option<(Credentials, String)>,
+        registry: &Registry,
+        repository: &Repository,
+    ) -> Self {
+        match found {
+            Some((credentials, source)) => Self {
+                identity: identity::of(&credentials),
+                description: format!("{owner}: {source} as {}", shown_user(&credentials)),
+                credentials: Some(credentials),
+            },
+            None => Self {
+                credentials: None,
+                identity: identity::ANONYMOUS.to_owned(),
+                description: format!("{owner}: no login for {registry}/{repository}, so anonymous"),
+            },
+        }
+    }
+}
+
+fn shown_user(credentials: &Credentials) -> &str {
+    match credentials.are_a_refresh_token() {
+        true => "the holder of a refresh token",
+        false => &credentials.username,
     }
 }
 

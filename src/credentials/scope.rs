@@ -61,7 +61,7 @@ impl Scope {
             })
     }
 
-    fn prefix_size(&self) -> usize {
+    pub(super) fn prefix_size(&self) -> usize {
         self.prefix.as_ref().map_or(0, |it| it.as_str().len())
     }
 }

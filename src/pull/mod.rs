@@ -180,9 +180,13 @@ impl Pull {
     ) -> Result<Login, PullError> {
         let keyring = Arc::clone(&self.keyring);
         let (caller, registry, repository) = (caller.clone(), registry.clone(), repository.clone());
+        let errand = match keyring.has_to_ask(&caller, &registry, &repository) {
+            true => Errand::Helpers,
+            false => Errand::Grants,
+        };
         let found = self
             .pool
-            .run(Errand::Grants, move || {
+            .run(errand, move || {
                 keyring.find(&caller, &registry, &repository)
             })
             .await?;

@@ -46,6 +46,7 @@ const LAYERS: [(&str, &[&str]); 26] = [
     (
         "credentials",
         &[
+            "sys",
             "toml_file",
             "platform",
             "aws",

@@ -24,6 +24,7 @@ mod crash_storm;
 mod credentials_stay;
 mod damage;
 mod dial_rules;
+mod docker_logins;
 mod drivers;
 mod eviction;
 mod full_disk;
