@@ -20,6 +20,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use crate::{
     cache,
@@ -87,6 +88,8 @@ impl Config {
             };
             vec![Problem::of_file(file, message)]
         })?;
+        // Passwords may stand in it.
+        let text = Zeroizing::new(text);
         let is_readable_by_others =
             fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0);
         Self::parse(file, &text, is_readable_by_others)

@@ -13,6 +13,7 @@ use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
+use zeroize::Zeroizing;
 
 use super::{
     Directory, Entry, Scope,
@@ -54,11 +55,14 @@ pub(super) fn load(path: &Path) -> Result<(Directory, Vec<String>), DirectoryErr
     }
 }
 
-fn read(path: &Path) -> io::Result<(String, File)> {
+/// Passwords may stand in it, so its text is wiped.
+fn read(path: &Path) -> io::Result<(Zeroizing<String>, File)> {
     /// Guessed: tens of thousands of users.
     const LARGEST_FILE: u64 = 16 * MIB;
     let file = File::open(path)?;
-    let mut text = String::new();
+    let size = file.metadata().map_or(0, |metadata| metadata.len());
+    let size = usize::try_from(size.min(LARGEST_FILE)).unwrap_or_default();
+    let mut text = Zeroizing::new(String::with_capacity(size + 1));
     let size = (&file).take(LARGEST_FILE + 1).read_to_string(&mut text)?;
     if size as u64 > LARGEST_FILE {
         return Err(io::Error::new(

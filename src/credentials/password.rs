@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use zeroize::Zeroizing;
+
 use crate::{oci::Credentials, secret::Secret, units::KIB};
 
 /// Credentials, and what the operator should know about how they are kept.
@@ -98,8 +100,8 @@ fn read_file(path: &Path) -> Result<(Secret<String>, Option<String>), PasswordEr
     };
     let file = File::open(path).map_err(failed)?;
     let exposure = exposure(&file, path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    // One more, to see that it is too large.
+    // All of it in one place that is wiped; one more byte, to see that it is too large.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(4 << 10));
     file.take(LARGEST_PASSWORD + 1)
         .read_to_end(&mut bytes)
         .map_err(failed)?;
@@ -108,10 +110,10 @@ fn read_file(path: &Path) -> Result<(Secret<String>, Option<String>), PasswordEr
             path: path.to_owned(),
         });
     }
-    let text = String::from_utf8(bytes).map_err(|_| PasswordError::NotText {
+    let text = str::from_utf8(&bytes).map_err(|_| PasswordError::NotText {
         path: path.to_owned(),
     })?;
-    Ok((Secret::new(without_line_end(&text).to_owned()), exposure))
+    Ok((Secret::new(without_line_end(text).to_owned()), exposure))
 }
 
 /// Editors and `echo` add one. No more is taken away: a JSON key may end with a line end of its own.

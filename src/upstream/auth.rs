@@ -74,6 +74,12 @@ impl Authorization {
             Self::Basic(value) | Self::Bearer { value, .. } => value,
         }
     }
+
+    /// What follows the scheme.
+    pub(super) fn secret_part(&self) -> &str {
+        let value = self.value().expose();
+        value.split_once(' ').map_or(value, |(_, part)| part)
+    }
 }
 
 /// Shared by all cores.

@@ -106,36 +106,54 @@ impl std::fmt::Display for Said {
 const LONGEST: usize = 200;
 
 impl Said {
+    /// The same without what repeats a secret that was sent: then it says nothing.
+    pub(super) fn parse_without(content_type: Option<&str>, body: &[u8], secrets: &[&str]) -> Self {
+        /// Whoever has a shorter password has no secret, and would get no message.
+        const SHORTEST: usize = 4;
+        let text = words(content_type, body).filter(|text| {
+            let repeats = |secret: &&str| secret.len() >= SHORTEST && text.contains(secret);
+            !secrets.iter().any(repeats)
+        });
+        Self::of(text)
+    }
+
     /// Reads `{"errors":[{"code","message"}]}`, `{"details"}`, or a line of plain text.
     pub fn parse(content_type: Option<&str>, body: &[u8]) -> Self {
-        let text = match serde_json::from_slice::<serde_json::Value>(body) {
-            Ok(value) => {
-                let field = |name: &str| {
-                    value
-                        .pointer(&format!("/errors/0/{name}"))
-                        .and_then(|field| field.as_str())
-                };
-                match (field("code"), field("message")) {
-                    (Some(code), Some(message)) if !message.is_empty() => {
-                        Some(format!("{code}: {message}"))
-                    }
-                    (Some(code), _) => Some(code.to_owned()),
-                    (None, Some(message)) => Some(message.to_owned()),
-                    (None, None) => value
-                        .get("details")
-                        .and_then(|field| field.as_str())
-                        .map(str::to_owned),
-                }
-            }
-            Err(_) if content_type.is_some_and(|value| value.starts_with("text/plain")) => {
-                str::from_utf8(body).ok().map(str::to_owned)
-            }
-            Err(_) => None,
-        };
+        Self::of(words(content_type, body))
+    }
+
+    fn of(text: Option<String>) -> Self {
         Self(
             text.map(|text| clean(&text))
                 .filter(|text| !text.is_empty()),
         )
+    }
+}
+
+fn words(content_type: Option<&str>, body: &[u8]) -> Option<String> {
+    match serde_json::from_slice::<serde_json::Value>(body) {
+        Ok(value) => {
+            let field = |name: &str| {
+                value
+                    .pointer(&format!("/errors/0/{name}"))
+                    .and_then(|field| field.as_str())
+            };
+            match (field("code"), field("message")) {
+                (Some(code), Some(message)) if !message.is_empty() => {
+                    Some(format!("{code}: {message}"))
+                }
+                (Some(code), _) => Some(code.to_owned()),
+                (None, Some(message)) => Some(message.to_owned()),
+                (None, None) => value
+                    .get("details")
+                    .and_then(|field| field.as_str())
+                    .map(str::to_owned),
+            }
+        }
+        Err(_) if content_type.is_some_and(|value| value.starts_with("text/plain")) => {
+            str::from_utf8(body).ok().map(str::to_owned)
+        }
+        Err(_) => None,
     }
 }
 
@@ -188,5 +206,23 @@ mod tests {
         }
         let long = Said::parse(Some("text/plain"), "x".repeat(1000).as_bytes());
         assert_eq!(long.0.map(|text| text.chars().count()), Some(LONGEST + 1));
+    }
+
+    #[test]
+    fn words_that_repeat_a_secret_are_left_out() {
+        for (body, is_kept) in [
+            (r#"{"details":"unknown user"}"#, true),
+            (r#"{"details":"wrong: hunter2"}"#, false),
+            (r#"{"details":"wrong: h\u0075nter2"}"#, false),
+            (r#"{"errors":[{"code":"hunter2","message":"x"}]}"#, false),
+            ("hunter2", false),
+        ] {
+            let said = Said::parse_without(Some("text/plain"), body.as_bytes(), &["a", "hunter2"]);
+            assert_eq!(said.0.is_some(), is_kept, "{body}");
+        }
+        // Also where only its start would have been shown.
+        let long = format!("{}hunter2", "x".repeat(LONGEST - 3));
+        let said = Said::parse_without(Some("text/plain"), long.as_bytes(), &["hunter2"]);
+        assert_eq!(said, Said(None));
     }
 }

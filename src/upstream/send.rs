@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    auth::{Authorization, Refusal},
+    auth::{Authorization, Login, Refusal},
     endpoint::Endpoint,
     error::{Busy, FetchError, Said, Service},
     exchange::{ExchangeError, Request, Response},
@@ -107,7 +107,9 @@ impl Upstream {
                     let mut challenges =
                         parse_challenges(response.head.headers.all("www-authenticate"));
                     // Its connection is free for others while a realm is asked.
-                    let refusal = self.refusal(source, wish.what.clone(), response).await;
+                    let refusal = self
+                        .refusal(source, wish.what.clone(), response, authorization.as_ref())
+                        .await;
                     if challenges.is_empty() && !self.authorizer.knows(&endpoint, source.repository)
                     {
                         challenges = self.ask_for_challenges(&endpoint).await;
@@ -129,7 +131,9 @@ impl Upstream {
                 (429 | 500 | 502 | 503 | 504, Some(pause)) => {
                     let asked = retry_after(&response.head);
                     if asked.is_some_and(|asked| asked > LONGEST_PAUSE) {
-                        return Err(self.refusal(source, wish.what, response).await);
+                        return Err(self
+                            .refusal(source, wish.what, response, authorization.as_ref())
+                            .await);
                     }
                     response.body.discard().await;
                     attempt += 1;
@@ -149,7 +153,11 @@ impl Upstream {
                         ),
                     });
                 }
-                _ => return Err(self.refusal(source, wish.what, response).await),
+                _ => {
+                    return Err(self
+                        .refusal(source, wish.what, response, authorization.as_ref())
+                        .await);
+                }
             }
         }
     }
@@ -237,20 +245,30 @@ impl Upstream {
         monoio::time::sleep(pause + pause * jitter / 256).await;
     }
 
-    async fn said(&self, response: Response) -> Said {
+    /// Its words go to clients and into the log, so those that repeat what it was sent are left out.
+    async fn said(&self, response: Response, login: &Login, sent: Option<&Authorization>) -> Said {
         let content_type = response.head.headers.get("content-type").map(str::to_owned);
         let body = response
             .body
             .collect(LARGEST_ERROR)
             .await
             .unwrap_or_default();
-        Said::parse(content_type.as_deref(), &body)
+        let password = login.credentials.as_ref();
+        let password = password.map_or("", |pair| pair.password.expose().as_str());
+        let sent = sent.map_or("", Authorization::secret_part);
+        Said::parse_without(content_type.as_deref(), &body, &[password, sent])
     }
 
-    async fn refusal(&self, source: Source<'_>, what: String, response: Response) -> FetchError {
+    async fn refusal(
+        &self,
+        source: Source<'_>,
+        what: String,
+        response: Response,
+        sent: Option<&Authorization>,
+    ) -> FetchError {
         let registry = source.registry.clone();
         let (status, retry_after) = (response.head.status, retry_after(&response.head));
-        let said = self.said(response).await;
+        let said = self.said(response, source.login, sent).await;
         match status {
             401 | 403 => FetchError::Refused {
                 registry,

@@ -285,7 +285,16 @@ impl Answer {
     }
 
     fn token(self, request: &TokenRequest, asked: Instant) -> Result<BearerToken, TokenError> {
-        let said = || Said::parse(self.content_type.as_deref(), &self.body);
+        // Its words go to clients and into the log.
+        let said = || {
+            let (mut password, mut pair) = ("", Secret::default());
+            if let Some(credentials) = &request.credentials {
+                password = credentials.password.expose();
+                pair = basic(credentials);
+            }
+            let pair = pair.expose().trim_start_matches("Basic ");
+            Said::parse_without(self.content_type.as_deref(), &self.body, &[password, pair])
+        };
         let who = if request.credentials.is_some() {
             "these credentials"
         } else {

@@ -41,6 +41,7 @@ mod range_on_miss;
 mod redirects;
 mod registries;
 mod resumed_fills;
+mod secrets_stay;
 mod several_ranges;
 mod shutdown;
 mod submit;

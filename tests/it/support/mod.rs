@@ -11,6 +11,7 @@ pub mod programs;
 pub mod registry_double;
 pub mod runtimes;
 pub mod scene;
+pub mod secrets;
 pub mod server;
 pub mod small_disk;
 pub mod storage;
