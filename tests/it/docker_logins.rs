@@ -10,10 +10,14 @@ use serde_json::{Value, json};
 
 use crate::support::{
     accounts::Accounts,
+    docker_registry::{self, DockerRegistry, Login},
+    image::Image,
     liar::{Auth, Liar},
-    programs::wait_until,
+    programs::{command, require, run, wait_until},
     registry_double::{Double, Life, PRIVATE, Post, Ways},
+    runtimes::skopeo_copy,
     tidegate::{Directory, Setup, Tidegate},
+    token_server::TokenServer,
 };
 
 const PASSWORD: &str = "hunter2-of-docker";
@@ -428,4 +432,38 @@ fn files_that_cannot_be_used_are_reported_before_the_start() {
         assert!(log.contains(expected), "{log}");
     }
     assert!(!log.contains(PASSWORD), "{log}");
+}
+
+/// Real registries, and the file as a real login writes it: for a registry, and for a part of one.
+#[test]
+fn what_a_real_login_wrote_opens_a_real_registry() {
+    require!("docker-registry", "skopeo");
+    let (user, password) = (docker_registry::USER, docker_registry::PASSWORD);
+    let tokens = TokenServer::start(Accounts::none().with(user, password, &["acme/app"]));
+    let home = Home::new();
+    let image = Image::build(&home.path("image"), &[100_000, 1_000]);
+    let file = home.path("auth.json");
+    let mut names = Vec::new();
+    let mut running = Vec::new();
+    for (login, part) in [(Login::Htpasswd, ""), (Login::Token(&tokens), "/acme")] {
+        let registry = DockerRegistry::start(&login);
+        registry.push(&image, "acme/app", "v1");
+        let name = registry.name();
+        run(command("skopeo")
+            .args(["login", "--tls-verify=false", "--username", user])
+            .args(["--password", password, "--authfile"])
+            .arg(&file)
+            .arg(format!("{name}{part}")));
+        names.push(name);
+        running.push(registry);
+    }
+    let mut setup = home.setup(&[&file]);
+    for name in &names {
+        setup = setup.registry(name);
+    }
+    let tidegate = setup.start();
+    for name in &names {
+        let grant = tidegate.grant(&format!("{name}/acme/app:v1"));
+        assert_eq!(skopeo_copy(&grant.target)[0], image.digest, "{name}");
+    }
 }

@@ -166,6 +166,14 @@ fn zot() -> Ways {
     }
 }
 
+fn with_a_relative_realm() -> Ways {
+    Ways {
+        name: "a registry with a relative realm",
+        is_realm_relative: true,
+        ..Ways::default()
+    }
+}
+
 fn zot_with_tokens() -> Ways {
     Ways {
         name: "zot with tokens",
@@ -175,7 +183,7 @@ fn zot_with_tokens() -> Ways {
     }
 }
 
-fn all() -> [Ways; 14] {
+fn all() -> [Ways; 15] {
     [
         Ways::default(),
         docker_hub(),
@@ -191,6 +199,7 @@ fn all() -> [Ways; 14] {
         distribution_with_htpasswd(),
         zot(),
         zot_with_tokens(),
+        with_a_relative_realm(),
     ]
 }
 

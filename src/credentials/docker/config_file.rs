@@ -207,7 +207,6 @@ impl Stored {
     }
 }
 
-#[expect(clippy::ptr_arg, reason = "a secret's content is what it was made of")]
 fn is_filled(secret: &Secret<String>) -> bool {
     !secret.expose().is_empty()
 }

@@ -33,6 +33,8 @@ pub struct Ways {
     pub realm: &'static str,
     /// Another host than the registry's.
     pub realm_host: Option<&'static str>,
+    /// Only its path is said.
+    pub is_realm_relative: bool,
     pub service: &'static str,
     pub anonymous: Anonymous,
     /// Of a token: its name in the answer, and what is said of its life.
@@ -125,6 +127,7 @@ impl Default for Ways {
             challenge: Challenge::Bearer,
             realm: "/token",
             realm_host: None,
+            is_realm_relative: false,
             service: "{host}",
             anonymous: Anonymous::None,
             token_name: "token",
@@ -494,7 +497,11 @@ impl State {
     fn bearer(&self, scope: &str) -> String {
         let hosts = lock(&self.hosts);
         let service = self.ways.service.replace("{host}", &hosts.registry);
-        let mut line = format!("Bearer realm=\"http://{}{}\"", hosts.realm, self.ways.realm);
+        let realm = match self.ways.is_realm_relative {
+            true => self.ways.realm.to_owned(),
+            false => format!("http://{}{}", hosts.realm, self.ways.realm),
+        };
+        let mut line = format!("Bearer realm=\"{realm}\"");
         if !service.is_empty() {
             line += &format!(",service=\"{service}\"");
         }
