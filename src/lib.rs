@@ -5,6 +5,7 @@
 
 // 0 ground
 pub mod oci;
+pub mod seal;
 pub mod secret;
 pub mod sys;
 pub mod toml_file;

@@ -13,7 +13,6 @@ mod grant;
 mod recent;
 mod record;
 mod redb;
-mod seal;
 mod token;
 
 pub use client_time::{ClientTime, ClientTimeError};
@@ -34,10 +33,12 @@ use std::{
 
 use serde::Deserialize;
 
-use self::{
-    client_time::unix_nanoseconds, recent::Recent, record::Entry, redb::Database, seal::SealingKey,
+use self::{client_time::unix_nanoseconds, recent::Recent, record::Entry, redb::Database};
+use crate::{
+    oci::Digest,
+    seal::{SealError, SealingKey},
+    units::HumanDuration,
 };
-use crate::{oci::Digest, units::HumanDuration};
 
 /// `[tokens]`
 #[derive(Clone, Debug, Deserialize)]
@@ -62,10 +63,9 @@ impl Default for Options {
 pub enum OpenError {
     #[error("another tidegate uses {}; give this one a state_dir of its own", state_directory.display())]
     InUse { state_directory: PathBuf },
-    #[error("{} can be read by other users; run: chmod 600 {}", path.display(), path.display())]
-    Exposed { path: PathBuf },
-    #[error("{} is not a key: it has to be 32 bytes", path.display())]
-    KeyMalformed { path: PathBuf },
+    /// A file that must be private, or the key.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     #[error(
         "{} is not the key that {} was written with; restore it, or remove both files and with them every ephemeral name",
         key.display(), database.display()
@@ -100,7 +100,7 @@ pub enum StoreError {
 pub struct Requests {
     recent: Recent,
     database: Database,
-    key: SealingKey,
+    key: Arc<SealingKey>,
     options: Options,
 }
 
@@ -118,7 +118,7 @@ impl Requests {
         // First the database: its lock keeps another process from creating a key of its own.
         let database = Database::open(state_directory)?;
         let key_path = state_directory.join("seal.key");
-        let key = SealingKey::load_or_create(&key_path)?;
+        let key = Arc::new(SealingKey::load_or_create(&key_path)?);
         let is_right_key =
             database
                 .was_written_with(&key)
@@ -138,6 +138,11 @@ impl Requests {
             key,
             options: options.clone(),
         })
+    }
+
+    /// Of the state folder, for what else is sealed there.
+    pub fn sealing_key(&self) -> Arc<SealingKey> {
+        Arc::clone(&self.key)
     }
 
     /// On disk when it returns. `resolved` is what the image's tag named when the request was checked.

@@ -11,12 +11,11 @@ use std::{sync::Arc, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Caller, Grant, RequestDetails, Token,
-    client_time::unix_nanoseconds,
+use super::{Caller, Grant, RequestDetails, Token, client_time::unix_nanoseconds};
+use crate::{
+    oci::{Digest, DigestError, Reference, ReferenceError},
     seal::{SealingKey, UnsealError},
 };
-use crate::oci::{Digest, DigestError, Reference, ReferenceError};
 
 /// What is told about a container request: all but the caller's access token.
 #[derive(Clone, Debug, PartialEq, Eq)]

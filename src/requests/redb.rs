@@ -24,11 +24,11 @@ use redb::{
     backends::FileBackend,
 };
 
-use super::{
-    OpenError, StoreError, Token,
+use super::{OpenError, StoreError, Token};
+use crate::{
     seal::{SealingKey, ensure_private},
+    secret::Secret,
 };
-use crate::secret::Secret;
 
 const REQUESTS: TableDefinition<&str, &[u8]> = TableDefinition::new("requests");
 const EXPIRIES: TableDefinition<(u64, &str), ()> = TableDefinition::new("expiries");

@@ -396,7 +396,9 @@ fn what_cannot_be_used_as_state_is_refused() {
     drop(open(&exposed));
     let database = exposed.join("requests.redb");
     fs::set_permissions(&database, fs::Permissions::from_mode(0o644)).expect("it is ours");
-    assert!(matches!(open_error(&exposed), OpenError::Exposed { path } if path == database));
+    assert!(
+        matches!(open_error(&exposed), OpenError::Seal(SealError::Exposed { path }) if path == database)
+    );
 
     let foreign = folder.path().join("foreign");
     drop(open(&foreign));
