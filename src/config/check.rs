@@ -12,6 +12,7 @@ use std::{
 use super::{BaseUrl, Config};
 use crate::{
     credentials::{Directory, DirectoryError},
+    http::Url,
     oci::Registry,
     toml_file::{KeyLines, Problem},
     units::ByteSize,
@@ -26,6 +27,11 @@ const MOST_CORES: usize = 1_024;
 const MOST_RETRIES: u32 = 10;
 /// Below it not even manifests would fit.
 const SMALLEST_CACHE: ByteSize = ByteSize::mib(1);
+
+/// What a Platform sends when a workspace has a few dozen logins.
+const SMALLEST_MESSAGE: ByteSize = ByteSize(64 << 10);
+/// Each session may hold one while it arrives.
+const LARGEST_MESSAGE: ByteSize = ByteSize::mib(256);
 
 /// What was misread before is not there any more: rules about its table would only confuse.
 pub(super) fn problems(config: &Config, lines: &KeyLines, misread: &[Problem]) -> Vec<Problem> {
@@ -54,6 +60,7 @@ pub(super) fn problems(config: &Config, lines: &KeyLines, misread: &[Problem]) -
         check.login(name, options);
     }
     check.accounts(config);
+    check.platform(config);
     check.problems
 }
 
@@ -328,7 +335,7 @@ impl Check<'_> {
             if name.is_empty() || name.contains(':') {
                 self.report(&path, "a name must not be empty nor contain a colon");
             }
-            if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit()) {
+            if !is_sha256(hash) {
                 self.report(
                     &path,
                     "is not 64 hex digits; `printf %s 'the password' | sha256sum` prints them",
@@ -336,4 +343,83 @@ impl Check<'_> {
             }
         }
     }
+
+    fn platform(&mut self, config: &Config) {
+        let platform = &config.platform;
+        let at = |key| ["platform", key];
+        let mut seen = BTreeSet::new();
+        for endpoint in &platform.endpoints {
+            if !is_base_url(endpoint) {
+                self.report(
+                    &at("endpoints"),
+                    format_args!(
+                        "`{endpoint}` is no base URL, as in \"https://api.cloud.seqera.io\""
+                    ),
+                );
+            }
+            if !seen.insert(endpoint) {
+                self.report(&at("endpoints"), format_args!("has {endpoint} twice"));
+            }
+        }
+        for (endpoint, hashes) in &platform.pairing_tokens {
+            let path = ["platform", "pairing_tokens", endpoint];
+            if !platform.is_endpoint(endpoint) {
+                self.report(
+                    &path,
+                    "is not one of `endpoints`; they are compared letter by letter",
+                );
+            }
+            if !hashes.iter().all(|hash| is_sha256(hash)) {
+                self.report(
+                    &path,
+                    "each has to be 64 hex digits; when a Platform tries to pair, the log has them",
+                );
+            }
+        }
+        for (key, duration) in [
+            ("request_timeout", platform.request_timeout),
+            ("call_timeout", platform.call_timeout),
+            ("session_timeout", platform.session_timeout),
+            ("key_retention", platform.key_retention),
+        ] {
+            if duration.is_zero() {
+                self.report(&at(key), "must not be 0");
+            }
+            self.duration_is_bounded(&at(key), *duration);
+        }
+        if platform.key_lease > platform.key_retention {
+            self.report(
+                &at("key_lease"),
+                format_args!("is above key_retention, {}", platform.key_retention),
+            );
+        }
+        if platform.max_sessions == 0 {
+            self.report(&at("max_sessions"), "must not be 0");
+        }
+        if !(SMALLEST_MESSAGE..=LARGEST_MESSAGE).contains(&platform.max_message_size) {
+            self.report(
+                &at("max_message_size"),
+                format_args!("is not between {SMALLEST_MESSAGE} and {LARGEST_MESSAGE}"),
+            );
+        }
+        if let Some(license) = &platform.license
+            && !is_base_url(&license.url)
+        {
+            self.report(
+                &["platform", "license", "url"],
+                format_args!("`{}` is no http:// or https:// address", license.url),
+            );
+        }
+    }
+}
+
+/// In hex.
+fn is_sha256(hash: &str) -> bool {
+    hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn is_base_url(text: &str) -> bool {
+    !text.contains(['?', '#', '@'])
+        && (text.starts_with("https://") || text.starts_with("http://"))
+        && text.parse::<Url>().is_ok()
 }

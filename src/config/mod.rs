@@ -25,7 +25,7 @@ use crate::{
     cache,
     credentials::{self, Directory, load_password},
     oci::Registry,
-    requests, server, telemetry,
+    platform, requests, server, telemetry,
     toml_file::{self, KeyLines, Problem, Reading},
     upstream::{self, RegistryOptions},
 };
@@ -49,6 +49,7 @@ pub struct Config {
     pub cache: cache::Options,
     pub upstream: upstream::Options,
     pub directory: credentials::Options,
+    pub platform: platform::Options,
     pub registry: BTreeMap<String, RegistryOptions>,
     /// Who may revoke tokens, by HTTP Basic: name → SHA-256 of the password, in lower-case hex.
     pub accounts: BTreeMap<String, String>,
@@ -119,6 +120,7 @@ impl Config {
                 "is http://, but `listener.tls` makes the listener speak HTTPS only",
             ));
         }
+        warnings.extend(config.endpoints_without_tokens(&lines));
         Ok(Loaded { config, warnings })
     }
 
@@ -145,7 +147,8 @@ impl Config {
     }
 
     fn normalize_hashes(&mut self) {
-        for hash in self.accounts.values_mut() {
+        let of_tokens = self.platform.pairing_tokens.values_mut().flatten();
+        for hash in self.accounts.values_mut().chain(of_tokens) {
             hash.make_ascii_lowercase();
         }
     }
@@ -158,6 +161,23 @@ impl Config {
                 lines.problem(
                     &["registry", name, "password"],
                     "every user of this machine can read this file; use password_file, or `chmod o-r`",
+                )
+            })
+            .collect()
+    }
+
+    /// Not an error: the way to learn a Platform's token is to let it try.
+    fn endpoints_without_tokens(&self, lines: &KeyLines) -> Vec<Problem> {
+        self.platform
+            .endpoints
+            .iter()
+            .filter(|endpoint| !self.platform.can_be_paired(endpoint))
+            .map(|endpoint| {
+                lines.problem(
+                    &["platform", "endpoints"],
+                    format_args!(
+                        "no Platform can pair for {endpoint}: `pairing_tokens` has nothing for it. When one tries, the log has the line to add"
+                    ),
                 )
             })
             .collect()
@@ -226,6 +246,7 @@ impl Default for Config {
             cache: cache::Options::default(),
             upstream: upstream::Options::default(),
             directory: credentials::Options::default(),
+            platform: platform::Options::default(),
             registry: BTreeMap::new(),
             accounts: BTreeMap::new(),
             log: telemetry::Options::default(),

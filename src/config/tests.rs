@@ -65,6 +65,13 @@ fn the_example_shows_the_defaults() {
     let tls = shown.listener.tls.take().expect("it is shown");
     assert_eq!(tls.cert_file, Path::new("tidegate.crt"));
     assert_eq!(tls.key_file, Path::new("tidegate.key"));
+    let platform = &mut shown.platform;
+    assert_eq!(
+        std::mem::take(&mut platform.endpoints),
+        ["https://api.cloud.seqera.io"]
+    );
+    assert_eq!(std::mem::take(&mut platform.pairing_tokens).len(), 1);
+    assert!(!platform.license.take().expect("it is shown").strict);
     let names: Vec<String> = std::mem::take(&mut shown.registry).into_keys().collect();
     assert_eq!(names, ["docker.io", "quay.io", "registry.example.com:5000"]);
     let accounts = std::mem::take(&mut shown.accounts);
@@ -153,7 +160,16 @@ fn the_example_shows_every_key() {
 fn the_readme_has_every_key_and_its_default() {
     const README: &str = include_str!("../../README.md");
     // Their defaults are told in words.
-    const IN_WORDS: [&str; 5] = ["url", "state_dir", "directory", "file", "tls"];
+    const IN_WORDS: [&str; 8] = [
+        "url",
+        "state_dir",
+        "directory",
+        "file",
+        "tls",
+        "endpoints",
+        "pairing_tokens",
+        "license",
+    ];
     let shown = with_every_setting(EXAMPLE);
     for (table, key) in all_keys() {
         let start = match table.as_str() {
@@ -174,6 +190,42 @@ fn broken_rules_are_named_with_their_lines() {
         (
             "url = \"http://tidegate\"",
             ":1: url: runtimes would take `tidegate` for a repository on Docker Hub; give it a port or a domain, as in \"http://tidegate:5000\"",
+        ),
+        (
+            "[platform]\nendpoints = [\"api.cloud.seqera.io\"]",
+            ":2: platform.endpoints: `api.cloud.seqera.io` is no base URL, as in \"https://api.cloud.seqera.io\"",
+        ),
+        (
+            "[platform]\nendpoints = [\"https://a.example\", \"https://a.example\"]",
+            ":2: platform.endpoints: has https://a.example twice",
+        ),
+        (
+            "[platform.pairing_tokens]\n\"https://a.example/\" = []",
+            ":2: platform.pairing_tokens.\"https://a.example/\": is not one of `endpoints`; they are compared letter by letter",
+        ),
+        (
+            "[platform]\nendpoints = [\"https://a.example\"]\npairing_tokens = { \"https://a.example\" = [\"secret\"] }",
+            ":3: platform.pairing_tokens.\"https://a.example\": each has to be 64 hex digits; when a Platform tries to pair, the log has them",
+        ),
+        (
+            "[platform]\ncall_timeout = \"0s\"",
+            ":2: platform.call_timeout: must not be 0",
+        ),
+        (
+            "[platform]\nkey_lease = \"31days\"",
+            ":2: platform.key_lease: is above key_retention, 30days",
+        ),
+        (
+            "[platform]\nmax_sessions = 0",
+            ":2: platform.max_sessions: must not be 0",
+        ),
+        (
+            "[platform]\nmax_message_size = \"1KiB\"",
+            ":2: platform.max_message_size: is not between 64KiB and 256MiB",
+        ),
+        (
+            "[platform.license]\nurl = \"licenses\"",
+            ":2: platform.license.url: `licenses` is no http:// or https:// address",
         ),
         ("cores = 5000", ":1: cores: is more than 1024"),
         (

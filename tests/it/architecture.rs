@@ -7,9 +7,10 @@ use std::{
 };
 
 /// Who may import whom. `config`, `app` and `cli` compose the rest and may import all that is listed before them.
-const LAYERS: [(&str, &[&str]); 26] = [
+const LAYERS: [(&str, &[&str]); 27] = [
     ("units", &[]),
     ("secret", &[]),
+    ("seal", &["secret"]),
     ("sys", &[]),
     ("toml_file", &[]),
     ("sharded", &["blocking"]),
@@ -38,10 +39,21 @@ const LAYERS: [(&str, &[&str]); 26] = [
         ],
     ),
     ("aws", &["units", "secret", "telemetry"]),
-    ("platform", &["units", "secret", "telemetry"]),
+    (
+        "platform",
+        &["seal", "sys", "units", "secret", "telemetry", "blocking"],
+    ),
     (
         "requests",
-        &["sharded", "augment", "oci", "units", "secret", "telemetry"],
+        &[
+            "sharded",
+            "augment",
+            "oci",
+            "seal",
+            "units",
+            "secret",
+            "telemetry",
+        ],
     ),
     (
         "credentials",
@@ -125,10 +137,11 @@ const LAYERS: [(&str, &[&str]); 26] = [
     ("main", &EVERYTHING),
 ];
 
-const COMPOSED: [&str; 21] = [
+const COMPOSED: [&str; 22] = [
     "toml_file",
     "oci",
     "units",
+    "seal",
     "secret",
     "sys",
     "http",
@@ -149,10 +162,11 @@ const COMPOSED: [&str; 21] = [
     "server",
 ];
 
-const EVERYTHING: [&str; 23] = [
+const EVERYTHING: [&str; 24] = [
     "toml_file",
     "oci",
     "units",
+    "seal",
     "secret",
     "sys",
     "http",
