@@ -4,6 +4,7 @@
 pub mod accounts;
 pub mod content;
 pub mod docker_registry;
+pub mod fake_platform;
 pub mod http;
 pub mod image;
 pub mod liar;
