@@ -2,6 +2,7 @@
 //! folders, and ends with the test that started it.
 
 pub mod accounts;
+pub mod authority;
 pub mod content;
 pub mod docker_registry;
 pub mod fake_platform;
