@@ -8,6 +8,7 @@ mod basic_auth;
 mod cache_upkeep;
 mod container;
 mod error_response;
+mod pairing;
 mod registry;
 mod response;
 pub mod route;
@@ -16,7 +17,7 @@ mod submission;
 
 pub use admin::{Admin, Readiness};
 pub use cache_upkeep::{GUARD, GUARD_VALUE};
-pub use response::{Length, Response};
+pub use response::{Length, Response, Upgrade};
 
 pub use crate::pull::{Body, BodyError, Piece};
 
@@ -35,6 +36,7 @@ use crate::{
     credentials::Keyring,
     http::{HeadError, Method, RequestHead},
     limits::{Budget, client_key},
+    platform::Pairing,
     pull::Pull,
     requests::Requests,
 };
@@ -93,6 +95,7 @@ pub struct Shared {
     pub pool: Arc<Pool>,
     pub requests: Arc<Requests>,
     pub keyring: Arc<Keyring>,
+    pub pairing: Arc<Pairing>,
     pub guesses: Guesses,
     /// Starts every ephemeral name.
     pub authority: String,
@@ -127,6 +130,7 @@ impl Api {
             Ok(Route::RevokeToken(token)) => self.revoke(token, request).await,
             Ok(Route::Record(token)) => self.record(token, request.client).await,
             Ok(Route::Status(token)) => self.status(token, request.client).await,
+            Ok(Route::Pair(token)) => self.pair(token, request),
             Ok(Route::ServiceInfo) => status::service_info(),
             Ok(Route::Health) => status::health(),
             Ok(Route::Landing) => status::landing(&self.shared.authority),

@@ -8,6 +8,7 @@ use crate::{
     http::{Method, percent_decode},
     oci::{Digest, DigestError, ReferenceError, Registry, Repository, TagOrDigest},
     requests::Token,
+    secret::Secret,
 };
 
 /// Everything that is asked for on the public listeners. Where a route answers GET it answers HEAD too,
@@ -30,6 +31,8 @@ pub enum Route {
     Record(Token),
     /// `GET /v1alpha2/container/{token}/status`
     Status(Token),
+    /// `GET /pairing/tower/token/{token}`, for Seqera Platform
+    Pair(Secret<String>),
     /// `GET /service-info`
     ServiceInfo,
     /// `GET /health`
@@ -119,6 +122,12 @@ impl Route {
             (["v1alpha2", "container", token], Get | Head) => Ok(Self::Record(parse_token(token)?)),
             (["v1alpha2", "container", token, "status"], Get | Head) => {
                 Ok(Self::Status(parse_token(token)?))
+            }
+            (["pairing", "tower", "token", token], Get) if !token.is_empty() => {
+                Ok(Self::Pair(Secret::new(decode(token).into_owned())))
+            }
+            (["pairing", "tower", "token", _], _) => {
+                Err(RouteError::MethodNotAllowed { allow: "GET" })
             }
             (["container-token"] | ["v1alpha2", "container"], _) => {
                 Err(RouteError::MethodNotAllowed { allow: "POST" })

@@ -19,6 +19,7 @@ use crate::{
     config::{BaseUrl, Config, NoDirectory},
     credentials::DirectoryError,
     net::{Identity, IdentityError, Renewed, bind, pipes_for_each},
+    platform::KeysError,
     requests::OpenError,
     sys,
     telemetry::log,
@@ -42,6 +43,8 @@ pub enum StartError {
     Login(String),
     #[error("{0}")]
     Requests(#[from] OpenError),
+    #[error("{0}")]
+    PairingKeys(#[from] KeysError),
     #[error("listener.tls: {0}")]
     Identity(#[from] IdentityError),
     #[error("the cache cannot be opened: {0}")]

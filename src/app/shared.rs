@@ -16,6 +16,7 @@ use crate::{
     config::{BaseUrl, Config},
     credentials::{Directory, Keyring, OperatorLogin, load_password},
     net::Identity,
+    platform::{KeyRecords, Pairing},
     pull::{Proofs, Shelf},
     requests::Requests,
     server::{self, Load},
@@ -70,6 +71,8 @@ impl Shared {
             config.anonymous,
         ));
         let requests = Arc::new(Requests::open(&state_directory, &config.tokens)?);
+        let keys = KeyRecords::open(&state_directory, requests.sealing_key(), &config.platform)?;
+        let pairing = Pairing::new(&config.platform, Arc::new(keys));
         let cache = Cache::load(cache_directory.clone(), &config.cache, Arc::clone(&pool))
             .map_err(StartError::Cache)?;
         tracing::info!(
@@ -100,6 +103,7 @@ impl Shared {
             pool: Arc::clone(&pool),
             requests,
             keyring: Arc::clone(&keyring),
+            pairing,
             guesses: api::guesses(),
             authority: url.authority().to_owned(),
             accounts: config.accounts.clone(),
@@ -167,6 +171,11 @@ impl Readiness for Shared {
                 name: "tidegate_connections",
                 help: "Open connections of clients.",
                 value: self.load.connections() as u64,
+            },
+            Gauge {
+                name: "tidegate_pairing_sockets",
+                help: "Open pairing sockets of Platforms.",
+                value: self.api.pairing.open_count() as u64,
             },
             Gauge {
                 name: "tidegate_cache_used_bytes",

@@ -28,6 +28,8 @@ const MOST_RETRIES: u32 = 10;
 /// Below it not even manifests would fit.
 const SMALLEST_CACHE: ByteSize = ByteSize::mib(1);
 
+/// Each has a thread and three descriptors. A guess at what is a typing error: a Platform opens a few.
+const MOST_SESSIONS: usize = 1_024;
 /// What a Platform sends when a workspace has a few dozen logins.
 const SMALLEST_MESSAGE: ByteSize = ByteSize(64 << 10);
 /// Each session may hold one while it arrives.
@@ -395,6 +397,12 @@ impl Check<'_> {
         }
         if platform.max_sessions == 0 {
             self.report(&at("max_sessions"), "must not be 0");
+        }
+        if platform.max_sessions > MOST_SESSIONS {
+            self.report(
+                &at("max_sessions"),
+                format_args!("is more than {MOST_SESSIONS}"),
+            );
         }
         if !(SMALLEST_MESSAGE..=LARGEST_MESSAGE).contains(&platform.max_message_size) {
             self.report(

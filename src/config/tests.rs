@@ -220,6 +220,10 @@ fn broken_rules_are_named_with_their_lines() {
             ":2: platform.max_sessions: must not be 0",
         ),
         (
+            "[platform]\nmax_sessions = 2000",
+            ":2: platform.max_sessions: is more than 1024",
+        ),
+        (
             "[platform]\nmax_message_size = \"1KiB\"",
             ":2: platform.max_message_size: is not between 64KiB and 256MiB",
         ),

@@ -4,11 +4,17 @@
 //! blocking Rust, for the pool and for threads of its own.
 
 mod keys;
+mod license;
+pub mod messages;
 mod options;
 pub mod packet;
+mod pairing;
+pub mod session;
 mod transport;
 
 pub use keys::{KeyRecords, KeysError, PublicRecord};
 pub use options::{LicenseOptions, Options, TransportKind};
 pub use packet::PacketError;
+pub use pairing::{Admission, Pairing, Refusal};
+pub use session::Stream;
 pub use transport::{Request, Response, Transport, TransportError};

@@ -11,6 +11,7 @@ mod file_system;
 mod limits;
 mod mapped;
 mod mmap;
+mod poll;
 mod signals;
 mod socket;
 mod splice;
@@ -22,6 +23,7 @@ pub use file_system::{FileSystem, sync_file_system};
 pub use limits::{pipe_pages, raise_open_files};
 pub use mapped::MappedWords;
 pub use mmap::FileWindow;
+pub use poll::wait_for_either;
 pub use signals::Signals;
 pub use socket::{
     Liveness, More, accept_waiting, bound_unsent, duplicate, liveness, peek, prepare_accepted,

@@ -49,6 +49,8 @@ counters! {
     TokenExchanges "tidegate_token_exchanges_total" "Tokens asked of token realms.";
     RequestsIssued "tidegate_container_requests_total" "Container requests that got an ephemeral name.";
     UnknownTokens "tidegate_unknown_tokens_total" "Pulls by a token that is unknown, expired or revoked.";
+    PairingSessions "tidegate_pairing_sessions_total" "Pairing sockets that Platforms have opened.";
+    PairingsRefused "tidegate_pairings_refused_total" "Attempts to pair that were refused.";
     ErrandsRefused "tidegate_errands_refused_total" "Errands refused because too many of their kind were waiting.";
 }
 
