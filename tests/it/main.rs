@@ -32,6 +32,8 @@ mod load_limits;
 mod lying_upstream;
 mod manifests;
 mod operations;
+mod pairing;
+mod pairing_calls;
 mod partial_pulls;
 mod pass_through;
 mod presence_is_not_permission;

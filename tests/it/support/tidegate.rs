@@ -419,6 +419,23 @@ impl Tidegate {
         self.memory("VmRSS:")
     }
 
+    /// How often its threads of this name have gone to sleep.
+    pub fn turns_of_thread(&self, name: &str) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.id()));
+        let statuses = tasks
+            .expect("it is running")
+            .flatten()
+            .filter_map(|task| fs::read_to_string(task.path().join("status")).ok())
+            .filter(|status| status.starts_with(&format!("Name:\t{name}\n")));
+        let turns = statuses.filter_map(|status| {
+            let line = status
+                .lines()
+                .find(|line| line.starts_with("voluntary_ctxt"))?;
+            line.split('\t').nth(1)?.parse::<u64>().ok()
+        });
+        turns.sum()
+    }
+
     fn memory(&self, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))
             .expect("it is running");
