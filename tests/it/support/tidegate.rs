@@ -465,9 +465,15 @@ impl Tidegate {
     /// Starts again with the same folders and the same address; whatever still runs is killed.
     pub fn restart(&mut self) {
         self.process.kill();
-        let started = self.setup.try_start(self.home.path(), self.registry.port());
-        let (registry, admin, process) = started.expect("the port is still free");
-        (self.registry, self.admin, self.process) = (registry, admin, process);
+        // The kernel takes a ring apart behind its process, and the listener that waits in it.
+        wait_until("the port", || {
+            let started = self.setup.try_start(self.home.path(), self.registry.port());
+            let is_started = started.is_some();
+            if let Some(started) = started {
+                (self.registry, self.admin, self.process) = started;
+            }
+            is_started
+        });
     }
 }
 
