@@ -16,8 +16,15 @@ pub struct Options {
     pub transport: TransportKind,
     /// For one answer to one request: `"5s"`.
     pub request_timeout: HumanDuration,
-    /// For a call with all its tries: `"20s"`.
+    /// For all that a request has to ask of a Platform, with all tries: `"10s"`. Who asks longer is told to come back.
     pub call_timeout: HumanDuration,
+    /// How long what a Platform said to an access token is used before it is asked again: `"1m"`.
+    pub remember: HumanDuration,
+    /// The same in a workflow run, where each few minutes the run is asked about with that token anyway, and a refusal
+    /// ends all that is remembered: `"1h"`.
+    pub remember_in_runs: HumanDuration,
+    /// How long it is used while the Platform does not answer: `"1h"`. In a run it is a day.
+    pub remember_while_silent: HumanDuration,
     /// Who may pair: endpoint → SHA-256 of the pairing tokens that are accepted for it, in lower-case hex.
     pub pairing_tokens: BTreeMap<String, Vec<String>>,
     /// Whoever reaches the listener may pair for any of `endpoints`, and so receives the access tokens of its users.
@@ -63,7 +70,10 @@ impl Default for Options {
             endpoints: Vec::new(),
             transport: TransportKind::default(),
             request_timeout: HumanDuration::seconds(5),
-            call_timeout: HumanDuration::seconds(20),
+            call_timeout: HumanDuration::seconds(10),
+            remember: HumanDuration::seconds(60),
+            remember_in_runs: HumanDuration::hours(1),
+            remember_while_silent: HumanDuration::hours(1),
             pairing_tokens: BTreeMap::new(),
             allow_any_pairing_token: false,
             max_sessions: 32,
