@@ -27,6 +27,8 @@ pub enum Errand {
     Tokens,
     /// Who is the caller, whose credentials serve him, and the store of requests.
     Grants,
+    /// Questions to Seqera Platforms, which may wait for seconds. See `credentials::Desk`.
+    Platform,
     /// Opening, creating and removing files.
     Disk,
     /// Bringing into memory what is to be sent next.
@@ -50,7 +52,7 @@ struct Lane {
 }
 
 // Threads and queues are guesses on the generous side: a thread that waits costs a stack, an errand its closure.
-const LANES: [Lane; 9] = [
+const LANES: [Lane; 10] = [
     Lane {
         errand: Errand::Names,
         name: "names",
@@ -68,6 +70,12 @@ const LANES: [Lane; 9] = [
         name: "grants",
         threads: 4,
         queue: 4096,
+    },
+    Lane {
+        errand: Errand::Platform,
+        name: "platform",
+        threads: 48,
+        queue: 1024,
     },
     Lane {
         errand: Errand::Disk,
@@ -107,6 +115,14 @@ const LANES: [Lane; 9] = [
         queue: 16,
     },
 ];
+
+impl Errand {
+    /// How many of its kind run at the same time.
+    pub fn threads(self) -> usize {
+        let lane = LANES.iter().find(|lane| lane.errand == self);
+        lane.map_or(0, |lane| lane.threads)
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PoolError {

@@ -33,7 +33,7 @@ use bytes::Bytes;
 
 use crate::{
     blocking::Pool,
-    credentials::Keyring,
+    credentials::Desk,
     http::{HeadError, Method, RequestHead},
     limits::{Budget, client_key},
     platform::Pairing,
@@ -94,8 +94,8 @@ pub struct Api {
 pub struct Shared {
     pub pool: Arc<Pool>,
     pub requests: Arc<Requests>,
-    pub keyring: Arc<Keyring>,
     pub pairing: Arc<Pairing>,
+    pub desk: Arc<Desk>,
     pub guesses: Guesses,
     /// Starts every ephemeral name.
     pub authority: String,

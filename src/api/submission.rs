@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::route::ApiVersion;
 use crate::{
+    credentials::Claim,
     oci::{Platform, Reference, TagOrDigest},
     secret::Secret,
 };
@@ -18,6 +19,7 @@ const MOST_INCLUDES: usize = 10;
 #[serde(rename_all = "camelCase")]
 pub(super) struct Submission {
     pub tower_access_token: Option<Secret<String>>,
+    pub tower_refresh_token: Option<Secret<String>>,
     pub tower_endpoint: Option<String>,
     pub tower_workspace_id: Option<i64>,
     pub workflow_id: Option<String>,
@@ -114,6 +116,19 @@ impl Submission {
                 "the body is not a container request in JSON: {at}line {line}, column {column}"
             ))
         })
+    }
+
+    pub(super) fn claim(&self) -> Claim {
+        Claim {
+            access_token: self.tower_access_token.clone(),
+            refresh_token: self
+                .tower_refresh_token
+                .clone()
+                .filter(|token| !token.expose().is_empty()),
+            endpoint: present(&self.tower_endpoint).map(str::to_owned),
+            workspace: self.tower_workspace_id,
+            workflow_id: present(&self.workflow_id).map(str::to_owned),
+        }
     }
 
     /// The rules that need not know who asks. The order decides which message wins.

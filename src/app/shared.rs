@@ -14,9 +14,9 @@ use crate::{
     blocking::Pool,
     cache::Cache,
     config::{BaseUrl, Config},
-    credentials::{Directory, Keyring, OperatorLogin, load_password},
+    credentials::{Desk, Directory, Keyring, OperatorLogin, load_password},
     net::Identity,
-    platform::{KeyRecords, Pairing},
+    platform::{self, Https, KeyRecords, KeysError, Pairing, Transport, TransportKind},
     pull::{Proofs, Shelf},
     requests::Requests,
     server::{self, Load},
@@ -27,7 +27,8 @@ use crate::{
 pub(super) struct Shared {
     pub(super) pool: Arc<Pool>,
     pub(super) cache: Cache,
-    pub(super) keyring: Arc<Keyring>,
+    pub(super) desk: Arc<Desk>,
+    pub(super) platforms: Option<Arc<platform::Client>>,
     pub(super) proofs: Arc<Proofs>,
     pub(super) shelf: Arc<Shelf>,
     pub(super) endpoints: Arc<Endpoints>,
@@ -65,14 +66,17 @@ impl Shared {
             }
             None => None,
         };
-        let keyring = Arc::new(Keyring::new(
-            operator_logins(config)?,
-            directory,
-            config.anonymous,
-        ));
         let requests = Arc::new(Requests::open(&state_directory, &config.tokens)?);
         let keys = KeyRecords::open(&state_directory, requests.sealing_key(), &config.platform)?;
-        let pairing = Pairing::new(&config.platform, Arc::new(keys));
+        let keys = Arc::new(keys);
+        let pairing = Pairing::new(&config.platform, Arc::clone(&keys));
+        let platforms = platforms(config, &state_directory, &requests, keys, &pairing)?;
+        let mut keyring = Keyring::new(operator_logins(config)?, directory, config.anonymous)
+            .with_own(&config.own);
+        if let Some(client) = &platforms {
+            keyring = keyring.with_platforms(Arc::clone(client), &config.platform);
+        }
+        let desk = Desk::new(Arc::new(keyring), Arc::clone(&pool), &config.platform);
         let cache = Cache::load(cache_directory.clone(), &config.cache, Arc::clone(&pool))
             .map_err(StartError::Cache)?;
         tracing::info!(
@@ -102,7 +106,7 @@ impl Shared {
         let api = Arc::new(api::Shared {
             pool: Arc::clone(&pool),
             requests,
-            keyring: Arc::clone(&keyring),
+            desk: Arc::clone(&desk),
             pairing,
             guesses: api::guesses(),
             authority: url.authority().to_owned(),
@@ -113,7 +117,8 @@ impl Shared {
             authorizer: Authorizer::new(Arc::clone(&pool)),
             pool,
             cache,
-            keyring,
+            desk,
+            platforms,
             proofs: Arc::default(),
             shelf: Arc::default(),
             endpoints: Arc::new(endpoints),
@@ -129,6 +134,27 @@ impl Shared {
     pub(super) fn set_ready(&self, is_ready: bool) {
         self.is_ready.store(is_ready, Ordering::Relaxed);
     }
+}
+
+/// `None`: none is trusted.
+fn platforms(
+    config: &Config,
+    state_directory: &Path,
+    requests: &Requests,
+    keys: Arc<KeyRecords>,
+    pairing: &Arc<Pairing>,
+) -> Result<Option<Arc<platform::Client>>, StartError> {
+    let options = &config.platform;
+    if options.endpoints.is_empty() {
+        return Ok(None);
+    }
+    let sealing = requests.sealing_key();
+    let transport: Arc<dyn Transport> = match options.transport {
+        TransportKind::Https => Arc::new(Https::new(options)),
+        TransportKind::Pairing => Arc::clone(pairing) as Arc<_>,
+    };
+    let client = platform::Client::open(state_directory, sealing, options, keys, transport);
+    Ok(Some(Arc::new(client.map_err(KeysError::File)?)))
 }
 
 fn operator_logins(config: &Config) -> Result<Vec<OperatorLogin>, StartError> {

@@ -78,8 +78,7 @@ async fn work(plan: Plan) {
     let pull = Pull::new(
         upstream,
         shared.cache.clone(),
-        Arc::clone(&shared.pool),
-        Arc::clone(&shared.keyring),
+        Arc::clone(&shared.desk),
         Arc::clone(&shared.proofs),
         Arc::clone(&shared.shelf),
     );

@@ -11,7 +11,7 @@ use std::{
 
 use super::{BaseUrl, Config};
 use crate::{
-    credentials::{Directory, DirectoryError},
+    credentials::{Directory, DirectoryError, Scope},
     http::Url,
     oci::Registry,
     toml_file::{KeyLines, Problem},
@@ -63,6 +63,7 @@ pub(super) fn problems(config: &Config, lines: &KeyLines, misread: &[Problem]) -
     }
     check.accounts(config);
     check.platform(config);
+    check.own(config);
     check.problems
 }
 
@@ -389,6 +390,13 @@ impl Check<'_> {
             }
             self.duration_is_bounded(&at(key), *duration);
         }
+        for (key, duration) in [
+            ("remember", platform.remember),
+            ("remember_in_runs", platform.remember_in_runs),
+            ("remember_while_silent", platform.remember_while_silent),
+        ] {
+            self.duration_is_bounded(&at(key), *duration);
+        }
         if platform.key_lease > platform.key_retention {
             self.report(
                 &at("key_lease"),
@@ -417,6 +425,27 @@ impl Check<'_> {
                 &["platform", "license", "url"],
                 format_args!("`{}` is no http:// or https:// address", license.url),
             );
+        }
+    }
+
+    fn own(&mut self, config: &Config) {
+        for (key, repository) in [
+            ("build_repository", &config.own.build_repository),
+            ("cache_repository", &config.own.cache_repository),
+            ("public_repository", &config.own.public_repository),
+        ] {
+            if let Some(Scope {
+                registry,
+                prefix: None,
+            }) = repository
+            {
+                self.report(
+                    &["own", key],
+                    format_args!(
+                        "names a registry and no repository in it, as in \"{registry}/wave\""
+                    ),
+                );
+            }
         }
     }
 }

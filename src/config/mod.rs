@@ -50,6 +50,7 @@ pub struct Config {
     pub upstream: upstream::Options,
     pub directory: credentials::Options,
     pub platform: platform::Options,
+    pub own: credentials::OwnOptions,
     pub registry: BTreeMap<String, RegistryOptions>,
     /// Who may revoke tokens, by HTTP Basic: name → SHA-256 of the password, in lower-case hex.
     pub accounts: BTreeMap<String, String>,
@@ -247,6 +248,7 @@ impl Default for Config {
             upstream: upstream::Options::default(),
             directory: credentials::Options::default(),
             platform: platform::Options::default(),
+            own: credentials::OwnOptions::default(),
             registry: BTreeMap::new(),
             accounts: BTreeMap::new(),
             log: telemetry::Options::default(),

@@ -23,9 +23,9 @@ pub use crate::upstream::{FetchError, List, next_page};
 use std::{cell::RefCell, collections::HashSet, rc::Rc, sync::Arc};
 
 use crate::{
-    blocking::{Errand, Pool, PoolError},
+    blocking::PoolError,
     cache::{self, Cache, FillError},
-    credentials::{FindError, Keyring},
+    credentials::{Desk, FindError},
     oci::{Digest, ManifestError, Reference, Registry, Repository, TagOrDigest},
     requests::{Caller, Grant},
     upstream::{Login, Source, Upstream},
@@ -89,8 +89,7 @@ pub enum PullError {
 pub struct Pull {
     upstream: Upstream,
     cache: Cache,
-    pool: Arc<Pool>,
-    keyring: Arc<Keyring>,
+    desk: Arc<Desk>,
     proofs: Arc<Proofs>,
     shelf: Arc<Shelf>,
     /// Registries seen to redirect blobs: no claim is taken for what will not be filled.
@@ -101,16 +100,14 @@ impl Pull {
     pub fn new(
         upstream: Upstream,
         cache: Cache,
-        pool: Arc<Pool>,
-        keyring: Arc<Keyring>,
+        desk: Arc<Desk>,
         proofs: Arc<Proofs>,
         shelf: Arc<Shelf>,
     ) -> Rc<Self> {
         Rc::new(Self {
             upstream,
             cache,
-            pool,
-            keyring,
+            desk,
             proofs,
             shelf,
             redirecting: RefCell::default(),
@@ -122,7 +119,22 @@ impl Pull {
     }
 
     /// What the image's name means now, asked with the caller's own credentials.
-    pub async fn resolve(&self, caller: &Caller, image: &Reference) -> Result<Digest, PullError> {
+    pub async fn resolve(
+        &self,
+        caller: &Arc<Caller>,
+        image: &Reference,
+    ) -> Result<Digest, PullError> {
+        let (registry, repository) = (&image.registry, &image.repository);
+        let ask = || self.resolve_once(caller, image);
+        self.with_another_login(caller, registry, repository, ask)
+            .await
+    }
+
+    async fn resolve_once(
+        &self,
+        caller: &Arc<Caller>,
+        image: &Reference,
+    ) -> Result<Digest, PullError> {
         let login = self
             .login(caller, &image.registry, &image.repository)
             .await?;
@@ -150,6 +162,11 @@ impl Pull {
     }
 
     pub async fn tags(&self, access: &Access, query: Option<&str>) -> Result<List, PullError> {
+        self.for_access(access, || self.tags_once(access, query))
+            .await
+    }
+
+    async fn tags_once(&self, access: &Access, query: Option<&str>) -> Result<List, PullError> {
         let login = self
             .login(&access.caller, &access.registry, &access.repository)
             .await?;
@@ -171,27 +188,54 @@ impl Pull {
             .await?)
     }
 
-    /// Whose credentials serve the caller there. On the pool: a directory may have to be asked.
+    /// Whose credentials serve the caller there.
     async fn login(
         &self,
-        caller: &Caller,
+        caller: &Arc<Caller>,
         registry: &Registry,
         repository: &Repository,
     ) -> Result<Login, PullError> {
-        let keyring = Arc::clone(&self.keyring);
-        let (caller, registry, repository) = (caller.clone(), registry.clone(), repository.clone());
-        let found = self
-            .pool
-            .run(Errand::Grants, move || {
-                keyring.find(&caller, &registry, &repository)
-            })
-            .await?;
+        let found = self.desk.find(caller, registry, repository).await?;
         let found = found.map_err(|error| PullError::Caller(Arc::new(error)))?;
         tracing::debug!(login = found.description, "chosen");
         Ok(Login {
             credentials: found.credentials,
             identity: found.identity.into(),
         })
+    }
+
+    async fn for_access<T, F: Future<Output = Result<T, PullError>>>(
+        &self,
+        access: &Access,
+        ask: impl Fn() -> F,
+    ) -> Result<T, PullError> {
+        let Access {
+            caller,
+            registry,
+            repository,
+            ..
+        } = access;
+        self.with_another_login(caller, registry, repository, ask)
+            .await
+    }
+
+    /// A login that was remembered may have been replaced meanwhile: when it is refused, once more with a new one, if there
+    /// may be one.
+    async fn with_another_login<T, F: Future<Output = Result<T, PullError>>>(
+        &self,
+        caller: &Arc<Caller>,
+        registry: &Registry,
+        repository: &Repository,
+        ask: impl Fn() -> F,
+    ) -> Result<T, PullError> {
+        match ask().await {
+            Err(PullError::Fetch(FetchError::Refused { .. }))
+                if self.desk.doubt(caller, registry, repository) =>
+            {
+                ask().await
+            }
+            answer => answer,
+        }
     }
 }
 

@@ -16,7 +16,7 @@ mod redb;
 mod token;
 
 pub use client_time::{ClientTime, ClientTimeError};
-pub use container_request::{Caller, ContainerRequest, RequestDetails};
+pub use container_request::{AtPlatform, Caller, ContainerRequest, RequestDetails};
 pub use grant::Grant;
 pub use record::{Record, RecordError, RecordedUser};
 pub use token::{Token, TokenError};
@@ -159,7 +159,7 @@ impl Requests {
             let grant = Arc::new(Grant {
                 token: Token::random(),
                 image: request.image.clone(),
-                caller: Arc::new(request.caller.clone()),
+                caller: Arc::clone(&request.caller),
                 created: unix_nanoseconds::to_time(created),
                 expires: unix_nanoseconds::to_time(expires),
             });

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! {"format":1, "registry":…, "repository":…, "version":…,
-//!  "user":{"name":…,"workspace":…,"access_token":<sealed>},             absent: anonymous
+//!  "user":{"name":…,"workspace":…,"access_token":<sealed>,              absent: anonymous
+//!          "platform":{"endpoint":…,"refresh_token":<sealed>,"workflow_id":…}},
 //!  "details":{…}, "created":<ns since 1970>, "expires":…, "revoked":…,
 //!  "resolved_digest":…, "source_digest":…}
 //! ```
@@ -11,7 +12,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Caller, Grant, RequestDetails, Token, client_time::unix_nanoseconds};
+use super::{AtPlatform, Caller, Grant, RequestDetails, Token, client_time::unix_nanoseconds};
 use crate::{
     oci::{Digest, DigestError, Reference, ReferenceError},
     seal::{SealingKey, UnsealError},
@@ -84,6 +85,22 @@ struct User {
     workspace: Option<i64>,
     /// Sealed, with the token as context: it is of no use in another record.
     access_token: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    platform: Option<Platform>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Platform {
+    endpoint: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refresh_token: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    workflow_id: Option<String>,
+}
+
+/// Not the access token's: neither seal fits the other's place.
+fn refresh_context(token: &Token) -> String {
+    format!("refresh {}", token.as_str())
 }
 
 impl Entry {
@@ -104,10 +121,19 @@ impl Entry {
                     name,
                     workspace,
                     access_token,
+                    platform,
                 } => Some(User {
                     name: name.clone(),
                     workspace: *workspace,
                     access_token: key.seal(access_token, grant.token.as_str()),
+                    platform: platform.as_ref().map(|platform| Platform {
+                        endpoint: platform.endpoint.clone(),
+                        refresh_token: platform
+                            .refresh_token
+                            .as_ref()
+                            .map(|secret| key.seal(secret, &refresh_context(&grant.token))),
+                        workflow_id: platform.workflow_id.clone(),
+                    }),
                 }),
             },
             details: details.shortened(),
@@ -164,6 +190,10 @@ impl Entry {
                     access_token: key.unseal(&user.access_token, token.as_str())?,
                     name: user.name,
                     workspace: user.workspace,
+                    platform: user
+                        .platform
+                        .map(|platform| platform.unsealed(token, key))
+                        .transpose()?,
                 },
             }),
         })
@@ -191,6 +221,19 @@ impl Entry {
             registry: self.registry.parse()?,
             repository: self.repository.parse()?,
             version: self.version.parse()?,
+        })
+    }
+}
+
+impl Platform {
+    fn unsealed(self, token: &Token, key: &SealingKey) -> Result<AtPlatform, UnsealError> {
+        let sealed = self.refresh_token.as_deref();
+        Ok(AtPlatform {
+            refresh_token: sealed
+                .map(|sealed| key.unseal(sealed, &refresh_context(token)))
+                .transpose()?,
+            endpoint: self.endpoint,
+            workflow_id: self.workflow_id,
         })
     }
 }

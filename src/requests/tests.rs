@@ -32,6 +32,7 @@ fn ada() -> Caller {
         name: "ada".to_owned(),
         workspace: Some(1),
         access_token: Secret::new(ACCESS_TOKEN.to_owned()),
+        platform: None,
     }
 }
 
@@ -40,7 +41,7 @@ fn request(image: &str, caller: Caller) -> ContainerRequest {
         image: image
             .parse()
             .unwrap_or_else(|error| panic!("{image}: {error}")),
-        caller,
+        caller: Arc::new(caller),
         details: RequestDetails {
             container_image: image.to_owned(),
             platform: Some("linux/amd64".to_owned()),

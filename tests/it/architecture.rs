@@ -41,7 +41,16 @@ const LAYERS: [(&str, &[&str]); 27] = [
     ("aws", &["units", "secret", "telemetry"]),
     (
         "platform",
-        &["seal", "sys", "units", "secret", "telemetry", "blocking"],
+        &[
+            "http",
+            "net",
+            "seal",
+            "sys",
+            "units",
+            "secret",
+            "telemetry",
+            "blocking",
+        ],
     ),
     (
         "requests",
@@ -62,6 +71,8 @@ const LAYERS: [(&str, &[&str]); 27] = [
             "platform",
             "aws",
             "requests",
+            "sharded",
+            "blocking",
             "oci",
             "units",
             "secret",
