@@ -56,6 +56,7 @@ const LAYERS: [(&str, &[&str]); 27] = [
         "requests",
         &[
             "sharded",
+            "blocking",
             "augment",
             "oci",
             "seal",
