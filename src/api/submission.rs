@@ -14,6 +14,9 @@ use crate::{
 
 const LONGEST_LAYER: usize = 14_000_000;
 const MOST_INCLUDES: usize = 10;
+/// Well above any Platform's; both are kept with the request.
+const LONGEST_RUN_ID: usize = 256;
+const LONGEST_REFRESH_TOKEN: usize = 64 << 10;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -149,6 +152,13 @@ impl Submission {
             image
                 .parse::<Reference>()
                 .map_err(|error| invalid(format!("containerImage: {error}")))?;
+        }
+        if present(&self.workflow_id).is_some_and(|id| id.len() > LONGEST_RUN_ID) {
+            return Err(invalid("workflowId is too long to be one"));
+        }
+        let refresh_token = self.tower_refresh_token.as_ref();
+        if refresh_token.is_some_and(|token| token.expose().len() > LONGEST_REFRESH_TOKEN) {
+            return Err(invalid("towerRefreshToken is too long to be one"));
         }
         if self.is_mirror() && version == ApiVersion::V1Alpha1 {
             return Err(invalid("mirror needs the endpoint /v1alpha2/container"));

@@ -141,6 +141,9 @@ impl Check<'_> {
             (["listener", "idle_timeout"], listener.idle_timeout),
             (["listener", "send_timeout"], listener.send_timeout),
             (["tokens", "lifetime"], tokens.lifetime),
+            (["tokens", "run_lease"], tokens.run_lease),
+            (["tokens", "run_interval"], tokens.run_interval),
+            (["tokens", "run_lifetime"], tokens.run_lifetime),
             (["upstream", "connect_timeout"], upstream.connect_timeout),
             (["upstream", "response_timeout"], upstream.response_timeout),
             (["upstream", "body_timeout"], upstream.body_timeout),
@@ -150,6 +153,15 @@ impl Check<'_> {
                 self.report(&path, "must not be 0");
             }
             self.duration_is_bounded(&path, *duration);
+        }
+        if tokens.run_interval >= tokens.run_lease {
+            self.report(
+                &["tokens", "run_interval"],
+                format_args!(
+                    "is not below run_lease, {}: names would lapse before their run is asked about",
+                    tokens.run_lease
+                ),
+            );
         }
         // These may be 0: end at once, forget at once, never.
         self.duration_is_bounded(&["listener", "shutdown_grace"], *listener.shutdown_grace);

@@ -72,6 +72,8 @@ fn the_example_shows_the_defaults() {
     );
     assert_eq!(std::mem::take(&mut platform.pairing_tokens).len(), 1);
     assert!(!platform.license.take().expect("it is shown").strict);
+    let own = std::mem::take(&mut shown.own);
+    assert_eq!(own.registries().len(), 3);
     let names: Vec<String> = std::mem::take(&mut shown.registry).into_keys().collect();
     assert_eq!(names, ["docker.io", "quay.io", "registry.example.com:5000"]);
     let accounts = std::mem::take(&mut shown.accounts);
@@ -160,7 +162,7 @@ fn the_example_shows_every_key() {
 fn the_readme_has_every_key_and_its_default() {
     const README: &str = include_str!("../../README.md");
     // Their defaults are told in words.
-    const IN_WORDS: [&str; 8] = [
+    const IN_WORDS: [&str; 11] = [
         "url",
         "state_dir",
         "directory",
@@ -169,6 +171,9 @@ fn the_readme_has_every_key_and_its_default() {
         "endpoints",
         "pairing_tokens",
         "license",
+        "build_repository",
+        "cache_repository",
+        "public_repository",
     ];
     let shown = with_every_setting(EXAMPLE);
     for (table, key) in all_keys() {
@@ -187,6 +192,14 @@ fn the_readme_has_every_key_and_its_default() {
 #[test]
 fn broken_rules_are_named_with_their_lines() {
     for (text, problem) in [
+        (
+            "[tokens]\nrun_interval = \"20m\"",
+            ":2: tokens.run_interval: is not below run_lease, 20m: names would lapse before their run is asked about",
+        ),
+        (
+            "[own]\nbuild_repository = \"quay.io\"",
+            ":2: own.build_repository: names a registry and no repository in it, as in \"quay.io/wave\"",
+        ),
         (
             "url = \"http://tidegate\"",
             ":1: url: runtimes would take `tidegate` for a repository on Docker Hub; give it a port or a domain, as in \"http://tidegate:5000\"",
