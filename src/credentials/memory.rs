@@ -46,6 +46,7 @@ struct Slot<V> {
     answer: Option<Answer<V>>,
     /// How the last question ended, if that was no answer.
     failure: Option<(CallError, Instant)>,
+    doubted: Option<Instant>,
     last_use: u64,
 }
 
@@ -68,6 +69,7 @@ impl<V> Slot<V> {
             is_being_asked: false,
             answer: None,
             failure: None,
+            doubted: None,
             last_use: 0,
         }
     }
@@ -169,15 +171,19 @@ impl<K: Clone + Eq + Hash, V> Memory<K, V> {
         self.settle(key, answer, ages)
     }
 
-    /// Forgets an answer that is older than this. Whether there was one.
-    pub(super) fn doubt(&self, key: &K, older_than: Duration, now: Instant) -> bool {
+    /// Forgets an answer, unless that was done a moment ago. Whether there was one to forget.
+    pub(super) fn doubt(&self, key: &K, moment: Duration, now: Instant) -> bool {
         let mut slots = lock(&self.slots);
-        let answer = slots.slots.get(key).and_then(|slot| slot.answer.as_ref());
-        let is_old = answer.is_some_and(|it| now.saturating_duration_since(it.at) >= older_than);
-        if is_old {
-            slots.take_answer(key);
+        let Some(slot) = slots.slots.get_mut(key) else {
+            return false;
+        };
+        let is_early = |doubted| now.saturating_duration_since(doubted) < moment;
+        if slot.answer.is_none() || slot.doubted.is_some_and(is_early) {
+            return false;
         }
-        is_old
+        slot.doubted = Some(now);
+        slots.take_answer(key);
+        true
     }
 
     fn settle(
@@ -380,6 +386,20 @@ mod tests {
                 assert_eq!(asked.load(Ordering::SeqCst), 1);
             }
         }
+    }
+
+    #[test]
+    fn a_doubted_answer_is_asked_for_anew_but_not_all_the_time() {
+        let memory = Memory::new(100);
+        let family = Family::of_nobody();
+        let start = Instant::now();
+        assert!(!memory.doubt(&1, MINUTE, start));
+        assert_eq!(obtain(&memory, 1, &family, AGES, Ok(7)), Ok(7));
+        assert!(memory.doubt(&1, MINUTE, start));
+        assert_eq!(obtain(&memory, 1, &family, AGES, Ok(8)), Ok(8));
+        assert!(!memory.doubt(&1, MINUTE, start));
+        assert_eq!(obtain(&memory, 1, &family, AGES, Ok(9)), Ok(8));
+        assert!(memory.doubt(&1, MINUTE, start + MINUTE));
     }
 
     #[test]

@@ -234,15 +234,15 @@ impl Tenants {
         repository: &Repository,
     ) -> bool {
         /// A wrong password must not make us ask the Platform at each pull.
-        const YOUNG: Duration = Duration::from_secs(5);
+        const MOMENT: Duration = Duration::from_secs(5);
         let (key, now) = (tenant.workspace(), Instant::now());
         let line = self
             .lists
             .recall(&key, Duration::MAX, now)
             .and_then(|list| Some(list.find(registry, repository)?.id.clone()));
         let is_login_forgotten =
-            line.is_some_and(|id| self.logins.doubt(&(key.clone(), id), YOUNG, now));
-        self.lists.doubt(&key, YOUNG, now) || is_login_forgotten
+            line.is_some_and(|id| self.logins.doubt(&(key.clone(), id), MOMENT, now));
+        self.lists.doubt(&key, MOMENT, now) || is_login_forgotten
     }
 
     pub(super) fn list(

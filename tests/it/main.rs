@@ -36,6 +36,7 @@ mod pairing;
 mod pairing_calls;
 mod partial_pulls;
 mod pass_through;
+mod platform;
 mod presence_is_not_permission;
 mod private_pull;
 mod range_on_miss;
