@@ -66,8 +66,8 @@ impl RunKeeper<'_> {
             return RunState::Ended;
         };
         let now = Instant::now();
-        if self.client.is_silent(self.endpoint, now) {
-            // One has waited for it, that is enough.
+        if self.client.is_silent(self.endpoint) && !self.client.is_probe_due(self.endpoint, now) {
+            // Another has waited for it, that is enough.
             return RunState::Unasked;
         }
         let session = Session {

@@ -105,10 +105,17 @@ impl Desk {
         registry: &Registry,
         repository: &Repository,
     ) -> Result<FindAnswer, PoolError> {
+        let deadline = Instant::now() + self.patience;
         if let Some(login) = self.keyring.recall(caller, registry, repository) {
+            if self.keyring.is_probe_due(caller)
+                && let Some((endpoint, question)) = Question::of(caller, registry, repository)
+            {
+                // For others: nobody waits for it.
+                let (sender, _) = oneshot();
+                let _ = self.ask(&endpoint, question, sender, caller, deadline);
+            }
             return Ok(Ok(login));
         }
-        let deadline = Instant::now() + self.patience;
         let Some((endpoint, question)) = Question::of(caller, registry, repository) else {
             let keyring = Arc::clone(&self.keyring);
             let (caller, registry, repository) =
@@ -117,18 +124,31 @@ impl Desk {
             return self.pool.run(Errand::Grants, errand).await;
         };
         let (sender, receiver) = oneshot();
-        if self.join(&question, sender)? == Joined::First {
-            let answering = Answering {
-                desk: Arc::clone(self),
-                question,
-                is_over: false,
-            };
-            let caller = Arc::clone(caller);
-            let job = move || answering.answer(&caller, deadline);
-            self.line_up(&endpoint, Box::new(job))?;
-        }
+        self.ask(&endpoint, question, sender, caller, deadline)?;
         let answer = receiver.receive().await;
         answer.ok_or(PoolError::Panicked(Errand::Platform))
+    }
+
+    /// Once for all who want to know it.
+    fn ask(
+        self: &Arc<Self>,
+        endpoint: &str,
+        question: Question,
+        sender: Sender<FindAnswer>,
+        caller: &Arc<Caller>,
+        deadline: Instant,
+    ) -> Result<(), PoolError> {
+        if self.join(&question, sender)? == Joined::Another {
+            return Ok(());
+        }
+        let answering = Answering {
+            desk: Arc::clone(self),
+            question,
+            is_over: false,
+        };
+        let caller = Arc::clone(caller);
+        let job = move || answering.answer(&caller, deadline);
+        self.line_up(endpoint, Box::new(job))
     }
 
     /// The registry has just refused this login. Whether it makes sense to ask for another.

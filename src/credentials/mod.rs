@@ -331,6 +331,14 @@ impl Keyring {
         }
     }
 
+    /// What is remembered serves, because the caller's Platform is silent; whether it is time to ask it again all the same.
+    fn is_probe_due(&self, caller: &Caller) -> bool {
+        match (&self.tenants, Tenant::of(caller)) {
+            (Some(tenants), Some(tenant)) => tenants.is_probe_due(&tenant),
+            _ => false,
+        }
+    }
+
     /// `None`: a Platform would have to be asked, and `reach` does not go so far.
     fn choose(
         &self,

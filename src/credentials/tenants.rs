@@ -20,16 +20,15 @@ use crate::{
         self, AwsKeys, CallError, Client, FamilyId, Keys, ListedCredentials, Session, User,
     },
     secret::Secret,
-    units::MIB,
 };
 
 /// While the Platform is silent. A run that works must not end for that: as long as other proxies use what they know in
 /// a run, without asking at all.
 const STALE_IN_RUNS: Duration = Duration::from_secs(24 * 3600);
 /// All lists together; most have a few lines.
-const LISTS_CAPACITY: usize = 64 * MIB as usize;
+const LISTS_CAPACITY: usize = 64 << 20;
 /// All of each of the others, some hundred bytes each.
-const CAPACITY: usize = 16 * MIB as usize;
+const CAPACITY: usize = 16 << 20;
 
 /// Whom a Platform is asked for.
 #[derive(Clone, Debug)]
@@ -245,6 +244,12 @@ impl Tenants {
         self.lists.doubt(&key, MOMENT, now) || is_login_forgotten
     }
 
+    /// Whether it is time to see if a silent Platform answers again, which who asks this then has to do.
+    pub(super) fn is_probe_due(&self, tenant: &Tenant) -> bool {
+        let endpoint = &tenant.session.endpoint;
+        self.client.is_probe_due(endpoint, Instant::now())
+    }
+
     pub(super) fn list(
         &self,
         tenant: &Tenant,
@@ -351,8 +356,8 @@ impl Tenants {
         match reach {
             Reach::Memory => {
                 let now = Instant::now();
-                // Nobody waits for an answer that just now did not come.
-                let age = match self.client.is_silent(&tenant.session.endpoint, now) {
+                // Nobody waits for an answer that did not come to the one before.
+                let age = match self.client.is_silent(&tenant.session.endpoint) {
                     true => ages.stale,
                     false => ages.fresh,
                 };

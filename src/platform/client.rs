@@ -24,7 +24,7 @@ use crate::{
     telemetry::metrics::{self, Counter},
 };
 
-/// After a call without an answer the Platform counts as silent for this long: what is remembered serves meanwhile.
+/// How often a silent Platform is asked again by those who can do without its answer.
 const SILENCE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,8 +60,8 @@ pub struct Client {
     keys: Arc<KeyRecords>,
     families: Families,
     endpoints: Vec<String>,
-    /// Of endpoints that gave no answer lately.
-    silent_until: Mutex<HashMap<String, Instant>>,
+    /// Endpoints that gave no answer when they were last asked, and when to ask them again.
+    silent: Mutex<HashMap<String, Instant>>,
 }
 
 impl Client {
@@ -78,7 +78,7 @@ impl Client {
             keys,
             families: Families::open(state_directory, sealing)?,
             endpoints: options.endpoints.clone(),
-            silent_until: Mutex::default(),
+            silent: Mutex::default(),
         })
     }
 
@@ -99,10 +99,19 @@ impl Client {
         self.keys.pairing_id(endpoint).is_some()
     }
 
-    /// Whether it gave no answer when it was last asked, which was a moment ago.
-    pub fn is_silent(&self, endpoint: &str, now: Instant) -> bool {
-        let silent_until = lock(&self.silent_until);
-        silent_until.get(endpoint).is_some_and(|until| now < *until)
+    /// Whether it gave no answer when it was last asked: what is remembered serves meanwhile.
+    pub fn is_silent(&self, endpoint: &str) -> bool {
+        lock(&self.silent).contains_key(endpoint)
+    }
+
+    /// Whether it is time to ask a silent Platform again. Only one of those who want to know is told so.
+    pub fn is_probe_due(&self, endpoint: &str, now: Instant) -> bool {
+        let mut silent = lock(&self.silent);
+        let Some(next) = silent.get_mut(endpoint).filter(|next| **next <= now) else {
+            return false;
+        };
+        *next = now + SILENCE;
+        true
     }
 
     /// To be asked for before any call whose answer is to be remembered.
@@ -322,16 +331,16 @@ impl Client {
         let endpoint = &session.endpoint;
         metrics::add(Counter::PlatformCalls, 1);
         let answer = self.transport.exchange(endpoint, request, deadline);
-        let mut silent_until = lock(&self.silent_until);
+        let mut silent = lock(&self.silent);
         match answer {
             Ok(response) => {
-                silent_until.remove(endpoint);
+                silent.remove(endpoint);
                 Ok(response)
             }
             Err(error) => {
                 metrics::add(Counter::PlatformSilences, 1);
-                silent_until.insert(endpoint.clone(), Instant::now() + SILENCE);
-                drop(silent_until);
+                silent.insert(endpoint.clone(), Instant::now() + SILENCE);
+                drop(silent);
                 if matches!(error, TransportError::NotPaired { .. }) && !self.is_paired(endpoint) {
                     return Err(CallError::NotPaired {
                         endpoint: endpoint.clone(),

@@ -98,6 +98,14 @@ impl Family {
         lock(&self.state).tokens.clone()
     }
 
+    /// Who came first may have had none.
+    fn take_refresh_token(&self, session: &Session) {
+        let tokens = &mut lock(&self.state).tokens;
+        if tokens.refresh.is_none() && tokens.access == session.access_token {
+            tokens.refresh.clone_from(&session.refresh_token);
+        }
+    }
+
     fn new(id: FamilyId, tokens: Tokens) -> Arc<Self> {
         Arc::new(Self {
             id,
@@ -187,7 +195,7 @@ impl Families {
     pub(super) fn family(&self, session: &Session, now: Instant) -> Option<Arc<Family>> {
         let id = FamilyId::of(&session.endpoint, &session.access_token);
         if let Some(known) = self.known(&id, now) {
-            return known;
+            return known.inspect(|family| family.take_refresh_token(session));
         }
         // Without the lock: it is a file.
         let tokens = self.load(&id).unwrap_or_else(|| Tokens {

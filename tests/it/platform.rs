@@ -1,6 +1,6 @@
 //! Users of a Seqera Platform pull with the logins of their workspaces, whatever their Platform does meanwhile.
 
-use std::{sync::Barrier, thread, time::Duration};
+use std::{fs, path::PathBuf, sync::Barrier, thread, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -381,7 +381,7 @@ fn expired_tokens_are_refreshed_as_the_platform_answers() {
     assert_eq!(scene.platform.count("POST /oauth/access_token"), 5);
     let state = scene.tidegate.home().join("state");
     for (path, _) in crate::support::tidegate::files_below(&state) {
-        let content = std::fs::read(&path).expect("it is ours");
+        let content = fs::read(&path).expect("it is ours");
         let text = String::from_utf8_lossy(&content);
         for secret in ["jwt-both-", "both-r2", ADA] {
             assert!(!text.contains(secret), "{secret} in {}", path.display());
@@ -504,6 +504,66 @@ fn a_silent_platform_holds_up_nobody_whose_login_is_known() {
     });
     scene.platform.order("release", json!({"path": "/"}));
     scene.assert_pulls(&scene.grant(BOB, Some(CLINIC)));
+}
+
+#[test]
+fn a_platform_is_asked_straight_where_the_operator_says_so() {
+    needs_a_platform!();
+    let authority = Authority::new();
+    let platform = FakePlatform::start_tls(&authority.certificate, &authority.key);
+    let accounts = Accounts::none().with("research", "of research", &[REPOSITORY]);
+    let liar = Liar::start(Auth::Basic(accounts));
+    liar.image(REPOSITORY, "v1", &[]);
+    let endpoint = format!("https://{}/api", platform.api);
+    let tidegate = Setup::new()
+        .liar(&liar)
+        .section(&format!(
+            "[platform]\nendpoints = [{endpoint:?}]\nallow_any_pairing_token = true\ntransport = \"https\""
+        ))
+        .environment("SSL_CERT_FILE", &authority.certificate.display().to_string())
+        .start();
+    platform.user(ADA, 1, &[RESEARCH]);
+    let name = liar.name();
+    platform.workspace_login(RESEARCH, ["c", &name, "research", "of research"]);
+    platform.paired(tidegate.registry, &endpoint, 1);
+    tidegate.grant_of(&json!({
+        "containerImage": liar.reference(REPOSITORY, "v1"), "towerAccessToken": ADA,
+        "towerWorkspaceId": RESEARCH, "towerEndpoint": endpoint,
+    }));
+    assert_eq!(platform.count("GET /credentials/c/keys"), 1);
+    assert_eq!(platform.sessions()[0].number("requests"), 0);
+    // The redirect of somebody in between does not get the access token.
+    let order = json!({"path": "/user-info", "status": 302, "body": "", "count": 1});
+    platform.order("answer", order);
+    platform.user(BOB, 2, &[RESEARCH]);
+    let (status, body) = tidegate.submit(&json!({
+        "containerImage": liar.reference(REPOSITORY, "v1"), "towerAccessToken": BOB,
+        "towerWorkspaceId": RESEARCH,
+    }));
+    assert_eq!(status, 503, "{body}");
+}
+
+/// A certificate for this machine that nobody else trusts.
+struct Authority {
+    certificate: PathBuf,
+    key: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let names = vec!["127.0.0.1".to_owned()];
+        let signed = rcgen::generate_simple_self_signed(names).expect("a certificate");
+        let (certificate, key) = (folder.path().join("it.crt"), folder.path().join("it.key"));
+        fs::write(&certificate, signed.cert.pem()).expect("a writable folder");
+        fs::write(&key, signed.signing_key.serialize_pem()).expect("a writable folder");
+        Self {
+            certificate,
+            key,
+            _folder: folder,
+        }
+    }
 }
 
 #[test]
