@@ -112,14 +112,7 @@ pub(super) fn of_route(shape: Shape, error: &RouteError) -> Response {
 pub(super) fn of_pull(wish: &Wish, error: &PullError) -> Response {
     let message = match error {
         // Who that was is nobody's business who only holds the name.
-        PullError::Caller(error) => match **error {
-            FindError::CallerRevoked { .. } | FindError::Denied { .. } => {
-                "whoever asked for this name may no longer pull".to_owned()
-            }
-            FindError::NoAnswer { .. } => {
-                "the Platform that knows whose login to use does not answer; try again".to_owned()
-            }
-        },
+        PullError::Caller(error) => error.to_strangers(),
         error => error.to_string(),
     };
     let (status, code, wait) = match error {

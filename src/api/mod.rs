@@ -8,6 +8,8 @@ mod basic_auth;
 mod cache_upkeep;
 mod container;
 mod error_response;
+mod explain;
+mod operator;
 mod pairing;
 mod registry;
 mod response;
@@ -16,7 +18,9 @@ mod status;
 mod submission;
 
 pub use admin::{Admin, Readiness};
-pub use cache_upkeep::{GUARD, GUARD_VALUE};
+pub use cache_upkeep::CACHE_GUARD;
+pub use explain::{CREDENTIALS_GUARD, Explained, Verdict};
+pub use operator::GUARD;
 pub use response::{Length, Response, Upgrade};
 
 pub use crate::pull::{Body, BodyError, Piece};

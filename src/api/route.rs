@@ -237,6 +237,8 @@ pub enum AdminRoute {
     Ready,
     /// `GET /metrics`
     Metrics,
+    /// `POST /credentials/explain`
+    Explain,
     Cache(CacheRoute),
 }
 
@@ -266,6 +268,12 @@ impl AdminRoute {
         use Method::{Get, Head};
         if let Some(path) = path.strip_prefix("/cache/") {
             return CacheRoute::parse(method, path).map(Self::Cache);
+        }
+        if path == "/credentials/explain" {
+            return match method {
+                Method::Post => Ok(Self::Explain),
+                _ => Err(RouteError::MethodNotAllowed { allow: "POST" }),
+            };
         }
         let route = match path {
             "/livez" => Self::Live,
@@ -715,6 +723,11 @@ mod tests {
             (Method::Get, "/cache/", Err("path")),
             (Method::Get, "/cache", Err("path")),
             (Method::Get, "/livez", Ok(AdminRoute::Live)),
+            (
+                Method::Post,
+                "/credentials/explain",
+                Ok(AdminRoute::Explain),
+            ),
             (Method::Head, "/readyz", Ok(AdminRoute::Ready)),
             (Method::Get, "/metrics", Ok(AdminRoute::Metrics)),
             (Method::Post, "/metrics", Err(READ)),

@@ -76,6 +76,11 @@ impl Desk {
         &self.keyring
     }
 
+    /// How long a Platform may be waited for.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// Who claims this, whom the keyring does not recognize by itself.
     pub async fn authenticate(
         self: &Arc<Self>,

@@ -12,6 +12,7 @@
 mod desk;
 mod directory_file;
 mod embedded;
+mod explain;
 mod identity;
 mod memory;
 mod password;
@@ -21,6 +22,7 @@ mod tenants;
 pub use desk::Desk;
 pub use directory_file::DirectoryError;
 pub use embedded::Directory;
+pub use explain::{Considered, Explanation, Source};
 pub use password::{Loaded, PasswordError, load_password};
 pub use scope::{Scope, ScopeError};
 
@@ -150,6 +152,28 @@ pub enum FindError {
     /// Says nothing about the caller.
     #[error("whose credentials to use cannot be found out: {cause}")]
     NoAnswer { cause: String },
+}
+
+impl FindError {
+    /// What may be said to whoever holds no more than a name that was given out.
+    pub fn to_strangers(&self) -> String {
+        match self {
+            Self::CallerRevoked { .. } | Self::Denied { .. } => {
+                "whoever asked for this name may no longer pull".to_owned()
+            }
+            Self::NoAnswer { .. } => {
+                "the Platform that knows whose login to use does not answer; try again".to_owned()
+            }
+        }
+    }
+
+    /// It says nothing about the caller or his credentials.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::CallerRevoked { .. } | Self::Denied { .. } => false,
+            Self::NoAnswer { .. } => true,
+        }
+    }
 }
 
 /// One for the process, shared by all cores and the pool. It does not change: another configuration is another one.

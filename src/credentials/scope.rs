@@ -61,7 +61,7 @@ impl<'de> Deserialize<'de> for Scope {
 }
 
 impl Scope {
-    fn covers(&self, registry: &Registry, repository: &Repository) -> bool {
+    pub(super) fn covers(&self, registry: &Registry, repository: &Repository) -> bool {
         self.registry == *registry
             && self.prefix.as_ref().is_none_or(|prefix| {
                 let rest = repository.as_str().strip_prefix(prefix.as_str());

@@ -6,7 +6,6 @@ use bytes::Bytes;
 
 use super::{Access, Pull, PullError, shelf::Stored};
 use crate::{
-    credentials::FindError,
     oci::{Digest, Manifest, Tag, TagOrDigest},
     telemetry::metrics::{self, Counter},
     upstream::{FetchError, FetchedManifest, Login, ManifestHead},
@@ -262,7 +261,7 @@ fn served_head(head: &ManifestHead, digest: Digest) -> Option<ServedManifest> {
 fn is_outage(error: &PullError) -> bool {
     match error {
         PullError::Fetch(error) => matches!(error, FetchError::Unreachable { .. }),
-        PullError::Caller(error) => matches!(**error, FindError::NoAnswer { .. }),
+        PullError::Caller(error) => error.is_outage(),
         PullError::Busy(_)
         | PullError::Mismatch { .. }
         | PullError::Manifest { .. }

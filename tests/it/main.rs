@@ -22,6 +22,7 @@ mod config_errors;
 mod crash;
 mod crash_storm;
 mod credentials_stay;
+mod creds_explain;
 mod damage;
 mod dial_rules;
 mod drivers;
