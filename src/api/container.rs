@@ -1,7 +1,11 @@
 //! The container request API: submit, describe, status, revoke. A name is given out only for an image that exists and
 //! that the caller may pull, so that a typo is an error here and not in the middle of a pipeline.
 
-use std::{net::IpAddr, sync::Arc, time::SystemTime};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use serde::Serialize;
 use serde_json::{Value, json, value::RawValue};
@@ -16,6 +20,7 @@ use super::{
 use crate::{
     blocking::Errand,
     credentials::IdentityError,
+    limits::client_key,
     oci::{Reference, TagOrDigest},
     requests::{ContainerRequest, Grant, Record, RequestDetails, Token},
     telemetry::metrics::{self, Counter},
@@ -112,11 +117,20 @@ impl Api {
         };
         let caller = match caller {
             Some(caller) => caller,
-            // Not on the lane of those who can be recognized at once.
-            None => match self.shared.desk.authenticate(claim).await.map_err(busy)? {
-                Ok(caller) => caller,
-                Err(error) => return Ok(Err(error.into())),
-            },
+            // Not on the lane of those who can be recognized at once. Who guesses must not make us ask for each guess.
+            None => {
+                self.may_guess(Shape::Api, client)?;
+                match self.shared.desk.authenticate(claim).await.map_err(busy)? {
+                    Ok(caller) => caller,
+                    Err(error) => {
+                        if error == IdentityError::UnknownToken {
+                            let budget = &self.shared.guesses;
+                            let _ = budget.take(client_key(client), Instant::now());
+                        }
+                        return Ok(Err(error.into()));
+                    }
+                }
+            }
         };
         let admitted = self.shared.pool.run(Errand::Grants, move || {
             let mut details = RequestDetails {

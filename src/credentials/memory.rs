@@ -234,7 +234,10 @@ impl<K: Clone + Eq + Hash, V> Slots<K, V> {
         while self.weight > capacity || self.slots.len() > MOST {
             // Looks at all of them, but a new answer comes seldom, and from another machine. Those who wait for one
             // that is forgotten at once ask for themselves.
-            let least_recent = self.slots.iter().min_by_key(|(_, slot)| slot.last_use);
+            let least_recent = self
+                .slots
+                .iter()
+                .min_by_key(|(_, slot)| (slot.answer.is_some(), slot.last_use));
             let Some(key) = least_recent.map(|(key, _)| key.clone()) else {
                 return;
             };

@@ -507,6 +507,57 @@ fn a_silent_platform_holds_up_nobody_whose_login_is_known() {
 }
 
 #[test]
+fn one_silent_platform_leaves_another_alone() {
+    needs_a_platform!();
+    const OTHER: &str = "https://other.test/api";
+    let setup = Setup::new();
+    let platforms = [FakePlatform::start(), FakePlatform::start()];
+    let tidegate = setup
+        .section(&format!(
+            "[platform]\nendpoints = [{ENDPOINT:?}, {OTHER:?}]\nallow_any_pairing_token = true"
+        ))
+        .start();
+    for (platform, endpoint) in platforms.iter().zip([ENDPOINT, OTHER]) {
+        platform.user(ADA, 1, &[]);
+        platform.paired(tidegate.registry, endpoint, 1);
+    }
+    let [silent, other] = &platforms;
+    silent.order("hold", json!({"path": "/"}));
+    let submit = |token: &str, endpoint: &str| {
+        let request = json!({
+            "containerImage": "127.0.0.1:1/a/b", "towerAccessToken": token, "towerEndpoint": endpoint,
+        });
+        tidegate.post_text("/v1alpha2/container", &request.to_string())
+    };
+    thread::scope(|scope| {
+        // More than there are threads for all Platforms together.
+        let waiting: Vec<_> = (0..100)
+            .map(|number| {
+                let submit = &submit;
+                scope.spawn(move || submit(&format!("stranger-{number}"), ENDPOINT))
+            })
+            .collect();
+        wait_until("questions that are not answered", || {
+            silent.count("GET /user-info") >= 4
+        });
+        // The image cannot be reached, and so its caller was recognized and is not the one who waits.
+        let answer = submit(ADA, OTHER);
+        assert_eq!(answer.status(), 400, "{}", answer.text());
+        assert_eq!(other.count("GET /user-info"), 1);
+        assert!(
+            waiting.iter().all(|it| !it.is_finished()),
+            "it was not first"
+        );
+        silent.order("release", json!({"path": "/"}));
+        for answer in waiting {
+            let status = answer.join().expect("no panic").status();
+            // Guesses are counted.
+            assert!([401, 429].contains(&status), "{status}");
+        }
+    });
+}
+
+#[test]
 fn a_platform_is_asked_straight_where_the_operator_says_so() {
     needs_a_platform!();
     let authority = Authority::new();
