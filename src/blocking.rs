@@ -27,6 +27,8 @@ pub enum Errand {
     Tokens,
     /// Who is the caller, whose credentials serve him, and the store of requests.
     Grants,
+    /// Calls of AWS, which may take seconds.
+    Aws,
     /// Opening, creating and removing files.
     Disk,
     /// Bringing into memory what is to be sent next.
@@ -50,7 +52,7 @@ struct Lane {
 }
 
 // Threads and queues are guesses on the generous side: a thread that waits costs a stack, an errand its closure.
-const LANES: [Lane; 9] = [
+const LANES: [Lane; 10] = [
     Lane {
         errand: Errand::Names,
         name: "names",
@@ -68,6 +70,12 @@ const LANES: [Lane; 9] = [
         name: "grants",
         threads: 4,
         queue: 4096,
+    },
+    Lane {
+        errand: Errand::Aws,
+        name: "aws",
+        threads: 24,
+        queue: 1024,
     },
     Lane {
         errand: Errand::Disk,

@@ -108,8 +108,8 @@ pub(super) fn of_route(shape: Shape, error: &RouteError) -> Response {
 /// for another.
 pub(super) fn of_pull(wish: &Wish, error: &PullError) -> Response {
     let message = match error {
-        // Who that was is nobody's business who only holds the name.
-        PullError::Caller(_) => "whoever asked for this name may no longer pull".to_owned(),
+        // Who that was, and with what, is nobody's business who only holds the name.
+        PullError::Caller(error) => error.to_strangers(),
         error => error.to_string(),
     };
     let (status, code, wait) = match error {
@@ -131,6 +131,7 @@ pub(super) fn of_pull(wish: &Wish, error: &PullError) -> Response {
             | FetchError::Malformed { .. } => (502, ErrorCode::Unavailable, None),
             FetchError::Busy(_) => (503, ErrorCode::Unavailable, Some(BUSY_PAUSE)),
         },
+        PullError::Caller(error) if error.is_outage() => (502, ErrorCode::Unavailable, None),
         PullError::Caller(_) => (403, ErrorCode::Denied, None),
         PullError::Busy(_) => (503, ErrorCode::Unavailable, Some(BUSY_PAUSE)),
         PullError::Mismatch { .. } | PullError::Fill { .. } | PullError::Manifest { .. } => {
@@ -159,7 +160,7 @@ pub(super) fn of_submit(error: &PullError) -> Response {
         PullError::Busy(_) | PullError::Fetch(FetchError::Busy(_)) => {
             busy(Shape::Api, &error.to_string())
         }
-        PullError::Caller(revoked) => of_revoked(revoked),
+        PullError::Caller(error) => of_caller(error),
         PullError::Fetch(FetchError::RateLimited {
             retry_after: Some(wait),
             ..
@@ -171,9 +172,10 @@ pub(super) fn of_submit(error: &PullError) -> Response {
     }
 }
 
-fn of_revoked(error: &Arc<FindError>) -> Response {
+fn of_caller(error: &Arc<FindError>) -> Response {
     match **error {
         FindError::CallerRevoked { .. } => Response::new(401),
+        FindError::Aws { .. } => api(400, &error.to_caller()),
     }
 }
 

@@ -80,6 +80,7 @@ async fn work(plan: Plan) {
         shared.cache.clone(),
         Arc::clone(&shared.pool),
         Arc::clone(&shared.keyring),
+        Arc::clone(&shared.exchange),
         Arc::clone(&shared.proofs),
         Arc::clone(&shared.shelf),
     );

@@ -313,6 +313,22 @@ mod tests {
         }
     }
 
+    /// On a thread of the pool, with a stack like this one's.
+    #[test]
+    fn deep_nesting_ends_in_nothing() {
+        for depth in [1_000, 9_000, 300_000] {
+            let open = "<a>".repeat(depth);
+            let closed = format!("{open}{}", "</a>".repeat(depth));
+            for xml in [open, closed] {
+                assert_eq!(caller_identity(&xml), None);
+                assert_eq!(error_text(None, &xml), ErrorText::default());
+            }
+        }
+        let json = "[".repeat(1 << 20);
+        assert_eq!(lent_keys(&json), None);
+        assert_eq!(authorization_token(&json), None);
+    }
+
     #[test]
     fn the_caller_is_named() {
         let xml = "<GetCallerIdentityResponse><GetCallerIdentityResult><Arn>arn:aws:iam::123456789012:user/ada</Arn></GetCallerIdentityResult></GetCallerIdentityResponse>";

@@ -24,7 +24,7 @@ pub enum AwsError {
     Fault { said: String },
     #[error("{host} sent {problem}")]
     Malformed { host: String, problem: &'static str },
-    #[error("another request's call to AWS took too long")]
+    #[error("AWS was not asked in time, since calls before this one took too long")]
     Late,
 }
 

@@ -293,12 +293,13 @@ fn static_keys(section: &Section) -> Result<Option<Lease<Keys>>, &'static str> {
     }
 }
 
-/// A `credential_process`: what it prints are keys. Its words on standard error go to ours.
+/// A `credential_process`: what it prints are keys. Its other words are not for the log, which they could end in.
 fn run(command: &str) -> Result<Lease<Keys>, String> {
     let child = Command::new("sh")
         .args(["-c", command])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .map_err(|error| format!("its credential_process cannot be run: {error}"))?;
     let mut child = Ended(child);

@@ -27,10 +27,10 @@ pub use error::AwsError;
 pub use region::Region;
 pub use registry_host::{EcrHost, PrivateHost};
 pub use renewing::Lease;
-pub use role::{ExternalId, RoleArn};
+pub use role::{ExternalId, ExternalIdError, RoleArn};
 pub use settings::{Options, SourceChoice};
 
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use self::{
     call::Http, ecr::PasswordSource, renewing::Renewing, settings::Settings, sts::Session,
@@ -69,9 +69,26 @@ struct Client {
     http: Http,
 }
 
+impl Client {
+    fn new(options: &Options, environment: &Environment) -> Result<Self, AwsError> {
+        let trust = call::trust(environment.get("AWS_CA_BUNDLE").as_deref())?;
+        let timeout = environment
+            .get("AWS_METADATA_SERVICE_TIMEOUT")
+            .and_then(|text| text.parse().ok())
+            .map(|seconds: u64| Duration::from_secs(seconds.clamp(1, LONGEST_METADATA_TIMEOUT)));
+        Ok(Self {
+            settings: Settings::new(options.clone(), environment.clone())?,
+            http: Http::new(&trust, timeout.unwrap_or(METADATA_TIMEOUT)),
+        })
+    }
+}
+
 /// One for the process.
 pub struct Aws {
-    client: Client,
+    options: Options,
+    environment: Environment,
+    /// Made when it is needed first: most servers never do, and must not stumble over somebody's `~/.aws`.
+    client: OnceLock<Result<Client, AwsError>>,
     own: Renewing<Keys>,
     /// Keys of roles, by the region of STS.
     sessions: Table<(Source, Region), Keys>,
@@ -87,21 +104,22 @@ const LONGEST_METADATA_TIMEOUT: u64 = 10;
 const FOREVER: Duration = Duration::from_secs(36 * 3600);
 
 impl Aws {
-    pub fn new(options: &Options, environment: Environment) -> Result<Self, AwsError> {
-        let trust = call::trust(environment.get("AWS_CA_BUNDLE").as_deref())?;
-        let timeout = environment
-            .get("AWS_METADATA_SERVICE_TIMEOUT")
-            .and_then(|text| text.parse().ok())
-            .map(|seconds: u64| Duration::from_secs(seconds.clamp(1, LONGEST_METADATA_TIMEOUT)));
-        Ok(Self {
-            client: Client {
-                settings: Settings::new(options.clone(), environment)?,
-                http: Http::new(&trust, timeout.unwrap_or(METADATA_TIMEOUT)),
-            },
+    pub fn new(options: Options, environment: Environment) -> Self {
+        Self {
+            options,
+            environment,
+            client: OnceLock::new(),
             own: Renewing::default(),
             sessions: Table::default(),
             passwords: Table::default(),
-        })
+        }
+    }
+
+    fn client(&self) -> Result<&Client, AwsError> {
+        let made = self
+            .client
+            .get_or_init(|| Client::new(&self.options, &self.environment));
+        made.as_ref().map_err(AwsError::clone)
     }
 
     /// The password of `REGISTRY_USER` there. Blocks while AWS is asked.
@@ -114,7 +132,7 @@ impl Aws {
         let kept = self.passwords.of((source.clone(), at.clone()));
         let lease = kept.current(|| {
             self.with_keys(source, &at.region, |keys| {
-                let password = self.client.registry_password(&keys.value, &at)?;
+                let password = self.client()?.registry_password(&keys.value, &at)?;
                 Ok(match source {
                     Source::Keys(_) => password,
                     Source::Own | Source::Role { .. } => password.within(keys, EARLY),
@@ -122,6 +140,18 @@ impl Aws {
             })
         })?;
         Ok(lease.value)
+    }
+
+    /// The same without asking anybody, or `None`.
+    pub fn known_password(
+        &self,
+        source: &Source,
+        host: &EcrHost,
+    ) -> Option<Result<Secret<String>, AwsError>> {
+        let kept = self
+            .passwords
+            .of((source.clone(), PasswordSource::of(host)));
+        Some(kept.known()?.map(|lease| lease.value))
     }
 
     /// The registry says that this password has ended.
@@ -132,9 +162,10 @@ impl Aws {
 
     /// Who tidegate is: an ARN.
     pub fn own_identity(&self) -> Result<String, AwsError> {
-        let region = self.client.settings.sts_region(&Region::us_east_1());
+        let client = self.client()?;
+        let region = client.settings.sts_region(&Region::us_east_1());
         self.with_keys(&Source::Own, &region, |keys| {
-            self.client.caller_identity(&keys.value, &region)
+            client.caller_identity(&keys.value, &region)
         })
     }
 
@@ -158,13 +189,14 @@ impl Aws {
     fn keys(&self, source: &Source, region: &Region) -> Result<Lease<Keys>, AwsError> {
         match source {
             Source::Keys(keys) => Ok(Lease::lasting(keys.clone(), FOREVER, Duration::ZERO)),
-            Source::Own => self.own.current(|| self.client.own_keys()),
+            Source::Own => self.own.current(|| self.client()?.own_keys()),
             Source::Role {
                 role,
                 external_id,
                 jump,
             } => {
-                let region = self.client.settings.sts_region(region);
+                let client = self.client()?;
+                let region = client.settings.sts_region(region);
                 let before = match jump {
                     Some(jump) => Source::Role {
                         role: jump.clone(),
@@ -180,7 +212,7 @@ impl Aws {
                 let kept = self.sessions.of((source.clone(), region.clone()));
                 kept.current(|| {
                     self.with_keys(&before, &region, |keys| {
-                        self.client.assume_role(&keys.value, role, session, &region)
+                        client.assume_role(&keys.value, role, session, &region)
                     })
                 })
             }
@@ -192,8 +224,10 @@ impl Aws {
             Source::Keys(_) => {}
             Source::Own => self.own.forget(spent),
             Source::Role { .. } => {
-                let region = self.client.settings.sts_region(region);
-                self.sessions.of((source.clone(), region)).forget(spent);
+                if let Ok(client) = self.client() {
+                    let region = client.settings.sts_region(region);
+                    self.sessions.of((source.clone(), region)).forget(spent);
+                }
             }
         }
     }

@@ -3,14 +3,14 @@
 use super::region::{Partition, Region};
 
 /// A registry of AWS.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum EcrHost {
     Private(PrivateHost),
     Public,
 }
 
 /// What the name of a private registry tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PrivateHost {
     /// Twelve digits.
     pub account: String,

@@ -89,6 +89,20 @@ impl<T> Default for Renewing<T> {
 }
 
 impl<T: Clone + PartialEq> Renewing<T> {
+    /// What is held, or why there is nothing; `None`: it is time to call for it. Never waits.
+    pub(super) fn known(&self) -> Option<Result<Lease<T>, AwsError>> {
+        let state = self.lock();
+        let now = Instant::now();
+        let failure = state.failure.as_ref().filter(|it| now < it.until);
+        match &state.held {
+            Some(lease) if now < lease.until => {
+                let is_early = now < lease.renew_from || state.is_renewing || failure.is_some();
+                is_early.then(|| Ok(lease.clone()))
+            }
+            _ => failure.map(|it| Err(it.error.clone())),
+        }
+    }
+
     /// What is held; else what `renew` brings, by whoever comes first. The others wait for him, or go on with the old
     /// value as long as there is one.
     pub(super) fn current(
@@ -271,11 +285,14 @@ mod tests {
     #[test]
     fn the_old_value_serves_while_it_cannot_be_renewed() {
         let renewing = Renewing::default();
+        assert!(renewing.known().is_none());
         let early = lease(1, Duration::ZERO, HOUR);
         assert_eq!(value(renewing.current(|| Ok(early))), Ok(1));
+        assert!(renewing.known().is_none());
         // It is time to renew it, and that fails; the next does not even try.
         assert_eq!(value(renewing.current(|| Err(outage()))), Ok(1));
         assert_eq!(value(renewing.current(|| panic!("it rests"))), Ok(1));
+        assert_eq!(renewing.known().map(value), Some(Ok(1)));
     }
 
     #[test]
@@ -301,6 +318,7 @@ mod tests {
             value(renewing.current(|| panic!("it rests"))),
             Err(outage())
         );
+        assert_eq!(renewing.known().map(value), Some(Err(outage())));
     }
 
     #[test]

@@ -22,9 +22,9 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
-    cache,
+    aws, cache,
     credentials::{self, Directory, load_password},
-    oci::Registry,
+    oci::RegistryPattern,
     requests, server, telemetry,
     toml_file::{self, KeyLines, Problem, Reading},
     upstream::{self, RegistryOptions},
@@ -49,6 +49,7 @@ pub struct Config {
     pub cache: cache::Options,
     pub upstream: upstream::Options,
     pub directory: credentials::Options,
+    pub aws: aws::Options,
     pub registry: BTreeMap<String, RegistryOptions>,
     /// Who may revoke tokens, by HTTP Basic: name → SHA-256 of the password, in lower-case hex.
     pub accounts: BTreeMap<String, String>,
@@ -124,10 +125,13 @@ impl Config {
 
     /// Paths in the file are relative to the file's folder.
     fn resolve_paths(&mut self, folder: &Path) {
-        let of_registries = self
-            .registry
-            .values_mut()
-            .flat_map(|registry| [&mut registry.ca_file, &mut registry.password_file]);
+        let of_registries = self.registry.values_mut().flat_map(|registry| {
+            [
+                &mut registry.ca_file,
+                &mut registry.password_file,
+                &mut registry.external_id_file,
+            ]
+        });
         let paths = [
             &mut self.state_dir,
             &mut self.cache.directory,
@@ -197,7 +201,7 @@ impl Config {
     }
 
     /// `[registry."…"]` by the registries' names as they appear in requests.
-    pub fn registries(&self) -> Vec<(Registry, RegistryOptions)> {
+    pub fn registries(&self) -> Vec<(RegistryPattern, RegistryOptions)> {
         self.registry
             .iter()
             .filter_map(|(name, options)| Some((name.parse().ok()?, options.clone())))
@@ -226,6 +230,7 @@ impl Default for Config {
             cache: cache::Options::default(),
             upstream: upstream::Options::default(),
             directory: credentials::Options::default(),
+            aws: aws::Options::default(),
             registry: BTreeMap::new(),
             accounts: BTreeMap::new(),
             log: telemetry::Options::default(),

@@ -5,17 +5,23 @@
 //! has the operator's logins and no other; an authenticated one has his own workspace's and no other, and without
 //! a match is anonymous to the registry.
 //!
-//! All of this is plain blocking Rust, without any I/O after the start.
+//! What was found may not yet be what the registry takes: logins for AWS's registries are exchanged at AWS (`Exchange`).
+//!
+//! The `Keyring` is plain blocking Rust, without any I/O after the start.
 
 mod directory_file;
+mod ecr;
 mod embedded;
+mod exchange;
 mod identity;
 mod password;
 mod scope;
 
 pub use directory_file::DirectoryError;
+pub use ecr::{Ecr, EcrTable};
 pub use embedded::Directory;
-pub use password::{Loaded, PasswordError, load_password};
+pub use exchange::{Exchange, Exchanged};
+pub use password::{Loaded, PasswordError, load_external_id, load_password};
 pub use scope::{Scope, ScopeError};
 
 use std::path::PathBuf;
@@ -24,6 +30,7 @@ use serde::Deserialize;
 
 use self::scope::longest_match;
 use crate::{
+    aws::AwsError,
     oci::{Credentials, Digest, Registry, Repository},
     requests::Caller,
     secret::Secret,
@@ -56,6 +63,15 @@ pub struct Login {
     pub identity: String,
     /// Whose it is and why it was chosen, for the operator's log.
     pub description: String,
+    pub side: Side,
+}
+
+/// Who answers for a login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// May also come with tidegate's own identity in a cloud.
+    Operator,
+    Tenant,
 }
 
 /// Why somebody is no caller.
@@ -74,11 +90,52 @@ pub enum IdentityError {
     WorkspaceDenied { workspace: i64 },
 }
 
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FindError {
     /// Since the request was made, the access token was withdrawn, or its owner left the workspace.
     #[error("the request was made by {name}, who may no longer make it")]
     CallerRevoked { name: String },
+    /// Its words are for the owner of the credentials, which are the operator's or the caller's.
+    #[error("no login for {registry} could be had from AWS: {cause}")]
+    Aws {
+        registry: Registry,
+        is_operators: bool,
+        cause: AwsError,
+    },
+}
+
+impl FindError {
+    /// What may be said to whoever holds no more than a name that was given out.
+    pub fn to_strangers(&self) -> String {
+        match self {
+            Self::CallerRevoked { .. } => {
+                "whoever asked for this name may no longer pull".to_owned()
+            }
+            Self::Aws { registry, .. } => {
+                format!(
+                    "no login for {registry} could be had from AWS; the operator's log says why"
+                )
+            }
+        }
+    }
+
+    /// To whoever asked for the name.
+    pub fn to_caller(&self) -> String {
+        match self {
+            Self::Aws {
+                is_operators: true, ..
+            } => self.to_strangers(),
+            error => error.to_string(),
+        }
+    }
+
+    /// It says nothing about the caller or his credentials.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::CallerRevoked { .. } => false,
+            Self::Aws { cause, .. } => cause.is_outage(),
+        }
+    }
 }
 
 /// One for the process, shared by all cores and the pool. It does not change: another configuration is another one.
@@ -149,26 +206,35 @@ impl Keyring {
         registry: &Registry,
         repository: &Repository,
     ) -> Result<Login, FindError> {
-        let (owner, entries) = match caller {
-            Caller::Anonymous => ("operator".to_owned(), self.operator.as_slice()),
+        let (side, owner, entries) = match caller {
+            Caller::Anonymous => (
+                Side::Operator,
+                "operator".to_owned(),
+                self.operator.as_slice(),
+            ),
             Caller::User {
                 name,
                 workspace,
                 access_token,
-            } => self
-                .entries_of_user(access_token, *workspace)
-                .ok_or_else(|| FindError::CallerRevoked { name: name.clone() })?,
+            } => {
+                let (owner, entries) = self
+                    .entries_of_user(access_token, *workspace)
+                    .ok_or_else(|| FindError::CallerRevoked { name: name.clone() })?;
+                (Side::Tenant, owner, entries)
+            }
         };
         Ok(match longest_match(entries, registry, repository) {
             Some(entry) => Login {
                 identity: identity::of(&entry.credentials),
                 description: format!("{owner}: {} as {}", entry.scope, entry.credentials.username),
                 credentials: Some(entry.credentials.clone()),
+                side,
             },
             None => Login {
                 credentials: None,
                 identity: identity::ANONYMOUS.to_owned(),
                 description: format!("{owner}: no login for {registry}/{repository}, so anonymous"),
+                side,
             },
         })
     }

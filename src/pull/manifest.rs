@@ -110,7 +110,7 @@ impl Pull {
             .ask_for_tag(access, tag, &version, extent, known.is_some())
             .await;
         match (asked, stored) {
-            (Err(PullError::Fetch(error)), Some(stored))
+            (Err(error), Some(stored))
                 if is_outage(&error) && known.is_some_and(|known| known.age < LONGEST_STALE) =>
             {
                 tracing::warn!(registry = %access.registry, repository = %access.repository, %tag, %error,
@@ -252,7 +252,15 @@ fn served_head(head: &ManifestHead, digest: Digest) -> Option<ServedManifest> {
     })
 }
 
-fn is_outage(error: &FetchError) -> bool {
+fn is_outage(error: &PullError) -> bool {
+    let error = match error {
+        PullError::Fetch(error) => error,
+        PullError::Caller(error) => return error.is_outage(),
+        PullError::Busy(_)
+        | PullError::Mismatch { .. }
+        | PullError::Manifest { .. }
+        | PullError::Fill { .. } => return false,
+    };
     match error {
         FetchError::Unreachable { .. } => true,
         FetchError::Failed { .. }

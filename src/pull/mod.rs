@@ -25,10 +25,10 @@ use std::{cell::RefCell, collections::HashSet, rc::Rc, sync::Arc};
 use crate::{
     blocking::{Errand, Pool, PoolError},
     cache::{self, Cache, FillError},
-    credentials::{FindError, Keyring},
+    credentials::{self, Exchange, Exchanged, FindError, Keyring},
     oci::{Digest, ManifestError, Reference, Registry, Repository, TagOrDigest},
     requests::{Caller, Grant},
-    upstream::{Login, Source, Upstream},
+    upstream::{Login, Renewal, Source, Upstream},
 };
 
 /// Who pulls, and from where.
@@ -91,6 +91,7 @@ pub struct Pull {
     cache: Cache,
     pool: Arc<Pool>,
     keyring: Arc<Keyring>,
+    exchange: Arc<Exchange>,
     proofs: Arc<Proofs>,
     shelf: Arc<Shelf>,
     /// Registries seen to redirect blobs: no claim is taken for what will not be filled.
@@ -103,6 +104,7 @@ impl Pull {
         cache: Cache,
         pool: Arc<Pool>,
         keyring: Arc<Keyring>,
+        exchange: Arc<Exchange>,
         proofs: Arc<Proofs>,
         shelf: Arc<Shelf>,
     ) -> Rc<Self> {
@@ -111,6 +113,7 @@ impl Pull {
             cache,
             pool,
             keyring,
+            exchange,
             proofs,
             shelf,
             redirecting: RefCell::default(),
@@ -171,7 +174,7 @@ impl Pull {
             .await?)
     }
 
-    /// Whose credentials serve the caller there. On the pool: a directory may have to be asked.
+    /// Whose credentials serve the caller there. On the pool: a directory may have to be asked, and then a cloud.
     async fn login(
         &self,
         caller: &Caller,
@@ -179,20 +182,51 @@ impl Pull {
         repository: &Repository,
     ) -> Result<Login, PullError> {
         let keyring = Arc::clone(&self.keyring);
-        let (caller, registry, repository) = (caller.clone(), registry.clone(), repository.clone());
+        let (caller, repository) = (caller.clone(), repository.clone());
+        let wanted = registry.clone();
         let found = self
             .pool
             .run(Errand::Grants, move || {
-                keyring.find(&caller, &registry, &repository)
+                keyring.find(&caller, &wanted, &repository)
             })
-            .await?;
-        let found = found.map_err(|error| PullError::Caller(Arc::new(error)))?;
+            .await?
+            .map_err(refused)?;
         tracing::debug!(login = found.description, "chosen");
+        let exchanged = self.exchange.login(registry, found.clone()).await?;
+        let Exchanged {
+            login,
+            is_renewable,
+        } = exchanged.map_err(refused)?;
+        let renewal = is_renewable.then(|| self.renewal(registry, found, &login));
         Ok(Login {
-            credentials: found.credentials,
-            identity: found.identity.into(),
+            credentials: login.credentials,
+            identity: login.identity.into(),
+            renewal,
         })
     }
+
+    /// For when the registry says that `spent`, which was made of `found`, has ended.
+    fn renewal(
+        &self,
+        registry: &Registry,
+        found: credentials::Login,
+        spent: &credentials::Login,
+    ) -> Renewal {
+        let (exchange, registry) = (Arc::clone(&self.exchange), registry.clone());
+        let spent = spent.credentials.clone();
+        Renewal::new(move || {
+            let (exchange, registry) = (Arc::clone(&exchange), registry.clone());
+            let (found, spent) = (found.clone(), spent.clone());
+            async move {
+                let renewed = exchange.renew(&registry, found, spent.as_ref()?).await;
+                renewed.ok()?.ok()?.login.credentials
+            }
+        })
+    }
+}
+
+fn refused(error: FindError) -> PullError {
+    PullError::Caller(Arc::new(error))
 }
 
 impl Access {

@@ -50,6 +50,7 @@ const LAYERS: [(&str, &[&str]); 26] = [
             "toml_file",
             "platform",
             "aws",
+            "blocking",
             "requests",
             "oci",
             "units",
