@@ -2,11 +2,13 @@
 //! folders, and ends with the test that started it.
 
 pub mod accounts;
+pub mod aws_double;
 pub mod content;
 pub mod docker_registry;
 pub mod http;
 pub mod image;
 pub mod liar;
+pub mod moto;
 pub mod programs;
 pub mod runtimes;
 pub mod scene;

@@ -39,7 +39,11 @@ pub fn are_here(programs: &[&str]) -> bool {
     };
     let thread = thread::current();
     let test = thread.name().unwrap_or("a test").to_owned();
-    let message = format!("left out: {test} needs {missing} (apt-get install {package})");
+    let install = match *missing {
+        "moto_server" => "pip install 'moto[server]'".to_owned(),
+        _ => format!("apt-get install {package}"),
+    };
+    let message = format!("left out: {test} needs {missing} ({install})");
     assert!(
         env::var_os("TIDEGATE_REAL").is_none_or(|value| value != "1"),
         "{message}"
