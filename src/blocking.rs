@@ -29,6 +29,8 @@ pub enum Errand {
     Grants,
     /// Questions to Seqera Platforms, which may wait for seconds. See `credentials::Desk`.
     Platform,
+    /// Calls of AWS, which may take seconds.
+    Aws,
     /// Opening, creating and removing files.
     Disk,
     /// Bringing into memory what is to be sent next.
@@ -52,7 +54,7 @@ struct Lane {
 }
 
 // Threads and queues are guesses on the generous side: a thread that waits costs a stack, an errand its closure.
-const LANES: [Lane; 10] = [
+const LANES: [Lane; 11] = [
     Lane {
         errand: Errand::Names,
         name: "names",
@@ -75,6 +77,12 @@ const LANES: [Lane; 10] = [
         errand: Errand::Platform,
         name: "platform",
         threads: 48,
+        queue: 1024,
+    },
+    Lane {
+        errand: Errand::Aws,
+        name: "aws",
+        threads: 24,
         queue: 1024,
     },
     Lane {

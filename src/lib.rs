@@ -18,6 +18,7 @@ pub mod net;
 pub mod sharded;
 pub mod telemetry;
 // 2 planes
+pub mod aws;
 pub mod cache;
 pub mod platform;
 pub mod requests;

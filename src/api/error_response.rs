@@ -111,7 +111,7 @@ pub(super) fn of_route(shape: Shape, error: &RouteError) -> Response {
 /// for another.
 pub(super) fn of_pull(wish: &Wish, error: &PullError) -> Response {
     let message = match error {
-        // Who that was is nobody's business who only holds the name.
+        // Who that was, and with what, is nobody's business who only holds the name.
         PullError::Caller(error) => error.to_strangers(),
         error => error.to_string(),
     };
@@ -139,6 +139,8 @@ pub(super) fn of_pull(wish: &Wish, error: &PullError) -> Response {
                 (403, ErrorCode::Denied, None)
             }
             FindError::NoAnswer { .. } => (503, ErrorCode::Unavailable, Some(SILENCE_PAUSE)),
+            FindError::Aws { .. } if error.is_outage() => (502, ErrorCode::Unavailable, None),
+            FindError::Aws { .. } => (403, ErrorCode::Denied, None),
         },
         PullError::Busy(_) => (503, ErrorCode::Unavailable, Some(BUSY_PAUSE)),
         PullError::Mismatch { .. } | PullError::Fill { .. } | PullError::Manifest { .. } => {
@@ -185,6 +187,7 @@ fn of_caller(error: &FindError) -> Response {
         FindError::CallerRevoked { .. } => Response::new(401),
         FindError::Denied { .. } => api(403, &error.to_string()),
         FindError::NoAnswer { .. } => no_answer(Shape::Api, &error.to_string()),
+        FindError::Aws { .. } => api(400, &error.to_caller()),
     }
 }
 

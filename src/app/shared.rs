@@ -11,17 +11,22 @@ use std::{
 use super::StartError;
 use crate::{
     api::{self, Readiness},
+    aws::{Aws, EcrHost, Environment, RoleArn, Source},
     blocking::Pool,
     cache::Cache,
     config::{BaseUrl, Config},
-    credentials::{Desk, Directory, Keyring, OperatorLogin, load_password},
+    credentials::{
+        Desk, Directory, Ecr, EcrTable, Exchange, Keyring, OperatorLogin, load_external_id,
+        load_password,
+    },
     net::Identity,
+    oci::Registry,
     platform::{self, Https, KeyRecords, KeysError, Pairing, Transport, TransportKind},
     pull::{Proofs, Shelf},
     requests::Requests,
     server::{self, Load},
     telemetry::metrics::Gauge,
-    upstream::{self, Authorizer, Endpoints},
+    upstream::{self, Authorizer, CloudIdentity, Endpoints},
 };
 
 pub(super) struct Shared {
@@ -29,6 +34,7 @@ pub(super) struct Shared {
     pub(super) cache: Cache,
     pub(super) desk: Arc<Desk>,
     pub(super) platforms: Option<Arc<platform::Client>>,
+    pub(super) exchange: Arc<Exchange>,
     pub(super) proofs: Arc<Proofs>,
     pub(super) shelf: Arc<Shelf>,
     pub(super) endpoints: Arc<Endpoints>,
@@ -66,6 +72,8 @@ impl Shared {
             }
             None => None,
         };
+        let exchange = Exchange::new(ecr(config)?, Arc::clone(&pool));
+        exchange.introduce()?;
         let requests = Arc::new(Requests::open(&state_directory, &config.tokens)?);
         let keys = KeyRecords::open(&state_directory, requests.sealing_key(), &config.platform)?;
         let keys = Arc::new(keys);
@@ -119,6 +127,7 @@ impl Shared {
             cache,
             desk,
             platforms,
+            exchange,
             proofs: Arc::default(),
             shelf: Arc::default(),
             endpoints: Arc::new(endpoints),
@@ -159,8 +168,8 @@ fn platforms(
 
 fn operator_logins(config: &Config) -> Result<Vec<OperatorLogin>, StartError> {
     let mut logins = Vec::new();
-    for (registry, options) in config.registries() {
-        let Some(username) = &options.username else {
+    for (pattern, options) in config.registries() {
+        let (Some(registry), Some(username)) = (pattern.exact(), &options.username) else {
             continue;
         };
         let loaded = load_password(
@@ -174,12 +183,55 @@ fn operator_logins(config: &Config) -> Result<Vec<OperatorLogin>, StartError> {
         let loaded = loaded
             .map_err(|error| StartError::Login(format!("registry.\"{registry}\": {error}")))?;
         logins.push(OperatorLogin {
-            registry,
+            registry: Registry::clone(registry),
             prefix: None,
             credentials: loaded.credentials,
         });
     }
     Ok(logins)
+}
+
+/// Logins for AWS's registries.
+fn ecr(config: &Config) -> Result<Ecr, StartError> {
+    let failed = |problem: String| StartError::Login(problem);
+    let aws = Aws::new(config.aws.clone(), Environment::of_process());
+    let role = |text: &Option<String>| {
+        text.as_deref()
+            .and_then(|text| text.parse::<RoleArn>().ok())
+    };
+    let jump = role(&config.aws.jump_role);
+    let mut tables = Vec::new();
+    for (pattern, options) in config.registries() {
+        let external_id = match &options.external_id_file {
+            Some(file) => Some(load_external_id(file).map_err(|error| {
+                failed(format!("registry.\"{pattern}\".external_id_file: {error}"))
+            })?),
+            None => None,
+        };
+        let own_jump = role(&options.jump_role);
+        let own = options
+            .identity
+            .map(|CloudIdentity::Aws| match role(&options.assume_role) {
+                Some(role) => Source::Role {
+                    role,
+                    external_id,
+                    jump: own_jump.clone().or_else(|| jump.clone()),
+                },
+                None => Source::Own,
+            });
+        tables.push(EcrTable {
+            pattern,
+            host: options.ecr.as_deref().and_then(EcrHost::parse),
+            own,
+            jump: own_jump,
+        });
+    }
+    Ok(Ecr::new(
+        aws,
+        tables,
+        jump,
+        config.aws.allow_roles_without_external_id,
+    ))
 }
 
 impl Readiness for Shared {

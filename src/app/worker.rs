@@ -79,6 +79,7 @@ async fn work(plan: Plan) {
         upstream,
         shared.cache.clone(),
         Arc::clone(&shared.desk),
+        Arc::clone(&shared.exchange),
         Arc::clone(&shared.proofs),
         Arc::clone(&shared.shelf),
     );

@@ -11,9 +11,10 @@ use std::{
 
 use super::{BaseUrl, Config};
 use crate::{
-    credentials::{Directory, DirectoryError, Scope},
+    aws::{EcrHost, RoleArn},
+    credentials::{Directory, DirectoryError, Scope, load_external_id},
     http::Url,
-    oci::Registry,
+    oci::{Registry, RegistryPattern},
     toml_file::{KeyLines, Problem},
     units::ByteSize,
     upstream::{EndpointError, Endpoints, RegistryOptions},
@@ -60,7 +61,10 @@ pub(super) fn problems(config: &Config, lines: &KeyLines, misread: &[Problem]) -
     for (name, options) in well_read {
         check.realm_hosts(name, options);
         check.login(name, options);
+        check.pattern(name, options);
+        check.cloud_identity(name, options);
     }
+    check.aws(config);
     check.accounts(config);
     check.platform(config);
     check.own(config);
@@ -215,12 +219,12 @@ impl Check<'_> {
     }
 
     fn registry_names(&mut self, config: &Config) {
-        let mut names: BTreeMap<Registry, &str> = BTreeMap::new();
+        let mut names: BTreeMap<RegistryPattern, &str> = BTreeMap::new();
         for name in config.registry.keys() {
-            match name.parse::<Registry>() {
+            match name.parse::<RegistryPattern>() {
                 Err(error) => self.report(&["registry", name], error),
-                Ok(registry) => {
-                    if let Some(other) = names.insert(registry, name) {
+                Ok(pattern) => {
+                    if let Some(other) = names.insert(pattern, name) {
                         self.report(
                             &["registry", name],
                             format_args!("is the same registry as `{other}`"),
@@ -233,7 +237,7 @@ impl Check<'_> {
 
     /// The rules are those by which registries are reached later.
     fn endpoints(&mut self, registries: &[(&str, &RegistryOptions)]) {
-        let (names, endpoints): (Vec<&str>, Vec<(Registry, RegistryOptions)>) = registries
+        let (names, endpoints): (Vec<&str>, Vec<(RegistryPattern, RegistryOptions)>) = registries
             .iter()
             .filter_map(|&(name, options)| Some((name, (name.parse().ok()?, options.clone()))))
             .unzip();
@@ -292,6 +296,8 @@ impl Check<'_> {
         .collect();
         match (&options.username, sources.as_slice()) {
             (None, [source, ..]) => self.report(&at(source), "comes without `username`"),
+            // A role of AWS that asks for no external id.
+            (Some(username), []) if username.parse::<RoleArn>().is_ok() => {}
             (Some(_), []) => self.report(
                 &at("username"),
                 "comes without `password_file`, `password_env` or `password`",
@@ -299,8 +305,10 @@ impl Check<'_> {
             (Some(username), _) if username.is_empty() => {
                 self.report(&at("username"), "is empty");
             }
-            // HTTP Basic ends the name at the first colon.
-            (Some(username), _) if username.contains(':') => {
+            // HTTP Basic ends the name at the first colon; a role of AWS is no such name.
+            (Some(username), _)
+                if username.contains(':') && username.parse::<RoleArn>().is_err() =>
+            {
                 self.report(&at("username"), "must not contain a colon");
             }
             _ => {}
@@ -323,6 +331,92 @@ impl Check<'_> {
                 &at("password_env"),
                 format_args!("the environment has no `{variable}`"),
             );
+        }
+    }
+
+    /// A name with holes is that of many registries.
+    fn pattern(&mut self, name: &str, options: &RegistryOptions) {
+        if !name.contains('*') {
+            return;
+        }
+        for (key, is_given) in [
+            ("endpoint", options.endpoint.is_some()),
+            ("username", options.username.is_some()),
+            ("ecr", options.ecr.is_some()),
+        ] {
+            if is_given {
+                self.report(
+                    &["registry", name, key],
+                    "is for one registry; give it a table of its own, without a `*`",
+                );
+            }
+        }
+    }
+
+    fn cloud_identity(&mut self, name: &str, options: &RegistryOptions) {
+        let at = |key| ["registry", name, key];
+        let is_ecr = |host: &str| EcrHost::parse(host).is_some();
+        if let Some(host) = &options.ecr
+            && !is_ecr(host)
+        {
+            self.report(
+                &at("ecr"),
+                format_args!(
+                    "`{host}` is no registry of AWS, as 123456789012.dkr.ecr.eu-west-1.amazonaws.com is"
+                ),
+            );
+        }
+        if options.identity.is_some() {
+            if options.username.is_some() {
+                self.report(
+                    &at("identity"),
+                    "there is `username` already; keep one of them",
+                );
+            }
+            // A pattern's holes are filled with what AWS has there.
+            let filled = name
+                .replacen('*', "123456789012", 1)
+                .replace('*', "eu-west-1");
+            let bare = filled.to_ascii_lowercase();
+            if options.ecr.is_none() && !is_ecr(&bare) {
+                self.report(
+                    &at("identity"),
+                    "is for registries of AWS, and the name is not one's; say with `ecr` which one stands behind it",
+                );
+            }
+        }
+        for (key, role) in [
+            ("assume_role", &options.assume_role),
+            ("jump_role", &options.jump_role),
+        ] {
+            if let Some(role) = role
+                && let Err(error) = role.parse::<RoleArn>()
+            {
+                self.report(&at(key), error);
+            }
+        }
+        if options.assume_role.is_some() && options.identity.is_none() {
+            self.report(&at("assume_role"), "comes without `identity = \"aws\"`");
+        }
+        if let Some(file) = &options.external_id_file {
+            let path = at("external_id_file");
+            if options.assume_role.is_none() {
+                self.report(&path, "comes without `assume_role`");
+                return;
+            }
+            let known = self.problems.len();
+            self.file(&path, file);
+            if self.problems.len() == known
+                && let Err(error) = load_external_id(file)
+            {
+                self.report(&path, error);
+            }
+        }
+    }
+
+    fn aws(&mut self, config: &Config) {
+        for (key, problem) in config.aws.problems() {
+            self.report(&["aws", key], problem);
         }
     }
 

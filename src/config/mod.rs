@@ -22,9 +22,9 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
-    cache,
+    aws, cache,
     credentials::{self, Directory, load_password},
-    oci::Registry,
+    oci::RegistryPattern,
     platform, requests, server, telemetry,
     toml_file::{self, KeyLines, Problem, Reading},
     upstream::{self, RegistryOptions},
@@ -51,6 +51,7 @@ pub struct Config {
     pub directory: credentials::Options,
     pub platform: platform::Options,
     pub own: credentials::OwnOptions,
+    pub aws: aws::Options,
     pub registry: BTreeMap<String, RegistryOptions>,
     /// Who may revoke tokens, by HTTP Basic: name → SHA-256 of the password, in lower-case hex.
     pub accounts: BTreeMap<String, String>,
@@ -127,10 +128,13 @@ impl Config {
 
     /// Paths in the file are relative to the file's folder.
     fn resolve_paths(&mut self, folder: &Path) {
-        let of_registries = self
-            .registry
-            .values_mut()
-            .flat_map(|registry| [&mut registry.ca_file, &mut registry.password_file]);
+        let of_registries = self.registry.values_mut().flat_map(|registry| {
+            [
+                &mut registry.ca_file,
+                &mut registry.password_file,
+                &mut registry.external_id_file,
+            ]
+        });
         let paths = [
             &mut self.state_dir,
             &mut self.cache.directory,
@@ -218,7 +222,7 @@ impl Config {
     }
 
     /// `[registry."…"]` by the registries' names as they appear in requests.
-    pub fn registries(&self) -> Vec<(Registry, RegistryOptions)> {
+    pub fn registries(&self) -> Vec<(RegistryPattern, RegistryOptions)> {
         self.registry
             .iter()
             .filter_map(|(name, options)| Some((name.parse().ok()?, options.clone())))
@@ -249,6 +253,7 @@ impl Default for Config {
             directory: credentials::Options::default(),
             platform: platform::Options::default(),
             own: credentials::OwnOptions::default(),
+            aws: aws::Options::default(),
             registry: BTreeMap::new(),
             accounts: BTreeMap::new(),
             log: telemetry::Options::default(),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::oci::Registry;
 
 const EXAMPLE: &str = include_str!("../../config/tidegate.toml");
 
@@ -62,6 +63,17 @@ fn the_example_shows_the_defaults() {
         Some(crate::units::ByteSize::gib(1))
     );
     assert_eq!(shown.directory.file.take(), Some("directory.toml".into()));
+    let aws = &mut shown.aws;
+    for value in [
+        &mut aws.profile,
+        &mut aws.region,
+        &mut aws.jump_role,
+        &mut aws.ecr_endpoint,
+        &mut aws.ecr_public_endpoint,
+        &mut aws.sts_endpoint,
+    ] {
+        assert!(value.take().is_some(), "they are all shown");
+    }
     let tls = shown.listener.tls.take().expect("it is shown");
     assert_eq!(tls.cert_file, Path::new("tidegate.crt"));
     assert_eq!(tls.key_file, Path::new("tidegate.key"));
@@ -75,7 +87,16 @@ fn the_example_shows_the_defaults() {
     let own = std::mem::take(&mut shown.own);
     assert_eq!(own.registries().len(), 3);
     let names: Vec<String> = std::mem::take(&mut shown.registry).into_keys().collect();
-    assert_eq!(names, ["docker.io", "quay.io", "registry.example.com:5000"]);
+    assert_eq!(
+        names,
+        [
+            "*.dkr.ecr.*.amazonaws.com",
+            "docker.io",
+            "images.example.com",
+            "quay.io",
+            "registry.example.com:5000",
+        ]
+    );
     let accounts = std::mem::take(&mut shown.accounts);
     assert_eq!(accounts.keys().collect::<Vec<_>>(), ["admin"]);
 
@@ -98,6 +119,7 @@ fn the_example_breaks_no_rule_but_names_files_that_are_not_there() {
             "registry.\"quay.io\".password_file",
             "registry.\"docker.io\".password_env",
             "registry.\"registry.example.com:5000\".ca_file",
+            "registry.\"*.dkr.ecr.*.amazonaws.com\".external_id_file",
         ]
     );
 }
@@ -162,7 +184,7 @@ fn the_example_shows_every_key() {
 fn the_readme_has_every_key_and_its_default() {
     const README: &str = include_str!("../../README.md");
     // Their defaults are told in words.
-    const IN_WORDS: [&str; 11] = [
+    const IN_WORDS: [&str; 17] = [
         "url",
         "state_dir",
         "directory",
@@ -174,6 +196,12 @@ fn the_readme_has_every_key_and_its_default() {
         "build_repository",
         "cache_repository",
         "public_repository",
+        "profile",
+        "region",
+        "jump_role",
+        "ecr_endpoint",
+        "ecr_public_endpoint",
+        "sts_endpoint",
     ];
     let shown = with_every_setting(EXAMPLE);
     for (table, key) in all_keys() {
@@ -358,6 +386,50 @@ fn broken_rules_are_named_with_their_lines() {
             ":4: registry.\"quay.io\".password_env: there is `password` already; keep one of them",
         ),
         (
+            "[aws]\nregion = \"Frankfurt\"",
+            ":2: aws.region: `Frankfurt` is not a region's name, as eu-west-1 is",
+        ),
+        (
+            "[aws]\nsource = \"moon\"",
+            ":2: aws.source: unknown value; known are `auto`, `environment`, `profile`, `web-identity`, `container`, `imds`",
+        ),
+        (
+            "[aws]\njump_role = \"jump\"",
+            ":2: aws.jump_role: `jump` is not a role's ARN, as arn:aws:iam::123456789012:role/pull is",
+        ),
+        (
+            "[aws]\nsts_endpoint = \"sts\"",
+            ":2: aws.sts_endpoint: `sts` is not a URL as https://sts.eu-west-1.amazonaws.com is",
+        ),
+        (
+            "[registry.\"*.quay.io\"]\nendpoint = \"https://quay.io\"",
+            ":2: registry.\"*.quay.io\".endpoint: is for one registry; give it a table of its own, without a `*`",
+        ),
+        (
+            "[registry.\"**.quay.io\"]",
+            ":1: registry.\"**.quay.io\": `**.quay.io` is not a registry's host name",
+        ),
+        (
+            "[registry.\"quay.io\"]\nidentity = \"aws\"",
+            ":2: registry.\"quay.io\".identity: is for registries of AWS, and the name is not one's; say with `ecr` which one stands behind it",
+        ),
+        (
+            "[registry.\"quay.io\"]\nidentity = \"aws\"\necr = \"quay.io\"",
+            ":3: registry.\"quay.io\".ecr: `quay.io` is no registry of AWS, as 123456789012.dkr.ecr.eu-west-1.amazonaws.com is",
+        ),
+        (
+            "[registry.\"public.ecr.aws\"]\nidentity = \"aws\"\nusername = \"AWS\"\npassword = \"x\"",
+            ":2: registry.\"public.ecr.aws\".identity: there is `username` already; keep one of them",
+        ),
+        (
+            "[registry.\"public.ecr.aws\"]\nassume_role = \"arn:aws:iam::123456789012:role/x\"",
+            ":2: registry.\"public.ecr.aws\".assume_role: comes without `identity = \"aws\"`",
+        ),
+        (
+            "[registry.\"public.ecr.aws\"]\nexternal_id_file = \"/dev/null\"",
+            ":2: registry.\"public.ecr.aws\".external_id_file: comes without `assume_role`",
+        ),
+        (
             "[accounts]\nadmin = \"hunter2\"",
             ":2: accounts.admin: is not 64 hex digits; `printf %s 'the password' | sha256sum` prints them",
         ),
@@ -501,10 +573,10 @@ fn the_command_line_wins_over_the_file() {
 #[test]
 fn registries_are_found_by_the_names_that_requests_use() {
     let config = value_of("[registry.\"https://index.docker.io/v1/\"]\nallow_private = true\n");
-    let [(registry, options)] = &config.registries()[..] else {
+    let [(pattern, options)] = &config.registries()[..] else {
         panic!("{config:?}");
     };
-    assert!(registry.is_docker_hub() && options.allow_private);
+    assert!(pattern.exact().is_some_and(Registry::is_docker_hub) && options.allow_private);
 }
 
 #[test]

@@ -6,12 +6,16 @@
 //! one has his own workspace's, and without a match is anonymous to the registry. Where tidegate's own repositories are
 //! (`[own]`), he has the operator's then.
 //!
+//! What was found may not yet be what the registry takes: logins for AWS's registries are exchanged at AWS (`Exchange`).
+//!
 //! The `Keyring` is plain blocking Rust; only Platforms are waited for. The `Desk` is where the cores ask: what is
 //! remembered is there at once.
 
 mod desk;
 mod directory_file;
+mod ecr;
 mod embedded;
+mod exchange;
 mod explain;
 mod identity;
 mod memory;
@@ -21,9 +25,11 @@ mod tenants;
 
 pub use desk::Desk;
 pub use directory_file::DirectoryError;
+pub use ecr::{Ecr, EcrTable};
 pub use embedded::Directory;
+pub use exchange::{Exchange, Exchanged};
 pub use explain::{Considered, Explanation, Source};
-pub use password::{Loaded, PasswordError, load_password};
+pub use password::{Loaded, PasswordError, load_external_id, load_password};
 pub use scope::{Scope, ScopeError};
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
@@ -35,6 +41,7 @@ use self::{
     tenants::{Answer, Found, Reach, Tenant, Tenants},
 };
 use crate::{
+    aws::AwsError,
     oci::{Credentials, Digest, Registry, Repository},
     platform::{self, CallError, Client, Session},
     requests::{AtPlatform, Caller},
@@ -109,6 +116,15 @@ pub struct Login {
     pub identity: String,
     /// Whose it is and why it was chosen, for the operator's log.
     pub description: String,
+    pub side: Side,
+}
+
+/// Who answers for a login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// May also come with tidegate's own identity in a cloud.
+    Operator,
+    Tenant,
 }
 
 /// Why somebody is no caller.
@@ -152,6 +168,13 @@ pub enum FindError {
     /// Says nothing about the caller.
     #[error("whose credentials to use cannot be found out: {cause}")]
     NoAnswer { cause: String },
+    /// Its words are for the owner of the credentials, which are the operator's or the caller's.
+    #[error("no login for {registry} could be had from AWS: {cause}")]
+    Aws {
+        registry: Registry,
+        is_operators: bool,
+        cause: AwsError,
+    },
 }
 
 impl FindError {
@@ -164,6 +187,21 @@ impl FindError {
             Self::NoAnswer { .. } => {
                 "the Platform that knows whose login to use does not answer; try again".to_owned()
             }
+            Self::Aws { registry, .. } => {
+                format!(
+                    "no login for {registry} could be had from AWS; the operator's log says why"
+                )
+            }
+        }
+    }
+
+    /// To whoever asked for the name.
+    pub fn to_caller(&self) -> String {
+        match self {
+            Self::Aws {
+                is_operators: true, ..
+            } => self.to_strangers(),
+            error => error.to_string(),
         }
     }
 
@@ -172,6 +210,7 @@ impl FindError {
         match self {
             Self::CallerRevoked { .. } | Self::Denied { .. } => false,
             Self::NoAnswer { .. } => true,
+            Self::Aws { cause, .. } => cause.is_outage(),
         }
     }
 }
@@ -375,7 +414,13 @@ impl Keyring {
         let (owner, found) = match caller {
             Caller::Anonymous => {
                 let found = operators().map(Found::of);
-                return Ok(Some(Login::of("operator", found, registry, repository)));
+                return Ok(Some(Login::of(
+                    Side::Operator,
+                    "operator",
+                    found,
+                    registry,
+                    repository,
+                )));
             }
             Caller::User {
                 name,
@@ -410,9 +455,21 @@ impl Keyring {
         {
             let found = Found::of(entry);
             let owner = format!("{owner}: none, but the operator has one for his own repositories");
-            return Ok(Some(Login::of(&owner, Some(found), registry, repository)));
+            return Ok(Some(Login::of(
+                Side::Operator,
+                &owner,
+                Some(found),
+                registry,
+                repository,
+            )));
         }
-        Ok(Some(Login::of(&owner, found, registry, repository)))
+        Ok(Some(Login::of(
+            Side::Tenant,
+            &owner,
+            found,
+            registry,
+            repository,
+        )))
     }
 
     fn entries_of_user(
@@ -443,7 +500,13 @@ impl Found {
 }
 
 impl Login {
-    fn of(owner: &str, found: Option<Found>, registry: &Registry, repository: &Repository) -> Self {
+    fn of(
+        side: Side,
+        owner: &str,
+        found: Option<Found>,
+        registry: &Registry,
+        repository: &Repository,
+    ) -> Self {
         match found {
             Some(Found {
                 credentials,
@@ -452,11 +515,13 @@ impl Login {
                 identity: identity::of(&credentials),
                 description: format!("{owner}: {reason} as {}", credentials.username),
                 credentials: Some(credentials),
+                side,
             },
             None => Self {
                 credentials: None,
                 identity: identity::ANONYMOUS.to_owned(),
                 description: format!("{owner}: no login for {registry}/{repository}, so anonymous"),
+                side,
             },
         }
     }

@@ -15,6 +15,7 @@ use super::{
     scope::{Scope, closest},
 };
 use crate::{
+    aws::EcrHost,
     oci::{Credentials, Registry, Repository},
     platform::{
         self, AwsKeys, CallError, Client, FamilyId, Keys, ListedCredentials, Session, User,
@@ -414,17 +415,8 @@ fn credentials(keys: Keys) -> Option<Credentials> {
     Some(Credentials { username, password })
 }
 
-/// A private registry of AWS: `<account>.dkr.ecr.<region>.…`, its dual-stack and FIPS forms included.
 fn is_ecr(registry: &Registry) -> bool {
-    const ACCOUNT_DIGITS: usize = 12;
-    let Some((account, rest)) = registry.as_str().split_once(".dkr") else {
-        return false;
-    };
-    account.len() == ACCOUNT_DIGITS
-        && account.bytes().all(|byte| byte.is_ascii_digit())
-        && [".ecr.", ".ecr-fips.", "-ecr.", "-ecr-fips."]
-            .iter()
-            .any(|service| rest.starts_with(service))
+    matches!(EcrHost::parse(registry.as_str()), Some(EcrHost::Private(_)))
 }
 
 #[cfg(test)]
@@ -549,22 +541,6 @@ mod tests {
             let pair = login.as_ref();
             let pair = pair.map(|it| (it.username.as_str(), it.password.expose().as_str()));
             assert_eq!(pair, expected);
-        }
-    }
-
-    #[test]
-    fn private_registries_of_aws_are_known_by_name() {
-        for (host, expected) in [
-            ("123456789012.dkr.ecr.eu-west-1.amazonaws.com", true),
-            ("123456789012.dkr.ecr-fips.us-east-1.amazonaws.com", true),
-            ("123456789012.dkr-ecr.eu-west-1.on.aws", true),
-            ("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn", true),
-            ("12345678901.dkr.ecr.eu-west-1.amazonaws.com", false),
-            ("public.ecr.aws", false),
-            ("quay.io", false),
-        ] {
-            let registry = host.parse().unwrap_or_else(|e| panic!("{host}: {e}"));
-            assert_eq!(is_ecr(&registry), expected, "{host}");
         }
     }
 }

@@ -25,10 +25,10 @@ use std::{cell::RefCell, collections::HashSet, rc::Rc, sync::Arc};
 use crate::{
     blocking::PoolError,
     cache::{self, Cache, FillError},
-    credentials::{Desk, FindError},
+    credentials::{self, Desk, Exchange, Exchanged, FindError},
     oci::{Digest, ManifestError, Reference, Registry, Repository, TagOrDigest},
     requests::{Caller, Grant},
-    upstream::{Login, Source, Upstream},
+    upstream::{Login, Renewal, Source, Upstream},
 };
 
 /// Who pulls, and from where.
@@ -90,6 +90,7 @@ pub struct Pull {
     upstream: Upstream,
     cache: Cache,
     desk: Arc<Desk>,
+    exchange: Arc<Exchange>,
     proofs: Arc<Proofs>,
     shelf: Arc<Shelf>,
     /// Registries seen to redirect blobs: no claim is taken for what will not be filled.
@@ -101,6 +102,7 @@ impl Pull {
         upstream: Upstream,
         cache: Cache,
         desk: Arc<Desk>,
+        exchange: Arc<Exchange>,
         proofs: Arc<Proofs>,
         shelf: Arc<Shelf>,
     ) -> Rc<Self> {
@@ -108,6 +110,7 @@ impl Pull {
             upstream,
             cache,
             desk,
+            exchange,
             proofs,
             shelf,
             redirecting: RefCell::default(),
@@ -188,7 +191,7 @@ impl Pull {
             .await?)
     }
 
-    /// Whose credentials serve the caller there.
+    /// Whose credentials serve the caller there, in the form that the registry takes.
     async fn login(
         &self,
         caller: &Arc<Caller>,
@@ -196,11 +199,18 @@ impl Pull {
         repository: &Repository,
     ) -> Result<Login, PullError> {
         let found = self.desk.find(caller, registry, repository).await?;
-        let found = found.map_err(|error| PullError::Caller(Arc::new(error)))?;
+        let found = found.map_err(refused)?;
         tracing::debug!(login = found.description, "chosen");
+        let exchanged = self.exchange.login(registry, found.clone()).await?;
+        let Exchanged {
+            login,
+            is_renewable,
+        } = exchanged.map_err(refused)?;
+        let renewal = is_renewable.then(|| self.renewal(registry, found, &login));
         Ok(Login {
-            credentials: found.credentials,
-            identity: found.identity.into(),
+            credentials: login.credentials,
+            identity: login.identity.into(),
+            renewal,
         })
     }
 
@@ -237,6 +247,29 @@ impl Pull {
             answer => answer,
         }
     }
+
+    /// For when the registry says that `spent`, which was made of `found`, has ended.
+    fn renewal(
+        &self,
+        registry: &Registry,
+        found: credentials::Login,
+        spent: &credentials::Login,
+    ) -> Renewal {
+        let (exchange, registry) = (Arc::clone(&self.exchange), registry.clone());
+        let spent = spent.credentials.clone();
+        Renewal::new(move || {
+            let (exchange, registry) = (Arc::clone(&exchange), registry.clone());
+            let (found, spent) = (found.clone(), spent.clone());
+            async move {
+                let renewed = exchange.renew(&registry, found, spent.as_ref()?).await;
+                renewed.ok()?.ok()?.login.credentials
+            }
+        })
+    }
+}
+
+fn refused(error: FindError) -> PullError {
+    PullError::Caller(Arc::new(error))
 }
 
 impl Access {

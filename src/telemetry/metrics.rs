@@ -47,6 +47,7 @@ counters! {
     UpstreamRequests "tidegate_upstream_requests_total" "Requests sent to registries.";
     UpstreamRetries "tidegate_upstream_retries_total" "Requests to registries that were sent again.";
     TokenExchanges "tidegate_token_exchanges_total" "Tokens asked of token realms.";
+    LoginRenewals "tidegate_login_renewals_total" "Logins made anew because a registry said that they had ended.";
     RequestsIssued "tidegate_container_requests_total" "Container requests that got an ephemeral name.";
     UnknownTokens "tidegate_unknown_tokens_total" "Pulls by a token that is unknown, expired or revoked.";
     PairingSessions "tidegate_pairing_sessions_total" "Pairing sockets that Platforms have opened.";

@@ -6,13 +6,16 @@
 
 use std::{
     collections::HashMap,
+    fmt,
+    pin::Pin,
+    rc::Rc,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use super::{
     endpoint::Endpoint,
-    error::FetchError,
+    error::{FetchError, Said},
     token::{BearerToken, TokenError, TokenRequest, basic},
 };
 use crate::{
@@ -31,11 +34,34 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const MOST_TOKENS: usize = 16_384;
 const MOST_CHALLENGES: usize = 16_384;
 
-/// Who asks. The identity stands for the credentials in keys; it is not a secret.
+/// Who asks. The identity stands for the credentials in keys, also when they are renewed; it is not a secret.
 #[derive(Clone, Debug)]
 pub struct Login {
     pub credentials: Option<Credentials>,
     pub identity: Arc<str>,
+    /// Of credentials that end.
+    pub renewal: Option<Renewal>,
+}
+
+/// Brings other credentials for those that have ended, if there are any.
+#[derive(Clone)]
+pub struct Renewal(Rc<Renew>);
+
+type Renew = dyn Fn() -> Pin<Box<dyn Future<Output = Option<Credentials>>>>;
+
+impl Renewal {
+    pub fn new<F>(renew: impl Fn() -> F + 'static) -> Self
+    where
+        F: Future<Output = Option<Credentials>> + 'static,
+    {
+        Self(Rc::new(move || Box::pin(renew())))
+    }
+}
+
+impl fmt::Debug for Renewal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Renewal")
+    }
 }
 
 impl Login {
@@ -45,6 +71,34 @@ impl Login {
         } else {
             "anonymous access"
         }
+    }
+
+    /// `None`: there is nothing better. What comes is not renewed again.
+    pub(super) async fn renewed(&self) -> Option<Self> {
+        let Renewal(renew) = self.renewal.as_ref()?;
+        let credentials = renew().await?;
+        Some(Self {
+            credentials: Some(credentials),
+            identity: Arc::clone(&self.identity),
+            renewal: None,
+        })
+    }
+}
+
+/// Whether this refusal is about credentials that were good once. ECR says so with 403, like everything that is not
+/// allowed; ECR Public with 400.
+pub(super) fn has_login_ended(status: u16, said: &Said) -> bool {
+    let text = said.0.as_deref().unwrap_or_default();
+    match status {
+        401 => true,
+        400 | 403 => [
+            "authorization token has expired",
+            "security token included in the request",
+            "Authorization Token is invalid",
+        ]
+        .iter()
+        .any(|words| text.contains(words)),
+        _ => false,
     }
 }
 
@@ -102,6 +156,8 @@ enum State {
     Held(BearerToken),
     Refused {
         error: TokenError,
+        /// Others of the same identity are not refused.
+        credentials: Option<Credentials>,
         until: Instant,
     },
 }
@@ -123,12 +179,8 @@ impl Authorizer {
         login: &Login,
     ) -> Result<Option<Authorization>, FetchError> {
         let origin = endpoint.url("/").origin;
-        let learnt = {
-            let challenges = lock(&self.challenges);
-            let own = challenges.get(&(origin.clone(), Some(repository.clone())));
-            own.or_else(|| challenges.get(&(origin, None))).cloned()
-        };
-        match learnt {
+        match self.known(&origin, repository) {
+            Some(Learnt::Basic) if !endpoint.takes_basic => Ok(None),
             Some(learnt) => {
                 let answer = self
                     .answer(endpoint, repository, login, &learnt, None)
@@ -157,9 +209,7 @@ impl Authorizer {
         challenges: &[Challenge],
         sent: Option<&Authorization>,
     ) -> Result<Option<Authorization>, FetchError> {
-        let origin = endpoint.url("/").origin;
-        let learnt = self.learn(&origin, repository, login, challenges);
-        let Some(learnt) = learnt else {
+        let Some(learnt) = self.wanted(endpoint, repository, login, challenges) else {
             return Ok(None);
         };
         match (&learnt, sent) {
@@ -171,6 +221,44 @@ impl Authorizer {
                     .await
             }
         }
+    }
+
+    /// The same for a login that came in the place of one that has ended. Whatever was sent was that one's.
+    pub async fn with_other_login(
+        &self,
+        endpoint: &Endpoint,
+        repository: &Repository,
+        login: &Login,
+        challenges: &[Challenge],
+        sent: Option<&Authorization>,
+    ) -> Result<Option<Authorization>, FetchError> {
+        match self.wanted(endpoint, repository, login, challenges) {
+            Some(learnt) => {
+                self.answer(endpoint, repository, login, &learnt, sent)
+                    .await
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// What the registry wants to see, if it can be shown.
+    fn wanted(
+        &self,
+        endpoint: &Endpoint,
+        repository: &Repository,
+        login: &Login,
+        challenges: &[Challenge],
+    ) -> Option<Learnt> {
+        let origin = endpoint.url("/").origin;
+        self.learn(&origin, repository, login, challenges)
+            .filter(|learnt| endpoint.takes_basic || !matches!(learnt, Learnt::Basic))
+    }
+
+    fn known(&self, origin: &Origin, repository: &Repository) -> Option<Learnt> {
+        let challenges = lock(&self.challenges);
+        let own = challenges.get(&(origin.clone(), Some(repository.clone())));
+        own.or_else(|| challenges.get(&(origin.clone(), None)))
+            .cloned()
     }
 
     /// Chooses among the challenges: Bearer, then Basic. Without any, what was learnt before holds.
@@ -200,12 +288,12 @@ impl Authorizer {
         let learnt = match bearer {
             Some(bearer) => bearer,
             None if basic || (challenges.is_empty() && login.credentials.is_some()) => {
-                if !basic && let Some(known) = lock(&self.challenges).get(&(origin.clone(), None)) {
-                    return Some(known.clone());
+                if !basic && let Some(known) = self.known(origin, repository) {
+                    return Some(known);
                 }
                 Learnt::Basic
             }
-            None => return lock(&self.challenges).get(&(origin.clone(), None)).cloned(),
+            None => return self.known(origin, repository),
         };
         let mut known = lock(&self.challenges);
         if known.len() >= MOST_CHALLENGES {
@@ -329,7 +417,11 @@ impl Authorizer {
             Some(State::Held(token)) if now < token.until && !is_same(token, sent) => {
                 return Ok(Asked::Known(Ok(token.clone()), sent.is_some()));
             }
-            Some(State::Refused { error, until }) if now < *until => {
+            Some(State::Refused {
+                error,
+                credentials,
+                until,
+            }) if now < *until && *credentials == request.credentials => {
                 return Ok(Asked::Known(Err(error.clone()), true));
             }
             Some(State::Asking(waiting)) => {
@@ -356,6 +448,7 @@ impl Authorizer {
         let settling = Settling {
             tokens: Arc::clone(&self.tokens),
             key: Some(key.clone()),
+            credentials: request.credentials.clone(),
         };
         // A refused errand drops it, and it takes the lock.
         drop(tokens);
@@ -378,6 +471,7 @@ enum Asked {
 struct Settling {
     tokens: Arc<Mutex<HashMap<Key, State>>>,
     key: Option<Key>,
+    credentials: Option<Credentials>,
 }
 
 impl Settling {
@@ -388,6 +482,7 @@ impl Settling {
             Err(error @ (TokenError::Refused { .. } | TokenError::RateLimited { .. })) => {
                 Some(State::Refused {
                     error: error.clone(),
+                    credentials: self.credentials.take(),
                     until: Instant::now() + REFUSAL_AGE,
                 })
             }
@@ -498,6 +593,34 @@ fn token_error(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_ended_login_is_told_from_a_right_that_is_missing() {
+        for (status, said, expected) in [
+            (401, "UNAUTHORIZED: Not Authorized", true),
+            (
+                403,
+                "DENIED: Your authorization token has expired. Reauthenticate and try again.",
+                true,
+            ),
+            (
+                403,
+                "DENIED: The security token included in the request is invalid",
+                true,
+            ),
+            (
+                403,
+                "DENIED: User: arn:aws:iam::1:user/x is not authorized to perform: ecr:BatchGetImage",
+                false,
+            ),
+            (400, "DENIED: Your Authorization Token is invalid.", true),
+            (400, "TAG_INVALID: no", false),
+            (404, "Your authorization token has expired", false),
+        ] {
+            let said = Said(Some(said.to_owned()));
+            assert_eq!(has_login_ended(status, &said), expected, "{status} {said}");
+        }
+    }
 
     #[test]
     fn only_scopes_that_pull_are_asked_for() {

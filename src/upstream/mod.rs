@@ -9,8 +9,8 @@ mod fetch;
 mod send;
 mod token;
 
-pub use auth::{Authorizer, Login};
-pub use endpoint::{Endpoint, EndpointError, Endpoints, Redirects, RegistryOptions};
+pub use auth::{Authorizer, Login, Renewal};
+pub use endpoint::{CloudIdentity, Endpoint, EndpointError, Endpoints, Redirects, RegistryOptions};
 pub use error::{Busy, FetchError, Said};
 pub use exchange::{Body, Exchange};
 pub use fetch::{

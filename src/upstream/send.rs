@@ -1,5 +1,5 @@
-//! One request to a registry, with all that it may need to get through: credentials, one renewal of them, redirects, and
-//! patience with a registry that is busy. Credentials go to the registry's own origin only.
+//! One request to a registry, with all that it may need to get through: credentials, one renewal of what they got us and
+//! one of themselves, redirects, and patience with a registry that is busy. Credentials go to the registry's own origin only.
 
 use std::{
     ops::Range,
@@ -7,14 +7,14 @@ use std::{
 };
 
 use super::{
-    auth::Authorization,
+    auth::{Authorization, Login, has_login_ended},
     endpoint::Endpoint,
     error::{Busy, FetchError, Said},
     exchange::{ExchangeError, Request, Response},
     fetch::{Source, Upstream},
 };
 use crate::{
-    http::{Method, ResponseHead, Scheme, parse_challenges},
+    http::{Challenge, Method, ResponseHead, Scheme, parse_challenges},
     net::{ConnectError, ResolveError},
     oci::Registry,
     telemetry::metrics::{self, Counter},
@@ -65,7 +65,7 @@ impl Upstream {
             .authorizer
             .authorization(&endpoint, source.repository, source.login)
             .await?;
-        let mut is_renewed = false;
+        let mut trial = Trial::default();
         let mut attempt = 0;
         loop {
             let sent = self
@@ -87,33 +87,27 @@ impl Upstream {
             match (status, patience) {
                 (200..300, _) => return Ok(response),
                 _ if is_redirect(status) => return Ok(response),
-                // 403 too: some registries say so to a token or password that has ended. Only if there was one.
-                (401 | 403, _)
-                    if is_home && !is_renewed && (status == 401 || authorization.is_some()) =>
-                {
-                    is_renewed = true;
-                    let challenges =
-                        parse_challenges(response.head.headers.all("www-authenticate"));
-                    let said = self.said(response).await;
-                    let renewed = self
-                        .authorizer
-                        .after_refusal(
+                (400 | 401 | 403, _) if is_home && (status == 401 || authorization.is_some()) => {
+                    let refusal = Refusal::read(response).await;
+                    let next = trial
+                        .after(
+                            self,
                             &endpoint,
-                            source.repository,
-                            source.login,
-                            &challenges,
+                            source,
+                            &wish,
+                            &refusal,
                             authorization.as_ref(),
                         )
                         .await?;
-                    match renewed {
-                        Some(renewed) => authorization = Some(renewed),
-                        None => return Err(refused(source, wish.what, said)),
+                    match next {
+                        Some(next) => authorization = Some(next),
+                        None => return Err(refusal.into_error(source, wish.what)),
                     }
                 }
                 (429 | 500 | 502 | 503 | 504, Some(pause)) => {
                     let asked = retry_after(&response.head);
                     if asked.is_some_and(|asked| asked > LONGEST_PAUSE) {
-                        return Err(self.refusal(source, wish.what, response).await);
+                        return Err(Refusal::read(response).await.into_error(source, wish.what));
                     }
                     response.body.discard().await;
                     attempt += 1;
@@ -133,7 +127,7 @@ impl Upstream {
                         ),
                     });
                 }
-                _ => return Err(self.refusal(source, wish.what, response).await),
+                _ => return Err(Refusal::read(response).await.into_error(source, wish.what)),
             }
         }
     }
@@ -190,6 +184,29 @@ impl Upstream {
         Err(Problem::Redirect("one redirect after the other"))
     }
 
+    /// Whether these credentials have ended, in the registry's words: no repository is asked for.
+    async fn is_refused_everywhere(
+        &self,
+        endpoint: &Endpoint,
+        sent: Option<&Authorization>,
+    ) -> bool {
+        let wish = Wish {
+            method: Method::Get,
+            path: "/v2/".to_owned(),
+            accept: None,
+            part: None,
+            follow: Follow::WithinRegistry,
+            what: "the registry".to_owned(),
+        };
+        match self.send_once(endpoint, &wish, sent).await {
+            Ok((response, true)) => {
+                let refusal = Refusal::read(response).await;
+                has_login_ended(refusal.status, &refusal.said)
+            }
+            Ok((_, false)) | Err(_) => false,
+        }
+    }
+
     async fn pause(&self, pause: Duration, registry: &Registry) {
         metrics::add(Counter::UpstreamRetries, 1);
         tracing::debug!(%registry, ?pause, "asking again");
@@ -197,23 +214,115 @@ impl Upstream {
         let jitter = Instant::now().elapsed().subsec_nanos() % 64;
         monoio::time::sleep(pause + pause * jitter / 256).await;
     }
+}
 
-    async fn said(&self, response: Response) -> Said {
-        let content_type = response.head.headers.get("content-type").map(str::to_owned);
+/// What was tried so far to be let in.
+#[derive(Default)]
+struct Trial {
+    is_renewed: bool,
+    /// The source's own has ended, and this is what came for it.
+    login: Option<Login>,
+}
+
+impl Trial {
+    /// What to send next, if there is anything that was not tried: another token for the same credentials, then other
+    /// credentials.
+    async fn after(
+        &mut self,
+        upstream: &Upstream,
+        endpoint: &Endpoint,
+        source: Source<'_>,
+        wish: &Wish<'_>,
+        refusal: &Refusal,
+        sent: Option<&Authorization>,
+    ) -> Result<Option<Authorization>, FetchError> {
+        let authorizer = &upstream.authorizer;
+        let mut has_ended = has_login_ended(refusal.status, &refusal.said);
+        // To a HEAD it cannot say why.
+        let may_have_ended = source.login.renewal.is_some() || !endpoint.takes_basic;
+        if !has_ended && wish.method == Method::Head && may_have_ended && self.login.is_none() {
+            has_ended = upstream.is_refused_everywhere(endpoint, sent).await;
+        }
+        // 403 too: some registries say so to a token or password that has ended. But 400 is mostly about other things.
+        let next = if self.is_renewed || (refusal.status == 400 && !has_ended) {
+            Ok(None)
+        } else {
+            self.is_renewed = true;
+            authorizer
+                .after_refusal(
+                    endpoint,
+                    source.repository,
+                    self.login.as_ref().unwrap_or(source.login),
+                    &refusal.challenges,
+                    sent,
+                )
+                .await
+        };
+        let is_spent = match &next {
+            Ok(Some(_)) => false,
+            Ok(None) => has_ended && sent.is_some(),
+            // By the realm, of a registry that has one.
+            Err(FetchError::Refused { .. } | FetchError::Failed { status: 400, .. }) => true,
+            Err(_) => false,
+        };
+        if !is_spent || self.login.is_some() {
+            return next;
+        }
+        let Some(login) = source.login.renewed().await else {
+            return next;
+        };
+        metrics::add(Counter::LoginRenewals, 1);
+        let login = self.login.insert(login);
+        authorizer
+            .with_other_login(
+                endpoint,
+                source.repository,
+                login,
+                &refusal.challenges,
+                sent,
+            )
+            .await
+    }
+}
+
+/// An answer that is a no, read to its end.
+struct Refusal {
+    status: u16,
+    challenges: Vec<Challenge>,
+    retry_after: Option<Duration>,
+    said: Said,
+}
+
+impl Refusal {
+    async fn read(response: Response) -> Self {
+        let head = &response.head;
+        let status = head.status;
+        let challenges = parse_challenges(head.headers.all("www-authenticate"));
+        let retry_after = retry_after(head);
+        let content_type = head.headers.get("content-type").map(str::to_owned);
         let body = response
             .body
             .collect(LARGEST_ERROR)
             .await
             .unwrap_or_default();
-        Said::parse(content_type.as_deref(), &body)
+        Self {
+            status,
+            challenges,
+            retry_after,
+            said: Said::parse(content_type.as_deref(), &body),
+        }
     }
 
-    async fn refusal(&self, source: Source<'_>, what: String, response: Response) -> FetchError {
+    fn into_error(self, source: Source<'_>, what: String) -> FetchError {
         let registry = source.registry.clone();
-        let (status, retry_after) = (response.head.status, retry_after(&response.head));
-        let said = self.said(response).await;
+        let Self { status, said, .. } = self;
         match status {
-            401 | 403 => refused(source, what, said),
+            401 | 403 => FetchError::Refused {
+                registry,
+                what,
+                who: source.login.who(),
+                said,
+            },
             404 => FetchError::Unknown {
                 registry,
                 what,
@@ -221,7 +330,7 @@ impl Upstream {
             },
             429 => FetchError::RateLimited {
                 registry,
-                retry_after,
+                retry_after: self.retry_after,
                 said,
             },
             500.. => FetchError::Unreachable {
@@ -289,15 +398,6 @@ fn is_passing(error: &ExchangeError) -> bool {
         | ExchangeError::Silent(_)
         | ExchangeError::Malformed(_)
         | ExchangeError::Crowded(_) => false,
-    }
-}
-
-fn refused(source: Source<'_>, what: String, said: Said) -> FetchError {
-    FetchError::Refused {
-        registry: source.registry.clone(),
-        what,
-        who: source.login.who(),
-        said,
     }
 }
 

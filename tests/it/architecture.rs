@@ -38,7 +38,8 @@ const LAYERS: [(&str, &[&str]); 27] = [
             "blocking",
         ],
     ),
-    ("aws", &["units", "secret", "telemetry"]),
+    // Of `net`: which roots are trusted, and how names are looked up.
+    ("aws", &["net", "blocking", "units", "secret", "telemetry"]),
     (
         "platform",
         &[

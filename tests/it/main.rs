@@ -14,6 +14,9 @@
 )]
 
 mod architecture;
+mod aws_emulator;
+mod aws_identity;
+mod aws_login;
 mod blob_pull;
 mod byte_cap;
 mod cache_command;

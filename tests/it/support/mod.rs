@@ -3,12 +3,14 @@
 
 pub mod accounts;
 pub mod authority;
+pub mod aws_double;
 pub mod content;
 pub mod docker_registry;
 pub mod fake_platform;
 pub mod http;
 pub mod image;
 pub mod liar;
+pub mod moto;
 pub mod programs;
 pub mod runtimes;
 pub mod scene;

@@ -37,7 +37,11 @@ pub fn are_here(programs: &[&str]) -> bool {
         "nginx" => "nginx-light",
         other => other,
     };
-    leave_out(&format!("{missing} (apt-get install {package})"))
+    let install = match *missing {
+        "moto_server" => "pip install 'moto[server]'".to_owned(),
+        _ => format!("apt-get install {package}"),
+    };
+    leave_out(&format!("{missing} ({install})"))
 }
 
 /// The test that runs lacks something; returns false, unless that is a failure.

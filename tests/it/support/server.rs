@@ -20,6 +20,7 @@ pub struct Request {
     /// As it came, with its query.
     pub target: String,
     pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
 }
 
 impl Request {
@@ -49,6 +50,15 @@ impl Request {
     pub fn query(&self, name: &str) -> Option<String> {
         let query = self.target.split_once('?')?.1;
         query.split('&').find_map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (key == name).then(|| percent_decode(value))
+        })
+    }
+
+    /// The first value of a field of a form, decoded.
+    pub fn form(&self, name: &str) -> Option<String> {
+        let body = str::from_utf8(&self.body).ok()?;
+        body.split('&').find_map(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             (key == name).then(|| percent_decode(value))
         })
@@ -169,6 +179,7 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>
         method: method.to_owned(),
         target: target.to_owned(),
         headers: Vec::new(),
+        body: Vec::new(),
     };
     loop {
         let mut line = String::new();
@@ -187,7 +198,7 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>
         .header("content-length")
         .and_then(|length| length.parse().ok())
         .unwrap_or_default();
-    io::copy(&mut reader.take(length), &mut io::sink())?;
+    reader.take(length).read_to_end(&mut request.body)?;
     Ok(Some(request))
 }
 
