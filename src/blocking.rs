@@ -29,6 +29,10 @@ pub enum Errand {
     Grants,
     /// Logins that a credential helper has to be asked for, which may hang.
     Helpers,
+    /// Questions to Seqera Platforms, which may wait for seconds. See `credentials::Desk`.
+    Platform,
+    /// Calls of AWS, which may take seconds.
+    Aws,
     /// Opening, creating and removing files.
     Disk,
     /// Bringing into memory what is to be sent next.
@@ -52,7 +56,7 @@ struct Lane {
 }
 
 // Threads and queues are guesses on the generous side: a thread that waits costs a stack, an errand its closure.
-const LANES: [Lane; 10] = [
+const LANES: [Lane; 12] = [
     Lane {
         errand: Errand::Names,
         name: "names",
@@ -75,6 +79,18 @@ const LANES: [Lane; 10] = [
         errand: Errand::Helpers,
         name: "helpers",
         threads: 8,
+        queue: 1024,
+    },
+    Lane {
+        errand: Errand::Platform,
+        name: "platform",
+        threads: 48,
+        queue: 1024,
+    },
+    Lane {
+        errand: Errand::Aws,
+        name: "aws",
+        threads: 24,
         queue: 1024,
     },
     Lane {
@@ -115,6 +131,14 @@ const LANES: [Lane; 10] = [
         queue: 16,
     },
 ];
+
+impl Errand {
+    /// How many of its kind run at the same time.
+    pub fn threads(self) -> usize {
+        let lane = LANES.iter().find(|lane| lane.errand == self);
+        lane.map_or(0, |lane| lane.threads)
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PoolError {

@@ -5,6 +5,7 @@
 
 // 0 ground
 pub mod oci;
+pub mod seal;
 pub mod secret;
 pub mod sys;
 pub mod toml_file;
@@ -17,6 +18,7 @@ pub mod net;
 pub mod sharded;
 pub mod telemetry;
 // 2 planes
+pub mod aws;
 pub mod cache;
 pub mod platform;
 pub mod requests;

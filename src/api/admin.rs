@@ -1,6 +1,6 @@
-//! The admin listener's service: is the process alive, how does it do, and looking after its cache.
+//! The admin listener's service: is the process alive, how does it do, looking after its cache, and whose login it would use.
 
-use std::sync::Arc;
+use std::{rc::Rc, sync::Arc};
 
 use super::{
     Request, Response, Service,
@@ -10,7 +10,9 @@ use super::{
 use crate::{
     blocking::Pool,
     cache::Cache,
+    credentials::Desk,
     http::{Method, RequestHead},
+    pull::Pull,
     telemetry::metrics::{self, Gauge},
 };
 
@@ -25,14 +27,24 @@ pub struct Admin {
     readiness: Arc<dyn Readiness>,
     pub(super) cache: Cache,
     pub(super) pool: Arc<Pool>,
+    pub(super) pull: Rc<Pull>,
+    pub(super) desk: Arc<Desk>,
 }
 
 impl Admin {
-    pub fn new(readiness: Arc<dyn Readiness>, cache: Cache, pool: Arc<Pool>) -> Self {
+    pub fn new(
+        readiness: Arc<dyn Readiness>,
+        cache: Cache,
+        pool: Arc<Pool>,
+        pull: Rc<Pull>,
+        desk: Arc<Desk>,
+    ) -> Self {
         Self {
             readiness,
             cache,
             pool,
+            pull,
+            desk,
         }
     }
 }
@@ -50,6 +62,7 @@ impl Service for Admin {
                 let text = metrics::render(&self.readiness.gauges());
                 Response::new(200).content("text/plain; version=0.0.4; charset=utf-8", text)
             }
+            Ok(AdminRoute::Explain) => self.explain(&request).await,
             Ok(AdminRoute::Cache(route)) => self.look_after_cache(route, head).await,
             Err(error) => error_response::of_route(Shape::Api, &error),
         };
@@ -59,7 +72,10 @@ impl Service for Admin {
         response
     }
 
-    fn body_limit(&self, _: &RequestHead) -> Option<u64> {
-        None
+    fn body_limit(&self, head: &RequestHead) -> Option<u64> {
+        match AdminRoute::parse(head.method, head.path()) {
+            Ok(AdminRoute::Explain) => Self::explain_body_limit(head),
+            _ => None,
+        }
     }
 }

@@ -1,17 +1,12 @@
 //! `/cache/…` on the admin listener: what `tidegate cache` says and does beside a running server.
 //!
-//! Whoever reaches the listener may use it. The one who must not is a web page in the operator's browser: it reaches
-//! loopback addresses too. So what changes something must carry a field that no page may send to another site unasked, and
-//! all of it must be asked for by address: under a name, a page's own site could resolve to this machine.
-//!
-//! The work is done on the pool, in bounded turns; the answers are put into JSON there too.
-
-use std::net::{IpAddr, SocketAddr};
+//! Who may ask is said in `operator.rs`. The work is done on the pool, in bounded turns; the answers are put into JSON there too.
 
 use super::{
     Response,
     admin::Admin,
     error_response::{self, Shape, api},
+    operator::{NotOperator, ensure_asked_by_address, ensure_no_page},
     route::CacheRoute,
 };
 use crate::{
@@ -21,19 +16,14 @@ use crate::{
     units::ByteSize,
 };
 
-/// The field that comes with every request that changes something.
-pub const GUARD: &str = "x-tidegate";
-pub const GUARD_VALUE: &str = "cache";
+/// Comes with every request that changes something.
+pub const CACHE_GUARD: &str = "cache";
 
 /// Why a request is not obeyed.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
-    #[error("ask by IP address or localhost, not as {0}")]
-    Named(String),
-    #[error("this is not for web pages")]
-    Foreign,
-    #[error("what changes the cache must come with `X-Tidegate: cache`")]
-    Unguarded,
+    #[error(transparent)]
+    NotOperator(#[from] NotOperator),
     #[error("{0}")]
     Query(String),
     #[error("say which blobs: registry, repository or digest")]
@@ -47,7 +37,7 @@ enum Refusal {
 impl From<&Refusal> for Response {
     fn from(refusal: &Refusal) -> Self {
         let status = match refusal {
-            Refusal::Named(_) | Refusal::Foreign | Refusal::Unguarded => 403,
+            Refusal::NotOperator(_) => 403,
             Refusal::Query(_) | Refusal::Everything => 400,
             Refusal::NotPinned => 404,
             Refusal::Disk(_) => 500,
@@ -113,32 +103,11 @@ fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, Refusal> {
 }
 
 fn admit(route: &CacheRoute, head: &RequestHead) -> Result<(), Refusal> {
-    let host = head.host();
-    if !is_address(host) {
-        return Err(Refusal::Named(host.chars().take(100).collect()));
+    match route.changes() {
+        true => ensure_no_page(head, CACHE_GUARD)?,
+        false => ensure_asked_by_address(head)?,
     }
-    if !route.changes() {
-        return Ok(());
-    }
-    if head.headers.get("origin").is_some() {
-        return Err(Refusal::Foreign);
-    }
-    match head.headers.get(GUARD) {
-        Some(GUARD_VALUE) => Ok(()),
-        _ => Err(Refusal::Unguarded),
-    }
-}
-
-/// No site of others can be called so. An HTTP/1.0 client may leave it out; browsers do not.
-fn is_address(host: &str) -> bool {
-    let bare = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    host.is_empty()
-        || host.parse::<SocketAddr>().is_ok()
-        || bare.unwrap_or(host).parse::<IpAddr>().is_ok()
-        || name.eq_ignore_ascii_case("localhost")
+    Ok(())
 }
 
 impl Query {

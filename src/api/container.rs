@@ -1,7 +1,11 @@
 //! The container request API: submit, describe, status, revoke. A name is given out only for an image that exists and
 //! that the caller may pull, so that a typo is an error here and not in the middle of a pipeline.
 
-use std::{net::IpAddr, sync::Arc, time::SystemTime};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use serde::Serialize;
 use serde_json::{Value, json, value::RawValue};
@@ -16,6 +20,7 @@ use super::{
 use crate::{
     blocking::Errand,
     credentials::IdentityError,
+    limits::client_key,
     oci::{Reference, TagOrDigest},
     requests::{ContainerRequest, Grant, Record, RequestDetails, Token},
     telemetry::metrics::{self, Counter},
@@ -78,18 +83,56 @@ impl Api {
         version: ApiVersion,
         request: &Request,
     ) -> Result<ContainerRequest, Response> {
-        let (body, keyring, client) = (
+        let admitted = self.admit_by_rules(version, request).await?;
+        match admitted {
+            Ok(container_request) => Ok(container_request),
+            Err(refusal) => {
+                tracing::info!(client = %request.client, reason = %refusal, "a container request was refused");
+                Err(refusal.response())
+            }
+        }
+    }
+
+    async fn admit_by_rules(
+        &self,
+        version: ApiVersion,
+        request: &Request,
+    ) -> Result<Result<ContainerRequest, Refusal>, Response> {
+        let busy = |error| error_response::of_pool(Shape::Api, error);
+        let (body, desk, client) = (
             request.body.clone(),
-            Arc::clone(&self.shared.keyring),
+            Arc::clone(&self.shared.desk),
             request.client,
         );
-        let admitted = self.shared.pool.run(Errand::Grants, move || {
+        let recognized = self.shared.pool.run(Errand::Grants, move || {
             let submission = Submission::parse(&body)?;
             submission.check_before_identity(version)?;
-            let caller = keyring.authenticate(
-                submission.tower_access_token.as_ref(),
-                submission.tower_workspace_id,
-            )?;
+            let claim = submission.claim();
+            let caller = desk.keyring().recognize(&claim)?;
+            Ok::<_, Refusal>((submission, claim, caller))
+        });
+        let (submission, claim, caller) = match recognized.await.map_err(busy)? {
+            Ok(recognized) => recognized,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let caller = match caller {
+            Some(caller) => caller,
+            // Not on the lane of those who can be recognized at once. Who guesses must not make us ask for each guess.
+            None => {
+                self.may_guess(Shape::Api, client)?;
+                match self.shared.desk.authenticate(claim).await.map_err(busy)? {
+                    Ok(caller) => caller,
+                    Err(error) => {
+                        if error == IdentityError::UnknownToken {
+                            let budget = &self.shared.guesses;
+                            let _ = budget.take(client_key(client), Instant::now());
+                        }
+                        return Ok(Err(error.into()));
+                    }
+                }
+            }
+        };
+        let admitted = self.shared.pool.run(Errand::Grants, move || {
             let mut details = RequestDetails {
                 container_image: submission.container_image.clone().unwrap_or_default(),
                 platform: None,
@@ -106,18 +149,11 @@ impl Api {
             details.platform = platform.map(|platform| platform.to_string());
             Ok::<_, Refusal>(ContainerRequest {
                 image,
-                caller,
+                caller: Arc::new(caller),
                 details,
             })
         });
-        match admitted.await {
-            Ok(Ok(container_request)) => Ok(container_request),
-            Ok(Err(refusal)) => {
-                tracing::info!(client = %request.client, reason = %refusal, "a container request was refused");
-                Err(refusal.response())
-            }
-            Err(error) => Err(error_response::of_pool(Shape::Api, error)),
-        }
+        admitted.await.map_err(busy)
     }
 
     fn submitted<'a>(&self, version: ApiVersion, grant: &'a Grant) -> Submitted<'a> {
@@ -281,13 +317,19 @@ impl Refusal {
         match self {
             Self::Rejected(Rejection::Invalid(_)) => error_response::api(400, &message),
             Self::Rejected(Rejection::Unsupported(_)) => error_response::api(501, &message),
-            Self::Identity(IdentityError::AnonymousOff | IdentityError::NoDirectory) => {
-                error_response::api(400, &message)
-            }
+            Self::Identity(
+                IdentityError::AnonymousOff
+                | IdentityError::NoDirectory
+                | IdentityError::UnknownEndpoint { .. }
+                | IdentityError::NotPaired { .. },
+            ) => error_response::api(400, &message),
             // With an empty body, as clients know it: they renew their token then.
             Self::Identity(IdentityError::UnknownToken) => Response::new(401),
             Self::Identity(IdentityError::WorkspaceDenied { .. }) => {
                 error_response::api(403, &message)
+            }
+            Self::Identity(IdentityError::NoAnswer { .. }) => {
+                error_response::no_answer(Shape::Api, &message)
             }
         }
     }

@@ -1,7 +1,7 @@
 //! From errors to answers: the one place where errors get status codes. Each API has its own shape: `/v2` that of
 //! the distribution specification, the rest `{"message"}`.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -20,6 +20,9 @@ use crate::{
 
 /// When a full queue is worth another try.
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
+
+/// When a Platform that did not answer is worth another try.
+const SILENCE_PAUSE: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
@@ -108,8 +111,8 @@ pub(super) fn of_route(shape: Shape, error: &RouteError) -> Response {
 /// for another.
 pub(super) fn of_pull(wish: &Wish, error: &PullError) -> Response {
     let message = match error {
-        // Who that was is nobody's business who only holds the name.
-        PullError::Caller(_) => "whoever asked for this name may no longer pull".to_owned(),
+        // Who that was, and with what, is nobody's business who only holds the name.
+        PullError::Caller(error) => error.to_strangers(),
         error => error.to_string(),
     };
     let (status, code, wait) = match error {
@@ -131,7 +134,14 @@ pub(super) fn of_pull(wish: &Wish, error: &PullError) -> Response {
             | FetchError::Malformed { .. } => (502, ErrorCode::Unavailable, None),
             FetchError::Busy(_) => (503, ErrorCode::Unavailable, Some(BUSY_PAUSE)),
         },
-        PullError::Caller(_) => (403, ErrorCode::Denied, None),
+        PullError::Caller(error) => match **error {
+            FindError::CallerRevoked { .. } | FindError::Denied { .. } => {
+                (403, ErrorCode::Denied, None)
+            }
+            FindError::NoAnswer { .. } => (503, ErrorCode::Unavailable, Some(SILENCE_PAUSE)),
+            FindError::Aws { .. } if error.is_outage() => (502, ErrorCode::Unavailable, None),
+            FindError::Aws { .. } => (403, ErrorCode::Denied, None),
+        },
         PullError::Busy(_) => (503, ErrorCode::Unavailable, Some(BUSY_PAUSE)),
         PullError::Mismatch { .. } | PullError::Fill { .. } | PullError::Manifest { .. } => {
             (502, ErrorCode::Unavailable, None)
@@ -159,7 +169,7 @@ pub(super) fn of_submit(error: &PullError) -> Response {
         PullError::Busy(_) | PullError::Fetch(FetchError::Busy(_)) => {
             busy(Shape::Api, &error.to_string())
         }
-        PullError::Caller(revoked) => of_revoked(revoked),
+        PullError::Caller(error) => of_caller(error),
         PullError::Fetch(FetchError::RateLimited {
             retry_after: Some(wait),
             ..
@@ -171,10 +181,19 @@ pub(super) fn of_submit(error: &PullError) -> Response {
     }
 }
 
-fn of_revoked(error: &Arc<FindError>) -> Response {
-    match **error {
+fn of_caller(error: &FindError) -> Response {
+    match error {
+        // With an empty body, as clients know it: they renew their token then.
         FindError::CallerRevoked { .. } => Response::new(401),
+        FindError::Denied { .. } => api(403, &error.to_string()),
+        FindError::NoAnswer { .. } => no_answer(Shape::Api, &error.to_string()),
+        FindError::Aws { .. } => api(400, &error.to_caller()),
     }
+}
+
+/// A Platform did not say what it was asked.
+pub(super) fn no_answer(shape: Shape, message: &str) -> Response {
+    plain(shape, 503, message).field("Retry-After", whole_seconds(SILENCE_PAUSE))
 }
 
 pub(super) fn of_store(shape: Shape, error: &StoreError) -> Response {

@@ -8,6 +8,9 @@ mod basic_auth;
 mod cache_upkeep;
 mod container;
 mod error_response;
+mod explain;
+mod operator;
+mod pairing;
 mod registry;
 mod response;
 pub mod route;
@@ -15,8 +18,10 @@ mod status;
 mod submission;
 
 pub use admin::{Admin, Readiness};
-pub use cache_upkeep::{GUARD, GUARD_VALUE};
-pub use response::{Length, Response};
+pub use cache_upkeep::CACHE_GUARD;
+pub use explain::{CREDENTIALS_GUARD, Explained, Verdict};
+pub use operator::GUARD;
+pub use response::{Length, Response, Upgrade};
 
 pub use crate::pull::{Body, BodyError, Piece};
 
@@ -32,9 +37,10 @@ use bytes::Bytes;
 
 use crate::{
     blocking::Pool,
-    credentials::Keyring,
+    credentials::Desk,
     http::{HeadError, Method, RequestHead},
     limits::{Budget, client_key},
+    platform::Pairing,
     pull::Pull,
     requests::Requests,
 };
@@ -92,7 +98,8 @@ pub struct Api {
 pub struct Shared {
     pub pool: Arc<Pool>,
     pub requests: Arc<Requests>,
-    pub keyring: Arc<Keyring>,
+    pub pairing: Arc<Pairing>,
+    pub desk: Arc<Desk>,
     pub guesses: Guesses,
     /// Starts every ephemeral name.
     pub authority: String,
@@ -127,6 +134,7 @@ impl Api {
             Ok(Route::RevokeToken(token)) => self.revoke(token, request).await,
             Ok(Route::Record(token)) => self.record(token, request.client).await,
             Ok(Route::Status(token)) => self.status(token, request.client).await,
+            Ok(Route::Pair(token)) => self.pair(token, request),
             Ok(Route::ServiceInfo) => status::service_info(),
             Ok(Route::Health) => status::health(),
             Ok(Route::Landing) => status::landing(&self.shared.authority),

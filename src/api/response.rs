@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use super::Body;
-use crate::oci::Digest;
+use crate::{oci::Digest, platform::Stream};
 
 /// How long the body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,9 @@ pub enum Length {
     Absent,
 }
 
+/// Who takes the connection over, once the answer is out.
+pub type Upgrade = Box<dyn FnOnce(Box<dyn Stream>)>;
+
 pub struct Response {
     pub status: u16,
     /// Field lines, each with its line end.
@@ -23,6 +26,8 @@ pub struct Response {
     pub body: Body,
     /// The connection must end after it.
     pub close: bool,
+    /// With 101: no further request comes on this connection.
+    pub upgrade: Option<Upgrade>,
 }
 
 impl Response {
@@ -34,6 +39,16 @@ impl Response {
             length: Length::Known(0),
             body: Body::empty(),
             close: false,
+            upgrade: None,
+        }
+    }
+
+    /// 101, after which the connection is another's.
+    pub fn switching_protocols(upgrade: Upgrade) -> Self {
+        Self {
+            length: Length::Absent,
+            upgrade: Some(upgrade),
+            ..Self::new(101)
         }
     }
 

@@ -8,6 +8,7 @@ use crate::{
     http::{Method, percent_decode},
     oci::{Digest, DigestError, ReferenceError, Registry, Repository, TagOrDigest},
     requests::Token,
+    secret::Secret,
 };
 
 /// Everything that is asked for on the public listeners. Where a route answers GET it answers HEAD too,
@@ -30,6 +31,8 @@ pub enum Route {
     Record(Token),
     /// `GET /v1alpha2/container/{token}/status`
     Status(Token),
+    /// `GET /pairing/tower/token/{token}`, for Seqera Platform
+    Pair(Secret<String>),
     /// `GET /service-info`
     ServiceInfo,
     /// `GET /health`
@@ -119,6 +122,12 @@ impl Route {
             (["v1alpha2", "container", token], Get | Head) => Ok(Self::Record(parse_token(token)?)),
             (["v1alpha2", "container", token, "status"], Get | Head) => {
                 Ok(Self::Status(parse_token(token)?))
+            }
+            (["pairing", "tower", "token", token], Get) if !token.is_empty() => {
+                Ok(Self::Pair(Secret::new(decode(token).into_owned())))
+            }
+            (["pairing", "tower", "token", _], _) => {
+                Err(RouteError::MethodNotAllowed { allow: "GET" })
             }
             (["container-token"] | ["v1alpha2", "container"], _) => {
                 Err(RouteError::MethodNotAllowed { allow: "POST" })
@@ -228,6 +237,8 @@ pub enum AdminRoute {
     Ready,
     /// `GET /metrics`
     Metrics,
+    /// `POST /credentials/explain`
+    Explain,
     Cache(CacheRoute),
 }
 
@@ -257,6 +268,12 @@ impl AdminRoute {
         use Method::{Get, Head};
         if let Some(path) = path.strip_prefix("/cache/") {
             return CacheRoute::parse(method, path).map(Self::Cache);
+        }
+        if path == "/credentials/explain" {
+            return match method {
+                Method::Post => Ok(Self::Explain),
+                _ => Err(RouteError::MethodNotAllowed { allow: "POST" }),
+            };
         }
         let route = match path {
             "/livez" => Self::Live,
@@ -706,6 +723,11 @@ mod tests {
             (Method::Get, "/cache/", Err("path")),
             (Method::Get, "/cache", Err("path")),
             (Method::Get, "/livez", Ok(AdminRoute::Live)),
+            (
+                Method::Post,
+                "/credentials/explain",
+                Ok(AdminRoute::Explain),
+            ),
             (Method::Head, "/readyz", Ok(AdminRoute::Ready)),
             (Method::Get, "/metrics", Ok(AdminRoute::Metrics)),
             (Method::Post, "/metrics", Err(READ)),

@@ -7,17 +7,22 @@ use serde::Deserialize;
 
 use super::route::ApiVersion;
 use crate::{
+    credentials::Claim,
     oci::{Platform, Reference, TagOrDigest},
     secret::Secret,
 };
 
 const LONGEST_LAYER: usize = 14_000_000;
 const MOST_INCLUDES: usize = 10;
+/// Well above any Platform's; both are kept with the request.
+const LONGEST_RUN_ID: usize = 256;
+const LONGEST_REFRESH_TOKEN: usize = 64 << 10;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Submission {
     pub tower_access_token: Option<Secret<String>>,
+    pub tower_refresh_token: Option<Secret<String>>,
     pub tower_endpoint: Option<String>,
     pub tower_workspace_id: Option<i64>,
     pub workflow_id: Option<String>,
@@ -116,6 +121,19 @@ impl Submission {
         })
     }
 
+    pub(super) fn claim(&self) -> Claim {
+        Claim {
+            access_token: self.tower_access_token.clone(),
+            refresh_token: self
+                .tower_refresh_token
+                .clone()
+                .filter(|token| !token.expose().is_empty()),
+            endpoint: present(&self.tower_endpoint).map(str::to_owned),
+            workspace: self.tower_workspace_id,
+            workflow_id: present(&self.workflow_id).map(str::to_owned),
+        }
+    }
+
     /// The rules that need not know who asks. The order decides which message wins.
     pub(super) fn check_before_identity(&self, version: ApiVersion) -> Result<(), Rejection> {
         for (number, layer) in self.layers().iter().enumerate() {
@@ -134,6 +152,13 @@ impl Submission {
             image
                 .parse::<Reference>()
                 .map_err(|error| invalid(format!("containerImage: {error}")))?;
+        }
+        if present(&self.workflow_id).is_some_and(|id| id.len() > LONGEST_RUN_ID) {
+            return Err(invalid("workflowId is too long to be one"));
+        }
+        let refresh_token = self.tower_refresh_token.as_ref();
+        if refresh_token.is_some_and(|token| token.expose().len() > LONGEST_REFRESH_TOKEN) {
+            return Err(invalid("towerRefreshToken is too long to be one"));
         }
         if self.is_mirror() && version == ApiVersion::V1Alpha1 {
             return Err(invalid("mirror needs the endpoint /v1alpha2/container"));

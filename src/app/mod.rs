@@ -1,6 +1,7 @@
 //! The process: composes the parts from a configuration, runs them on all cores, and ends them in order.
 
 mod open_files;
+mod runs;
 mod runtime;
 mod shared;
 mod worker;
@@ -11,7 +12,7 @@ use std::{
     process,
     sync::{Arc, mpsc},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crate::{
@@ -19,11 +20,13 @@ use crate::{
     config::{BaseUrl, Config, NoDirectory},
     credentials::DirectoryError,
     net::{Identity, IdentityError, Renewed, bind, pipes_for_each},
+    platform::KeysError,
     requests::OpenError,
     sys,
     telemetry::log,
     toml_file::Problem,
 };
+use runs::RunKeeper;
 use runtime::Choice;
 use shared::Shared;
 
@@ -42,6 +45,8 @@ pub enum StartError {
     Login(String),
     #[error("{0}")]
     Requests(#[from] OpenError),
+    #[error("{0}")]
+    PairingKeys(#[from] KeysError),
     #[error("listener.tls: {0}")]
     Identity(#[from] IdentityError),
     #[error("the cache cannot be opened: {0}")]
@@ -139,11 +144,31 @@ pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError>
             .spawn(move || worker::run(plan))
             .map_err(StartError::Thread)?;
     }
-    let requests = Arc::clone(&shared.api.requests);
+    let sweeping = Arc::clone(&shared);
     thread::Builder::new()
         .name("sweeper".to_owned())
-        .spawn(move || sweep(&requests))
+        .spawn(move || sweep(&sweeping))
         .map_err(StartError::Thread)?;
+    if let Some(client) = &shared.platforms {
+        for (number, endpoint) in config.platform.endpoints.iter().enumerate() {
+            let (requests, client) = (Arc::clone(&shared.api.requests), Arc::clone(client));
+            let (endpoint, interval) = (endpoint.clone(), *config.tokens.run_interval);
+            let call_timeout = *config.platform.call_timeout;
+            let keep = move || {
+                let keeper = RunKeeper {
+                    requests: &requests,
+                    client: &client,
+                    endpoint: &endpoint,
+                    call_timeout,
+                };
+                keeper.keep(interval);
+            };
+            thread::Builder::new()
+                .name(format!("runs-{number}"))
+                .spawn(keep)
+                .map_err(StartError::Thread)?;
+        }
+    }
     if let Some(identity) = shared.identity.clone() {
         thread::Builder::new()
             .name("certificates".to_owned())
@@ -211,13 +236,19 @@ fn listen(address: SocketAddr, setting: &'static str) -> Result<SocketAddr, Star
     clippy::disallowed_methods,
     reason = "a thread of its own, which serves nobody"
 )]
-fn sweep(requests: &crate::requests::Requests) {
+fn sweep(shared: &Shared) {
     loop {
         thread::sleep(SWEEP_INTERVAL);
-        match requests.purge(std::time::SystemTime::now()) {
+        let now = SystemTime::now();
+        match shared.api.requests.purge(now) {
             Ok(0) => {}
             Ok(count) => tracing::debug!(count, "expired container requests were removed"),
             Err(error) => tracing::warn!(%error, "expired container requests could not be removed"),
+        }
+        match shared.platforms.as_ref().map(|client| client.purge(now)) {
+            None | Some(Ok(0)) => {}
+            Some(Ok(count)) => tracing::debug!(count, "old Platform tokens were removed"),
+            Some(Err(error)) => tracing::warn!(%error, "old Platform tokens could not be removed"),
         }
     }
 }

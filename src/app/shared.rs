@@ -11,23 +11,31 @@ use std::{
 use super::StartError;
 use crate::{
     api::{self, Readiness},
+    aws::{Aws, EcrHost, Environment, RoleArn, Source},
     blocking::Pool,
     cache::Cache,
     config::{BaseUrl, Config},
-    credentials::{Directory, DockerLogins, Keyring, OperatorLogin, load_password},
+    credentials::{
+        Desk, Directory, DockerLogins, Ecr, EcrTable, Exchange, Keyring, OperatorLogin,
+        load_external_id, load_password,
+    },
     net::Identity,
+    oci::Registry,
+    platform::{self, Https, KeyRecords, KeysError, Pairing, Transport, TransportKind},
     pull::{Proofs, Shelf},
     requests::Requests,
     server::{self, Load},
     telemetry::metrics::Gauge,
-    upstream::{self, Authorizer, Endpoints},
+    upstream::{self, Authorizer, CloudIdentity, Endpoints},
 };
 
 pub(super) struct Shared {
     pub(super) pool: Arc<Pool>,
     pub(super) cache: Cache,
-    pub(super) keyring: Arc<Keyring>,
     pub(super) docker: Arc<DockerLogins>,
+    pub(super) desk: Arc<Desk>,
+    pub(super) platforms: Option<Arc<platform::Client>>,
+    pub(super) exchange: Arc<Exchange>,
     pub(super) proofs: Arc<Proofs>,
     pub(super) shelf: Arc<Shelf>,
     pub(super) endpoints: Arc<Endpoints>,
@@ -71,10 +79,20 @@ impl Shared {
             StartError::Login(format!("docker.config_files: {}", texts.join("\n")))
         })?;
         let docker = Arc::new(docker);
-        let keyring = Keyring::new(operator_logins(config)?, directory, config.anonymous)
-            .with_docker(Arc::clone(&docker));
-        let keyring = Arc::new(keyring);
+        let exchange = Exchange::new(ecr(config)?, Arc::clone(&pool));
+        exchange.introduce()?;
         let requests = Arc::new(Requests::open(&state_directory, &config.tokens)?);
+        let keys = KeyRecords::open(&state_directory, requests.sealing_key(), &config.platform)?;
+        let keys = Arc::new(keys);
+        let pairing = Pairing::new(&config.platform, Arc::clone(&keys));
+        let platforms = platforms(config, &state_directory, &requests, keys, &pairing)?;
+        let mut keyring = Keyring::new(operator_logins(config)?, directory, config.anonymous)
+            .with_own(&config.own)
+            .with_docker(Arc::clone(&docker));
+        if let Some(client) = &platforms {
+            keyring = keyring.with_platforms(Arc::clone(client), &config.platform);
+        }
+        let desk = Desk::new(Arc::new(keyring), Arc::clone(&pool), &config.platform);
         let cache = Cache::load(cache_directory.clone(), &config.cache, Arc::clone(&pool))
             .map_err(StartError::Cache)?;
         tracing::info!(
@@ -104,7 +122,8 @@ impl Shared {
         let api = Arc::new(api::Shared {
             pool: Arc::clone(&pool),
             requests,
-            keyring: Arc::clone(&keyring),
+            desk: Arc::clone(&desk),
+            pairing,
             guesses: api::guesses(),
             authority: url.authority().to_owned(),
             accounts: config.accounts.clone(),
@@ -114,8 +133,10 @@ impl Shared {
             authorizer: Authorizer::new(Arc::clone(&pool)),
             pool,
             cache,
-            keyring,
             docker,
+            desk,
+            platforms,
+            exchange,
             proofs: Arc::default(),
             shelf: Arc::default(),
             endpoints: Arc::new(endpoints),
@@ -133,10 +154,31 @@ impl Shared {
     }
 }
 
+/// `None`: none is trusted.
+fn platforms(
+    config: &Config,
+    state_directory: &Path,
+    requests: &Requests,
+    keys: Arc<KeyRecords>,
+    pairing: &Arc<Pairing>,
+) -> Result<Option<Arc<platform::Client>>, StartError> {
+    let options = &config.platform;
+    if options.endpoints.is_empty() {
+        return Ok(None);
+    }
+    let sealing = requests.sealing_key();
+    let transport: Arc<dyn Transport> = match options.transport {
+        TransportKind::Https => Arc::new(Https::new(options)),
+        TransportKind::Pairing => Arc::clone(pairing) as Arc<_>,
+    };
+    let client = platform::Client::open(state_directory, sealing, options, keys, transport);
+    Ok(Some(Arc::new(client.map_err(KeysError::File)?)))
+}
+
 fn operator_logins(config: &Config) -> Result<Vec<OperatorLogin>, StartError> {
     let mut logins = Vec::new();
-    for (registry, options) in config.registries() {
-        let Some(username) = &options.username else {
+    for (pattern, options) in config.registries() {
+        let (Some(registry), Some(username)) = (pattern.exact(), &options.username) else {
             continue;
         };
         let loaded = load_password(
@@ -150,12 +192,55 @@ fn operator_logins(config: &Config) -> Result<Vec<OperatorLogin>, StartError> {
         let loaded = loaded
             .map_err(|error| StartError::Login(format!("registry.\"{registry}\": {error}")))?;
         logins.push(OperatorLogin {
-            registry,
+            registry: Registry::clone(registry),
             prefix: None,
             credentials: loaded.credentials,
         });
     }
     Ok(logins)
+}
+
+/// Logins for AWS's registries.
+fn ecr(config: &Config) -> Result<Ecr, StartError> {
+    let failed = |problem: String| StartError::Login(problem);
+    let aws = Aws::new(config.aws.clone(), Environment::of_process());
+    let role = |text: &Option<String>| {
+        text.as_deref()
+            .and_then(|text| text.parse::<RoleArn>().ok())
+    };
+    let jump = role(&config.aws.jump_role);
+    let mut tables = Vec::new();
+    for (pattern, options) in config.registries() {
+        let external_id = match &options.external_id_file {
+            Some(file) => Some(load_external_id(file).map_err(|error| {
+                failed(format!("registry.\"{pattern}\".external_id_file: {error}"))
+            })?),
+            None => None,
+        };
+        let own_jump = role(&options.jump_role);
+        let own = options
+            .identity
+            .map(|CloudIdentity::Aws| match role(&options.assume_role) {
+                Some(role) => Source::Role {
+                    role,
+                    external_id,
+                    jump: own_jump.clone().or_else(|| jump.clone()),
+                },
+                None => Source::Own,
+            });
+        tables.push(EcrTable {
+            pattern,
+            host: options.ecr.as_deref().and_then(EcrHost::parse),
+            own,
+            jump: own_jump,
+        });
+    }
+    Ok(Ecr::new(
+        aws,
+        tables,
+        jump,
+        config.aws.allow_roles_without_external_id,
+    ))
 }
 
 impl Readiness for Shared {
@@ -173,6 +258,11 @@ impl Readiness for Shared {
                 name: "tidegate_connections",
                 help: "Open connections of clients.",
                 value: self.load.connections() as u64,
+            },
+            Gauge {
+                name: "tidegate_pairing_sockets",
+                help: "Open pairing sockets of Platforms.",
+                value: self.api.pairing.open_count() as u64,
             },
             Gauge {
                 name: "tidegate_cache_used_bytes",

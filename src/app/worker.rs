@@ -78,8 +78,8 @@ async fn work(plan: Plan) {
     let pull = Pull::new(
         upstream,
         shared.cache.clone(),
-        Arc::clone(&shared.pool),
-        Arc::clone(&shared.keyring),
+        Arc::clone(&shared.desk),
+        Arc::clone(&shared.exchange),
         Arc::clone(&shared.proofs),
         Arc::clone(&shared.shelf),
     );
@@ -92,10 +92,11 @@ async fn work(plan: Plan) {
         Transfer::new(Arc::clone(&shared.pool), pipes),
     );
     monoio::spawn(Rc::clone(&edge).take_over(Rc::clone(&api)));
+    let idle = Rc::clone(&pull);
     monoio::spawn(async move {
         loop {
             monoio::time::sleep(IDLE_CHECK).await;
-            pull.upstream().close_idle();
+            idle.upstream().close_idle();
         }
     });
 
@@ -120,6 +121,8 @@ async fn work(plan: Plan) {
             Arc::clone(&shared) as Arc<_>,
             shared.cache.clone(),
             Arc::clone(&shared.pool),
+            Rc::clone(&pull),
+            Arc::clone(&shared.desk),
         ));
         // It answers to the end, so that an operator sees what is still running.
         // A flood of clients must not make us look dead to whoever watches.

@@ -5,8 +5,10 @@
 
 mod cache;
 mod check_config;
+mod creds;
 mod directory;
 mod serve;
+mod server;
 
 use std::{
     io::{self, Write},
@@ -41,6 +43,8 @@ enum Command {
     Directory(directory::Command),
     #[command(subcommand)]
     Cache(cache::Command),
+    #[command(subcommand)]
+    Creds(creds::Command),
 }
 
 pub fn run() -> ExitCode {
@@ -49,6 +53,7 @@ pub fn run() -> ExitCode {
         Command::CheckConfig(arguments) => check_config::run(&arguments),
         Command::Directory(command) => directory::run(&command),
         Command::Cache(command) => cache::run(&command),
+        Command::Creds(command) => creds::run(&command),
     }
 }
 
@@ -130,6 +135,14 @@ mod tests {
             ("cache pin", false),
             ("cache unpin localhost:5000/a", true),
             ("cache pins", true),
+            ("creds explain alpine", true),
+            (
+                "creds explain alpine --token-file t --workspace 1 --endpoint https://p --workflow-id r -o json",
+                true,
+            ),
+            ("creds explain alpine --workspace 1", false),
+            ("creds explain", false),
+            ("creds", false),
             ("cache burn", false),
             ("cache", false),
             ("", false),

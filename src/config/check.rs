@@ -11,8 +11,10 @@ use std::{
 
 use super::{BaseUrl, Config};
 use crate::{
-    credentials::{Directory, DirectoryError, DockerLogins},
-    oci::Registry,
+    aws::{EcrHost, RoleArn},
+    credentials::{Directory, DirectoryError, DockerLogins, Scope, load_external_id},
+    http::Url,
+    oci::{Registry, RegistryPattern},
     toml_file::{KeyLines, Problem},
     units::ByteSize,
     upstream::{EndpointError, Endpoints, RegistryOptions},
@@ -26,6 +28,13 @@ const MOST_CORES: usize = 1_024;
 const MOST_RETRIES: u32 = 10;
 /// Below it not even manifests would fit.
 const SMALLEST_CACHE: ByteSize = ByteSize::mib(1);
+
+/// Each has a thread and three descriptors. A guess at what is a typing error: a Platform opens a few.
+const MOST_SESSIONS: usize = 1_024;
+/// What a Platform sends when a workspace has a few dozen logins.
+const SMALLEST_MESSAGE: ByteSize = ByteSize(64 << 10);
+/// Each session may hold one while it arrives.
+const LARGEST_MESSAGE: ByteSize = ByteSize::mib(256);
 
 /// What was misread before is not there any more: rules about its table would only confuse.
 pub(super) fn problems(config: &Config, lines: &KeyLines, misread: &[Problem]) -> Vec<Problem> {
@@ -53,8 +62,13 @@ pub(super) fn problems(config: &Config, lines: &KeyLines, misread: &[Problem]) -
     for (name, options) in well_read {
         check.realm_hosts(name, options);
         check.login(name, options);
+        check.pattern(name, options);
+        check.cloud_identity(name, options);
     }
+    check.aws(config);
     check.accounts(config);
+    check.platform(config);
+    check.own(config);
     check.problems
 }
 
@@ -133,6 +147,9 @@ impl Check<'_> {
             (["listener", "idle_timeout"], listener.idle_timeout),
             (["listener", "send_timeout"], listener.send_timeout),
             (["tokens", "lifetime"], tokens.lifetime),
+            (["tokens", "run_lease"], tokens.run_lease),
+            (["tokens", "run_interval"], tokens.run_interval),
+            (["tokens", "run_lifetime"], tokens.run_lifetime),
             (["upstream", "connect_timeout"], upstream.connect_timeout),
             (["upstream", "response_timeout"], upstream.response_timeout),
             (["upstream", "body_timeout"], upstream.body_timeout),
@@ -143,6 +160,15 @@ impl Check<'_> {
                 self.report(&path, "must not be 0");
             }
             self.duration_is_bounded(&path, *duration);
+        }
+        if tokens.run_interval >= tokens.run_lease {
+            self.report(
+                &["tokens", "run_interval"],
+                format_args!(
+                    "is not below run_lease, {}: names would lapse before their run is asked about",
+                    tokens.run_lease
+                ),
+            );
         }
         // These may be 0: end at once, forget at once, never, always.
         self.duration_is_bounded(&["listener", "shutdown_grace"], *listener.shutdown_grace);
@@ -205,12 +231,12 @@ impl Check<'_> {
     }
 
     fn registry_names(&mut self, config: &Config) {
-        let mut names: BTreeMap<Registry, &str> = BTreeMap::new();
+        let mut names: BTreeMap<RegistryPattern, &str> = BTreeMap::new();
         for name in config.registry.keys() {
-            match name.parse::<Registry>() {
+            match name.parse::<RegistryPattern>() {
                 Err(error) => self.report(&["registry", name], error),
-                Ok(registry) => {
-                    if let Some(other) = names.insert(registry, name) {
+                Ok(pattern) => {
+                    if let Some(other) = names.insert(pattern, name) {
                         self.report(
                             &["registry", name],
                             format_args!("is the same registry as `{other}`"),
@@ -223,7 +249,7 @@ impl Check<'_> {
 
     /// The rules are those by which registries are reached later.
     fn endpoints(&mut self, registries: &[(&str, &RegistryOptions)]) {
-        let (names, endpoints): (Vec<&str>, Vec<(Registry, RegistryOptions)>) = registries
+        let (names, endpoints): (Vec<&str>, Vec<(RegistryPattern, RegistryOptions)>) = registries
             .iter()
             .filter_map(|&(name, options)| Some((name, (name.parse().ok()?, options.clone()))))
             .unzip();
@@ -282,6 +308,8 @@ impl Check<'_> {
         .collect();
         match (&options.username, sources.as_slice()) {
             (None, [source, ..]) => self.report(&at(source), "comes without `username`"),
+            // A role of AWS that asks for no external id.
+            (Some(username), []) if username.parse::<RoleArn>().is_ok() => {}
             (Some(_), []) => self.report(
                 &at("username"),
                 "comes without `password_file`, `password_env` or `password`",
@@ -289,8 +317,10 @@ impl Check<'_> {
             (Some(username), _) if username.is_empty() => {
                 self.report(&at("username"), "is empty");
             }
-            // HTTP Basic ends the name at the first colon.
-            (Some(username), _) if username.contains(':') => {
+            // HTTP Basic ends the name at the first colon; a role of AWS is no such name.
+            (Some(username), _)
+                if username.contains(':') && username.parse::<RoleArn>().is_err() =>
+            {
                 self.report(&at("username"), "must not contain a colon");
             }
             _ => {}
@@ -313,6 +343,92 @@ impl Check<'_> {
                 &at("password_env"),
                 format_args!("the environment has no `{variable}`"),
             );
+        }
+    }
+
+    /// A name with holes is that of many registries.
+    fn pattern(&mut self, name: &str, options: &RegistryOptions) {
+        if !name.contains('*') {
+            return;
+        }
+        for (key, is_given) in [
+            ("endpoint", options.endpoint.is_some()),
+            ("username", options.username.is_some()),
+            ("ecr", options.ecr.is_some()),
+        ] {
+            if is_given {
+                self.report(
+                    &["registry", name, key],
+                    "is for one registry; give it a table of its own, without a `*`",
+                );
+            }
+        }
+    }
+
+    fn cloud_identity(&mut self, name: &str, options: &RegistryOptions) {
+        let at = |key| ["registry", name, key];
+        let is_ecr = |host: &str| EcrHost::parse(host).is_some();
+        if let Some(host) = &options.ecr
+            && !is_ecr(host)
+        {
+            self.report(
+                &at("ecr"),
+                format_args!(
+                    "`{host}` is no registry of AWS, as 123456789012.dkr.ecr.eu-west-1.amazonaws.com is"
+                ),
+            );
+        }
+        if options.identity.is_some() {
+            if options.username.is_some() {
+                self.report(
+                    &at("identity"),
+                    "there is `username` already; keep one of them",
+                );
+            }
+            // A pattern's holes are filled with what AWS has there.
+            let filled = name
+                .replacen('*', "123456789012", 1)
+                .replace('*', "eu-west-1");
+            let bare = filled.to_ascii_lowercase();
+            if options.ecr.is_none() && !is_ecr(&bare) {
+                self.report(
+                    &at("identity"),
+                    "is for registries of AWS, and the name is not one's; say with `ecr` which one stands behind it",
+                );
+            }
+        }
+        for (key, role) in [
+            ("assume_role", &options.assume_role),
+            ("jump_role", &options.jump_role),
+        ] {
+            if let Some(role) = role
+                && let Err(error) = role.parse::<RoleArn>()
+            {
+                self.report(&at(key), error);
+            }
+        }
+        if options.assume_role.is_some() && options.identity.is_none() {
+            self.report(&at("assume_role"), "comes without `identity = \"aws\"`");
+        }
+        if let Some(file) = &options.external_id_file {
+            let path = at("external_id_file");
+            if options.assume_role.is_none() {
+                self.report(&path, "comes without `assume_role`");
+                return;
+            }
+            let known = self.problems.len();
+            self.file(&path, file);
+            if self.problems.len() == known
+                && let Err(error) = load_external_id(file)
+            {
+                self.report(&path, error);
+            }
+        }
+    }
+
+    fn aws(&mut self, config: &Config) {
+        for (key, problem) in config.aws.problems() {
+            self.report(&["aws", key], problem);
         }
     }
 
@@ -340,7 +456,7 @@ impl Check<'_> {
             if name.is_empty() || name.contains(':') {
                 self.report(&path, "a name must not be empty nor contain a colon");
             }
-            if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit()) {
+            if !is_sha256(hash) {
                 self.report(
                     &path,
                     "is not 64 hex digits; `printf %s 'the password' | sha256sum` prints them",
@@ -348,4 +464,117 @@ impl Check<'_> {
             }
         }
     }
+
+    fn platform(&mut self, config: &Config) {
+        let platform = &config.platform;
+        let at = |key| ["platform", key];
+        let mut seen = BTreeSet::new();
+        for endpoint in &platform.endpoints {
+            if !is_base_url(endpoint) {
+                self.report(
+                    &at("endpoints"),
+                    format_args!(
+                        "`{endpoint}` is no base URL, as in \"https://api.cloud.seqera.io\""
+                    ),
+                );
+            }
+            if !seen.insert(endpoint) {
+                self.report(&at("endpoints"), format_args!("has {endpoint} twice"));
+            }
+        }
+        for (endpoint, hashes) in &platform.pairing_tokens {
+            let path = ["platform", "pairing_tokens", endpoint];
+            if !platform.is_endpoint(endpoint) {
+                self.report(
+                    &path,
+                    "is not one of `endpoints`; they are compared letter by letter",
+                );
+            }
+            if !hashes.iter().all(|hash| is_sha256(hash)) {
+                self.report(
+                    &path,
+                    "each has to be 64 hex digits; when a Platform tries to pair, the log has them",
+                );
+            }
+        }
+        for (key, duration) in [
+            ("request_timeout", platform.request_timeout),
+            ("call_timeout", platform.call_timeout),
+            ("session_timeout", platform.session_timeout),
+            ("key_retention", platform.key_retention),
+        ] {
+            if duration.is_zero() {
+                self.report(&at(key), "must not be 0");
+            }
+            self.duration_is_bounded(&at(key), *duration);
+        }
+        for (key, duration) in [
+            ("remember", platform.remember),
+            ("remember_in_runs", platform.remember_in_runs),
+            ("remember_while_silent", platform.remember_while_silent),
+        ] {
+            self.duration_is_bounded(&at(key), *duration);
+        }
+        if platform.key_lease > platform.key_retention {
+            self.report(
+                &at("key_lease"),
+                format_args!("is above key_retention, {}", platform.key_retention),
+            );
+        }
+        if platform.max_sessions == 0 {
+            self.report(&at("max_sessions"), "must not be 0");
+        }
+        if platform.max_sessions > MOST_SESSIONS {
+            self.report(
+                &at("max_sessions"),
+                format_args!("is more than {MOST_SESSIONS}"),
+            );
+        }
+        if !(SMALLEST_MESSAGE..=LARGEST_MESSAGE).contains(&platform.max_message_size) {
+            self.report(
+                &at("max_message_size"),
+                format_args!("is not between {SMALLEST_MESSAGE} and {LARGEST_MESSAGE}"),
+            );
+        }
+        if let Some(license) = &platform.license
+            && !is_base_url(&license.url)
+        {
+            self.report(
+                &["platform", "license", "url"],
+                format_args!("`{}` is no http:// or https:// address", license.url),
+            );
+        }
+    }
+
+    fn own(&mut self, config: &Config) {
+        for (key, repository) in [
+            ("build_repository", &config.own.build_repository),
+            ("cache_repository", &config.own.cache_repository),
+            ("public_repository", &config.own.public_repository),
+        ] {
+            if let Some(Scope {
+                registry,
+                prefix: None,
+            }) = repository
+            {
+                self.report(
+                    &["own", key],
+                    format_args!(
+                        "names a registry and no repository in it, as in \"{registry}/wave\""
+                    ),
+                );
+            }
+        }
+    }
+}
+
+/// In hex.
+fn is_sha256(hash: &str) -> bool {
+    hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn is_base_url(text: &str) -> bool {
+    !text.contains(['?', '#', '@'])
+        && (text.starts_with("https://") || text.starts_with("http://"))
+        && text.parse::<Url>().is_ok()
 }

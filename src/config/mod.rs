@@ -23,10 +23,10 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::{
-    cache,
+    aws, cache,
     credentials::{self, Directory, DockerLogins, load_password},
-    oci::Registry,
-    requests, server, telemetry,
+    oci::RegistryPattern,
+    platform, requests, server, telemetry,
     toml_file::{self, KeyLines, Problem, Reading},
     upstream::{self, RegistryOptions},
 };
@@ -51,6 +51,9 @@ pub struct Config {
     pub upstream: upstream::Options,
     pub directory: credentials::Options,
     pub docker: credentials::DockerOptions,
+    pub platform: platform::Options,
+    pub own: credentials::OwnOptions,
+    pub aws: aws::Options,
     pub registry: BTreeMap<String, RegistryOptions>,
     /// Who may revoke tokens, by HTTP Basic: name → SHA-256 of the password, in lower-case hex.
     pub accounts: BTreeMap<String, String>,
@@ -123,15 +126,19 @@ impl Config {
                 "is http://, but `listener.tls` makes the listener speak HTTPS only",
             ));
         }
+        warnings.extend(config.endpoints_without_tokens(&lines));
         Ok(Loaded { config, warnings })
     }
 
     /// Paths in the file are relative to the file's folder.
     fn resolve_paths(&mut self, folder: &Path) {
-        let of_registries = self
-            .registry
-            .values_mut()
-            .flat_map(|registry| [&mut registry.ca_file, &mut registry.password_file]);
+        let of_registries = self.registry.values_mut().flat_map(|registry| {
+            [
+                &mut registry.ca_file,
+                &mut registry.password_file,
+                &mut registry.external_id_file,
+            ]
+        });
         let paths = [
             &mut self.state_dir,
             &mut self.cache.directory,
@@ -150,7 +157,8 @@ impl Config {
     }
 
     fn normalize_hashes(&mut self) {
-        for hash in self.accounts.values_mut() {
+        let of_tokens = self.platform.pairing_tokens.values_mut().flatten();
+        for hash in self.accounts.values_mut().chain(of_tokens) {
             hash.make_ascii_lowercase();
         }
     }
@@ -163,6 +171,23 @@ impl Config {
                 lines.problem(
                     &["registry", name, "password"],
                     "every user of this machine can read this file; use password_file, or `chmod o-r`",
+                )
+            })
+            .collect()
+    }
+
+    /// Not an error: the way to learn a Platform's token is to let it try.
+    fn endpoints_without_tokens(&self, lines: &KeyLines) -> Vec<Problem> {
+        self.platform
+            .endpoints
+            .iter()
+            .filter(|endpoint| !self.platform.can_be_paired(endpoint))
+            .map(|endpoint| {
+                lines.problem(
+                    &["platform", "endpoints"],
+                    format_args!(
+                        "no Platform can pair for {endpoint}: `pairing_tokens` has nothing for it. When one tries, the log has the line to add"
+                    ),
                 )
             })
             .collect()
@@ -209,7 +234,7 @@ impl Config {
     }
 
     /// `[registry."…"]` by the registries' names as they appear in requests.
-    pub fn registries(&self) -> Vec<(Registry, RegistryOptions)> {
+    pub fn registries(&self) -> Vec<(RegistryPattern, RegistryOptions)> {
         self.registry
             .iter()
             .filter_map(|(name, options)| Some((name.parse().ok()?, options.clone())))
@@ -239,6 +264,9 @@ impl Default for Config {
             upstream: upstream::Options::default(),
             directory: credentials::Options::default(),
             docker: credentials::DockerOptions::default(),
+            platform: platform::Options::default(),
+            own: credentials::OwnOptions::default(),
+            aws: aws::Options::default(),
             registry: BTreeMap::new(),
             accounts: BTreeMap::new(),
             log: telemetry::Options::default(),

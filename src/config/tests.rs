@@ -1,4 +1,5 @@
 use super::*;
+use crate::oci::Registry;
 
 const EXAMPLE: &str = include_str!("../../config/tidegate.toml");
 
@@ -62,11 +63,40 @@ fn the_example_shows_the_defaults() {
         Some(crate::units::ByteSize::gib(1))
     );
     assert_eq!(shown.directory.file.take(), Some("directory.toml".into()));
+    let aws = &mut shown.aws;
+    for value in [
+        &mut aws.profile,
+        &mut aws.region,
+        &mut aws.jump_role,
+        &mut aws.ecr_endpoint,
+        &mut aws.ecr_public_endpoint,
+        &mut aws.sts_endpoint,
+    ] {
+        assert!(value.take().is_some(), "they are all shown");
+    }
     let tls = shown.listener.tls.take().expect("it is shown");
     assert_eq!(tls.cert_file, Path::new("tidegate.crt"));
     assert_eq!(tls.key_file, Path::new("tidegate.key"));
+    let platform = &mut shown.platform;
+    assert_eq!(
+        std::mem::take(&mut platform.endpoints),
+        ["https://api.cloud.seqera.io"]
+    );
+    assert_eq!(std::mem::take(&mut platform.pairing_tokens).len(), 1);
+    assert!(!platform.license.take().expect("it is shown").strict);
+    let own = std::mem::take(&mut shown.own);
+    assert_eq!(own.registries().len(), 3);
     let names: Vec<String> = std::mem::take(&mut shown.registry).into_keys().collect();
-    assert_eq!(names, ["docker.io", "quay.io", "registry.example.com:5000"]);
+    assert_eq!(
+        names,
+        [
+            "*.dkr.ecr.*.amazonaws.com",
+            "docker.io",
+            "images.example.com",
+            "quay.io",
+            "registry.example.com:5000",
+        ]
+    );
     let accounts = std::mem::take(&mut shown.accounts);
     assert_eq!(accounts.keys().collect::<Vec<_>>(), ["admin"]);
 
@@ -89,6 +119,7 @@ fn the_example_breaks_no_rule_but_names_files_that_are_not_there() {
             "registry.\"quay.io\".password_file",
             "registry.\"docker.io\".password_env",
             "registry.\"registry.example.com:5000\".ca_file",
+            "registry.\"*.dkr.ecr.*.amazonaws.com\".external_id_file",
         ]
     );
 }
@@ -153,7 +184,25 @@ fn the_example_shows_every_key() {
 fn the_readme_has_every_key_and_its_default() {
     const README: &str = include_str!("../../README.md");
     // Their defaults are told in words.
-    const IN_WORDS: [&str; 5] = ["url", "state_dir", "directory", "file", "tls"];
+    const IN_WORDS: [&str; 17] = [
+        "url",
+        "state_dir",
+        "directory",
+        "file",
+        "tls",
+        "endpoints",
+        "pairing_tokens",
+        "license",
+        "build_repository",
+        "cache_repository",
+        "public_repository",
+        "profile",
+        "region",
+        "jump_role",
+        "ecr_endpoint",
+        "ecr_public_endpoint",
+        "sts_endpoint",
+    ];
     let shown = with_every_setting(EXAMPLE);
     for (table, key) in all_keys() {
         let start = match table.as_str() {
@@ -172,8 +221,56 @@ fn the_readme_has_every_key_and_its_default() {
 fn broken_rules_are_named_with_their_lines() {
     for (text, problem) in [
         (
+            "[tokens]\nrun_interval = \"20m\"",
+            ":2: tokens.run_interval: is not below run_lease, 20m: names would lapse before their run is asked about",
+        ),
+        (
+            "[own]\nbuild_repository = \"quay.io\"",
+            ":2: own.build_repository: names a registry and no repository in it, as in \"quay.io/wave\"",
+        ),
+        (
             "url = \"http://tidegate\"",
             ":1: url: runtimes would take `tidegate` for a repository on Docker Hub; give it a port or a domain, as in \"http://tidegate:5000\"",
+        ),
+        (
+            "[platform]\nendpoints = [\"api.cloud.seqera.io\"]",
+            ":2: platform.endpoints: `api.cloud.seqera.io` is no base URL, as in \"https://api.cloud.seqera.io\"",
+        ),
+        (
+            "[platform]\nendpoints = [\"https://a.example\", \"https://a.example\"]",
+            ":2: platform.endpoints: has https://a.example twice",
+        ),
+        (
+            "[platform.pairing_tokens]\n\"https://a.example/\" = []",
+            ":2: platform.pairing_tokens.\"https://a.example/\": is not one of `endpoints`; they are compared letter by letter",
+        ),
+        (
+            "[platform]\nendpoints = [\"https://a.example\"]\npairing_tokens = { \"https://a.example\" = [\"secret\"] }",
+            ":3: platform.pairing_tokens.\"https://a.example\": each has to be 64 hex digits; when a Platform tries to pair, the log has them",
+        ),
+        (
+            "[platform]\ncall_timeout = \"0s\"",
+            ":2: platform.call_timeout: must not be 0",
+        ),
+        (
+            "[platform]\nkey_lease = \"31days\"",
+            ":2: platform.key_lease: is above key_retention, 30days",
+        ),
+        (
+            "[platform]\nmax_sessions = 0",
+            ":2: platform.max_sessions: must not be 0",
+        ),
+        (
+            "[platform]\nmax_sessions = 2000",
+            ":2: platform.max_sessions: is more than 1024",
+        ),
+        (
+            "[platform]\nmax_message_size = \"1KiB\"",
+            ":2: platform.max_message_size: is not between 64KiB and 256MiB",
+        ),
+        (
+            "[platform.license]\nurl = \"licenses\"",
+            ":2: platform.license.url: `licenses` is no http:// or https:// address",
         ),
         ("cores = 5000", ":1: cores: is more than 1024"),
         (
@@ -287,6 +384,50 @@ fn broken_rules_are_named_with_their_lines() {
         (
             "[registry.\"quay.io\"]\nusername = \"ada\"\npassword = \"hunter2\"\npassword_env = \"PATH\"",
             ":4: registry.\"quay.io\".password_env: there is `password` already; keep one of them",
+        ),
+        (
+            "[aws]\nregion = \"Frankfurt\"",
+            ":2: aws.region: `Frankfurt` is not a region's name, as eu-west-1 is",
+        ),
+        (
+            "[aws]\nsource = \"moon\"",
+            ":2: aws.source: unknown value; known are `auto`, `environment`, `profile`, `web-identity`, `container`, `imds`",
+        ),
+        (
+            "[aws]\njump_role = \"jump\"",
+            ":2: aws.jump_role: `jump` is not a role's ARN, as arn:aws:iam::123456789012:role/pull is",
+        ),
+        (
+            "[aws]\nsts_endpoint = \"sts\"",
+            ":2: aws.sts_endpoint: `sts` is not a URL as https://sts.eu-west-1.amazonaws.com is",
+        ),
+        (
+            "[registry.\"*.quay.io\"]\nendpoint = \"https://quay.io\"",
+            ":2: registry.\"*.quay.io\".endpoint: is for one registry; give it a table of its own, without a `*`",
+        ),
+        (
+            "[registry.\"**.quay.io\"]",
+            ":1: registry.\"**.quay.io\": `**.quay.io` is not a registry's host name",
+        ),
+        (
+            "[registry.\"quay.io\"]\nidentity = \"aws\"",
+            ":2: registry.\"quay.io\".identity: is for registries of AWS, and the name is not one's; say with `ecr` which one stands behind it",
+        ),
+        (
+            "[registry.\"quay.io\"]\nidentity = \"aws\"\necr = \"quay.io\"",
+            ":3: registry.\"quay.io\".ecr: `quay.io` is no registry of AWS, as 123456789012.dkr.ecr.eu-west-1.amazonaws.com is",
+        ),
+        (
+            "[registry.\"public.ecr.aws\"]\nidentity = \"aws\"\nusername = \"AWS\"\npassword = \"x\"",
+            ":2: registry.\"public.ecr.aws\".identity: there is `username` already; keep one of them",
+        ),
+        (
+            "[registry.\"public.ecr.aws\"]\nassume_role = \"arn:aws:iam::123456789012:role/x\"",
+            ":2: registry.\"public.ecr.aws\".assume_role: comes without `identity = \"aws\"`",
+        ),
+        (
+            "[registry.\"public.ecr.aws\"]\nexternal_id_file = \"/dev/null\"",
+            ":2: registry.\"public.ecr.aws\".external_id_file: comes without `assume_role`",
         ),
         (
             "[accounts]\nadmin = \"hunter2\"",
@@ -432,10 +573,10 @@ fn the_command_line_wins_over_the_file() {
 #[test]
 fn registries_are_found_by_the_names_that_requests_use() {
     let config = value_of("[registry.\"https://index.docker.io/v1/\"]\nallow_private = true\n");
-    let [(registry, options)] = &config.registries()[..] else {
+    let [(pattern, options)] = &config.registries()[..] else {
         panic!("{config:?}");
     };
-    assert!(registry.is_docker_hub() && options.allow_private);
+    assert!(pattern.exact().is_some_and(Registry::is_docker_hub) && options.allow_private);
 }
 
 #[test]

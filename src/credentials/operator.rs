@@ -41,6 +41,32 @@ impl Operator {
         }
     }
 
+    /// Those of `[registry."…"]`.
+    pub(super) fn tables(&self) -> &[Entry] {
+        &self.tables
+    }
+
+    /// A registry has refused what was found. Whether there may be something else by now.
+    pub(super) fn doubt(&self, registry: &Registry) -> bool {
+        self.docker
+            .as_ref()
+            .is_some_and(|docker| docker.doubt(registry))
+    }
+
+    /// What Docker's files alone have; `None` without any.
+    pub(super) fn find_in_docker(
+        &self,
+        registry: &Registry,
+        repository: &Repository,
+        effort: Effort,
+    ) -> Option<Known> {
+        let docker = self.docker.as_ref().filter(|docker| !docker.is_empty())?;
+        Some(match docker.narrow(registry, repository) {
+            Some(narrow) => Known::Login(narrow),
+            None => docker.wide(registry, effort),
+        })
+    }
+
     pub(super) fn find(
         &self,
         registry: &Registry,

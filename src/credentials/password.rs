@@ -10,7 +10,12 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use crate::{oci::Credentials, secret::Secret, units::KIB};
+use crate::{
+    aws::{ExternalId, ExternalIdError, RoleArn},
+    oci::Credentials,
+    secret::Secret,
+    units::KIB,
+};
 
 /// Credentials, and what the operator should know about how they are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,9 +46,14 @@ pub enum PasswordError {
     NotText { path: PathBuf },
     #[error("the environment has no variable {name}, or it is not text")]
     Variable { name: String },
+    #[error("{} holds no external id: {cause}", path.display())]
+    ExternalId {
+        path: PathBuf,
+        cause: ExternalIdError,
+    },
 }
 
-/// Exactly one of the three is to be given. A relative `password_file` is below `base`.
+/// Exactly one of the three is to be given; of a role of AWS, none if it has no external id. A relative `password_file` is below `base`.
 pub fn load_password(
     username: &str,
     password: Option<Secret<String>>,
@@ -51,7 +61,8 @@ pub fn load_password(
     password_env: Option<&str>,
     base: &Path,
 ) -> Result<Loaded, PasswordError> {
-    if username.contains(':') {
+    let is_role = username.parse::<RoleArn>().is_ok();
+    if username.contains(':') && !is_role {
         return Err(PasswordError::Colon {
             username: username.to_owned(),
         });
@@ -65,6 +76,7 @@ pub fn load_password(
             password
         }
         (None, None, Some(name)) => read_variable(name)?,
+        (None, None, None) if is_role => Secret::default(),
         (None, None, None) => {
             return Err(PasswordError::Missing {
                 username: username.to_owned(),
@@ -76,7 +88,7 @@ pub fn load_password(
             });
         }
     };
-    if password.expose().is_empty() {
+    if password.expose().is_empty() && !is_role {
         return Err(PasswordError::Empty {
             username: username.to_owned(),
         });
@@ -88,6 +100,17 @@ pub fn load_password(
         },
         warning,
     })
+}
+
+/// What the owner of a role of AWS agreed on with the operator.
+pub fn load_external_id(path: &Path) -> Result<ExternalId, PasswordError> {
+    let (text, _) = read_file(path)?;
+    text.expose()
+        .parse()
+        .map_err(|cause| PasswordError::ExternalId {
+            path: path.to_owned(),
+            cause,
+        })
 }
 
 /// Cloud registries take a whole JSON key as password, some kilobytes.
@@ -183,6 +206,17 @@ mod tests {
             .unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(loaded.credentials.username, "ada");
         assert_eq!(loaded.credentials.password, secret("hunter2 "));
+        // A role's name has colons, and may come without an external id.
+        let role = "arn:aws:iam::123456789012:role/pull";
+        let loaded = load_password(role, None, None, None, base);
+        let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(
+            (
+                loaded.credentials.username.as_str(),
+                loaded.credentials.password
+            ),
+            (role, secret(""))
+        );
         let name = "CARGO_PKG_NAME";
         let loaded = load_password("ada", None, None, Some(name), base)
             .unwrap_or_else(|error| panic!("{error}"));

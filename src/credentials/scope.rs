@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use serde::{Deserialize, Deserializer};
+
 use super::Entry;
 use crate::oci::{ReferenceError, Registry, Repository};
 
@@ -51,8 +53,15 @@ impl FromStr for Scope {
     }
 }
 
+impl<'de> Deserialize<'de> for Scope {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl Scope {
-    fn covers(&self, registry: &Registry, repository: &Repository) -> bool {
+    pub(super) fn covers(&self, registry: &Registry, repository: &Repository) -> bool {
         self.registry == *registry
             && self.prefix.as_ref().is_none_or(|prefix| {
                 let rest = repository.as_str().strip_prefix(prefix.as_str());
@@ -76,21 +85,29 @@ impl fmt::Display for Scope {
 }
 
 /// The longest prefix wins, whatever the order; among equals, the first.
+pub(super) fn closest<'s, T>(
+    candidates: impl Iterator<Item = (&'s Scope, T)>,
+    registry: &Registry,
+    repository: &Repository,
+) -> Option<T> {
+    let matching = candidates.filter(|(scope, _)| scope.covers(registry, repository));
+    let closest = matching.reduce(|best, other| {
+        if other.0.prefix_size() > best.0.prefix_size() {
+            other
+        } else {
+            best
+        }
+    });
+    closest.map(|(_, candidate)| candidate)
+}
+
 pub(super) fn longest_match<'a>(
     entries: &'a [Entry],
     registry: &Registry,
     repository: &Repository,
 ) -> Option<&'a Entry> {
-    let matching = entries
-        .iter()
-        .filter(|entry| entry.scope.covers(registry, repository));
-    matching.reduce(|best, entry| {
-        if entry.scope.prefix_size() > best.scope.prefix_size() {
-            entry
-        } else {
-            best
-        }
-    })
+    let candidates = entries.iter().map(|entry| (&entry.scope, entry));
+    closest(candidates, registry, repository)
 }
 
 #[cfg(test)]

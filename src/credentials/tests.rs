@@ -89,6 +89,7 @@ fn user(name: &str, workspace: Option<i64>, access_token: &str) -> Caller {
         name: name.to_owned(),
         workspace,
         access_token: secret(access_token),
+        platform: None,
     }
 }
 
@@ -96,7 +97,21 @@ fn find(keyring: &Keyring, caller: &Caller, image: &str) -> Result<Login, FindEr
     let image: Reference = image
         .parse()
         .unwrap_or_else(|error| panic!("{image}: {error}"));
-    keyring.find(caller, &image.registry, &image.repository)
+    keyring.find(caller, &image.registry, &image.repository, Instant::now())
+}
+
+/// No Platform is there to be asked.
+fn authenticate(
+    keyring: &Keyring,
+    access_token: Option<&Secret<String>>,
+    workspace: Option<i64>,
+) -> Result<Caller, IdentityError> {
+    let claim = Claim {
+        access_token: access_token.cloned(),
+        workspace,
+        ..Claim::default()
+    };
+    keyring.authenticate(&claim, Instant::now())
 }
 
 #[test]
@@ -128,7 +143,7 @@ fn callers_are_known_by_their_access_token() {
         ),
     ] {
         let token = token.map(secret);
-        let caller = keyring.authenticate(token.as_ref(), workspace);
+        let caller = authenticate(&keyring, token.as_ref(), workspace);
         assert_eq!(caller, expected, "{workspace:?}");
     }
 }
@@ -136,7 +151,7 @@ fn callers_are_known_by_their_access_token() {
 #[test]
 fn what_is_turned_off_is_said() {
     let token = secret(ADA);
-    let without_directory = keyring(None).authenticate(Some(&token), None);
+    let without_directory = authenticate(&keyring(None), Some(&token), None);
     assert_eq!(without_directory, Err(IdentityError::NoDirectory));
     let message = IdentityError::NoDirectory.to_string();
     assert!(message.contains("[directory] file"), "{message}");
@@ -144,10 +159,10 @@ fn what_is_turned_off_is_said() {
     let directory = directory(&directory_text());
     let keyring = Keyring::new(Vec::new(), Some(directory), false);
     for token in [None, Some(&secret(""))] {
-        let caller = keyring.authenticate(token, None);
+        let caller = authenticate(&keyring, token, None);
         assert_eq!(caller, Err(IdentityError::AnonymousOff));
     }
-    assert!(keyring.authenticate(Some(&token), None).is_ok());
+    assert!(authenticate(&keyring, Some(&token), None).is_ok());
 }
 
 #[test]
@@ -231,6 +246,28 @@ fn each_caller_has_the_logins_of_his_own_workspace_and_no_others() {
         );
         assert!(!format!("{login:?}").contains("of "), "{login:?}");
     }
+}
+
+#[test]
+fn at_the_registries_of_our_own_repositories_the_operator_serves_who_has_none() {
+    let own = OwnOptions {
+        build_repository: Some("docker.io/acme/wave".parse().expect("a scope")),
+        ..OwnOptions::default()
+    };
+    let keyring = keyring(Some(directory(&directory_text()))).with_own(&own);
+    let ada = user("ada", Some(1), ADA);
+    for (image, username) in [
+        ("docker.io/acme/wave:1", Some("operator")),
+        ("quay.io/acme/app", Some("acme+robot")),
+        ("ghcr.io/acme/app", None),
+    ] {
+        let login = find(&keyring, &ada, image).unwrap_or_else(|error| panic!("{error}"));
+        let found = login.credentials.map(|it| it.username);
+        assert_eq!(found.as_deref(), username, "{image}");
+    }
+    let bob = user("bob", Some(2), BOB);
+    let login = find(&keyring, &bob, "quay.io/acme/app");
+    assert_eq!(login.map(|it| it.credentials), Ok(None));
 }
 
 #[test]
@@ -401,7 +438,7 @@ fn files_that_cannot_be_read_are_named() {
 #[test]
 fn an_empty_directory_knows_nobody() {
     let keyring = keyring(Some(directory("")));
-    let caller = keyring.authenticate(Some(&secret(ADA)), None);
+    let caller = authenticate(&keyring, Some(&secret(ADA)), None);
     assert_eq!(caller, Err(IdentityError::UnknownToken));
 }
 

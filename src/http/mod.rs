@@ -14,6 +14,7 @@ mod method;
 mod range;
 mod target;
 mod url;
+mod websocket;
 
 pub use challenge::{Challenge, parse_challenges};
 pub use chunked::{ChunkDecoder, ChunkError};
@@ -27,3 +28,4 @@ pub use method::{Method, Version};
 pub use range::{ContentRange, RangeWish, parse_content_range, parse_range};
 pub use target::{Target, TargetForm};
 pub use url::{Origin, Scheme, Url, UrlError, percent_decode, percent_encode_query};
+pub use websocket::{HandshakeError, accept_websocket};

@@ -1,6 +1,7 @@
 //! Sockets: listening, finding and dialling hosts, TLS on both sides, and moving a file to a client.
 
 mod connect;
+mod detached;
 mod identity;
 mod listener;
 mod patience;
@@ -14,6 +15,7 @@ mod tls_session;
 mod transfer;
 
 pub use connect::{ConnectError, Dialer};
+pub use detached::Detached;
 pub use identity::{Identity, IdentityError, Renewed};
 pub use listener::{Listener, bind};
 pub use patience::{Clock, Deadline};

@@ -45,6 +45,10 @@ impl TlsSession {
         self.tcp
     }
 
+    pub(super) fn into_parts(self) -> (TcpStream, ServerConnection) {
+        (self.tcp, self.session)
+    }
+
     /// Appends what comes next to `buffer`, up to its capacity; 0 is the end.
     pub(super) async fn read(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         loop {

@@ -9,6 +9,7 @@ mod manifest;
 pub mod media_type;
 mod platform;
 mod reference;
+mod registry_pattern;
 
 pub use credentials::Credentials;
 pub use descriptor::Descriptor;
@@ -17,3 +18,4 @@ pub use error_code::ErrorCode;
 pub use manifest::{Manifest, ManifestError};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError, Registry, Repository, Tag, TagOrDigest};
+pub use registry_pattern::RegistryPattern;

@@ -126,7 +126,10 @@ impl Pull {
         match self.hit(access, digest) {
             Some(blob) => Ok(stored(blob)),
             // In a box, so that those who wait for nothing need not carry its state along.
-            None => Box::pin(self.blob_by_asking(access, digest, first_part)).await,
+            None => {
+                let ask = || Box::pin(self.blob_by_asking(access, digest, first_part));
+                self.for_access(access, ask).await
+            }
         }
     }
 
@@ -217,6 +220,15 @@ impl Pull {
         {
             return Ok(BlobHead::Found { size: Some(size) });
         }
+        self.for_access(access, || self.blob_head_by_asking(access, digest))
+            .await
+    }
+
+    async fn blob_head_by_asking(
+        &self,
+        access: &Access,
+        digest: &Digest,
+    ) -> Result<BlobHead, PullError> {
         let login = self
             .login(&access.caller, &access.registry, &access.repository)
             .await?;

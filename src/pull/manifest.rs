@@ -41,10 +41,15 @@ impl Pull {
         version: &TagOrDigest,
         extent: Extent,
     ) -> Result<ServedManifest, PullError> {
-        match version {
-            TagOrDigest::Digest(digest) => self.manifest_by_digest(access, digest, extent).await,
-            TagOrDigest::Tag(tag) => self.manifest_by_tag(access, tag, extent).await,
-        }
+        let ask = || async {
+            match version {
+                TagOrDigest::Digest(digest) => {
+                    self.manifest_by_digest(access, digest, extent).await
+                }
+                TagOrDigest::Tag(tag) => self.manifest_by_tag(access, tag, extent).await,
+            }
+        };
+        self.for_access(access, ask).await
     }
 
     async fn manifest_by_digest(
@@ -110,11 +115,11 @@ impl Pull {
             .ask_for_tag(access, tag, &version, extent, known.is_some())
             .await;
         match (asked, stored) {
-            (Err(PullError::Fetch(error)), Some(stored))
+            (Err(error), Some(stored))
                 if is_outage(&error) && known.is_some_and(|known| known.age < LONGEST_STALE) =>
             {
                 tracing::warn!(registry = %access.registry, repository = %access.repository, %tag, %error,
-                    "the registry is down; a tag is served as it was");
+                    "the registry cannot be asked; a tag is served as it was");
                 metrics::add(Counter::StaleManifests, 1);
                 let mut served = self.serve(access, &stored);
                 served.is_stale = true;
@@ -252,15 +257,14 @@ fn served_head(head: &ManifestHead, digest: Digest) -> Option<ServedManifest> {
     })
 }
 
-fn is_outage(error: &FetchError) -> bool {
+/// Nobody has said no.
+fn is_outage(error: &PullError) -> bool {
     match error {
-        FetchError::Unreachable { .. } => true,
-        FetchError::Failed { .. }
-        | FetchError::Malformed { .. }
-        | FetchError::RateLimited { .. }
-        | FetchError::Unknown { .. }
-        | FetchError::Refused { .. }
-        | FetchError::Forbidden { .. }
-        | FetchError::Busy(_) => false,
+        PullError::Fetch(error) => matches!(error, FetchError::Unreachable { .. }),
+        PullError::Caller(error) => error.is_outage(),
+        PullError::Busy(_)
+        | PullError::Mismatch { .. }
+        | PullError::Manifest { .. }
+        | PullError::Fill { .. } => false,
     }
 }

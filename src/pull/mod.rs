@@ -23,12 +23,12 @@ pub use crate::upstream::{FetchError, List, next_page};
 use std::{cell::RefCell, collections::HashSet, rc::Rc, sync::Arc};
 
 use crate::{
-    blocking::{Errand, Pool, PoolError},
+    blocking::PoolError,
     cache::{self, Cache, FillError},
-    credentials::{FindError, Keyring},
+    credentials::{self, Desk, Exchange, Exchanged, FindError},
     oci::{Digest, ManifestError, Reference, Registry, Repository, TagOrDigest},
     requests::{Caller, Grant},
-    upstream::{Login, Source, Upstream},
+    upstream::{Login, Renewal, Source, Upstream},
 };
 
 /// Who pulls, and from where.
@@ -89,8 +89,8 @@ pub enum PullError {
 pub struct Pull {
     upstream: Upstream,
     cache: Cache,
-    pool: Arc<Pool>,
-    keyring: Arc<Keyring>,
+    desk: Arc<Desk>,
+    exchange: Arc<Exchange>,
     proofs: Arc<Proofs>,
     shelf: Arc<Shelf>,
     /// Registries seen to redirect blobs: no claim is taken for what will not be filled.
@@ -101,16 +101,16 @@ impl Pull {
     pub fn new(
         upstream: Upstream,
         cache: Cache,
-        pool: Arc<Pool>,
-        keyring: Arc<Keyring>,
+        desk: Arc<Desk>,
+        exchange: Arc<Exchange>,
         proofs: Arc<Proofs>,
         shelf: Arc<Shelf>,
     ) -> Rc<Self> {
         Rc::new(Self {
             upstream,
             cache,
-            pool,
-            keyring,
+            desk,
+            exchange,
             proofs,
             shelf,
             redirecting: RefCell::default(),
@@ -122,7 +122,22 @@ impl Pull {
     }
 
     /// What the image's name means now, asked with the caller's own credentials.
-    pub async fn resolve(&self, caller: &Caller, image: &Reference) -> Result<Digest, PullError> {
+    pub async fn resolve(
+        &self,
+        caller: &Arc<Caller>,
+        image: &Reference,
+    ) -> Result<Digest, PullError> {
+        let (registry, repository) = (&image.registry, &image.repository);
+        let ask = || self.resolve_once(caller, image);
+        self.with_another_login(caller, registry, repository, ask)
+            .await
+    }
+
+    async fn resolve_once(
+        &self,
+        caller: &Arc<Caller>,
+        image: &Reference,
+    ) -> Result<Digest, PullError> {
         let login = self
             .login(caller, &image.registry, &image.repository)
             .await?;
@@ -150,6 +165,11 @@ impl Pull {
     }
 
     pub async fn tags(&self, access: &Access, query: Option<&str>) -> Result<List, PullError> {
+        self.for_access(access, || self.tags_once(access, query))
+            .await
+    }
+
+    async fn tags_once(&self, access: &Access, query: Option<&str>) -> Result<List, PullError> {
         let login = self
             .login(&access.caller, &access.registry, &access.repository)
             .await?;
@@ -171,32 +191,85 @@ impl Pull {
             .await?)
     }
 
-    /// Whose credentials serve the caller there. On the pool: a directory may have to be asked.
+    /// Whose credentials serve the caller there, in the form that the registry takes.
     async fn login(
         &self,
-        caller: &Caller,
+        caller: &Arc<Caller>,
         registry: &Registry,
         repository: &Repository,
     ) -> Result<Login, PullError> {
-        let keyring = Arc::clone(&self.keyring);
-        let (caller, registry, repository) = (caller.clone(), registry.clone(), repository.clone());
-        let errand = match keyring.has_to_ask(&caller, &registry, &repository) {
-            true => Errand::Helpers,
-            false => Errand::Grants,
-        };
-        let found = self
-            .pool
-            .run(errand, move || {
-                keyring.find(&caller, &registry, &repository)
-            })
-            .await?;
-        let found = found.map_err(|error| PullError::Caller(Arc::new(error)))?;
+        let found = self.desk.find(caller, registry, repository).await?;
+        let found = found.map_err(refused)?;
         tracing::debug!(login = found.description, "chosen");
+        let exchanged = self.exchange.login(registry, found.clone()).await?;
+        let Exchanged {
+            login,
+            is_renewable,
+        } = exchanged.map_err(refused)?;
+        let renewal = is_renewable.then(|| self.renewal(registry, found, &login));
         Ok(Login {
-            credentials: found.credentials,
-            identity: found.identity.into(),
+            credentials: login.credentials,
+            identity: login.identity.into(),
+            renewal,
         })
     }
+
+    async fn for_access<T, F: Future<Output = Result<T, PullError>>>(
+        &self,
+        access: &Access,
+        ask: impl Fn() -> F,
+    ) -> Result<T, PullError> {
+        let Access {
+            caller,
+            registry,
+            repository,
+            ..
+        } = access;
+        self.with_another_login(caller, registry, repository, ask)
+            .await
+    }
+
+    /// A login that was remembered may have been replaced meanwhile: when it is refused, once more with a new one, if there
+    /// may be one.
+    async fn with_another_login<T, F: Future<Output = Result<T, PullError>>>(
+        &self,
+        caller: &Arc<Caller>,
+        registry: &Registry,
+        repository: &Repository,
+        ask: impl Fn() -> F,
+    ) -> Result<T, PullError> {
+        match ask().await {
+            Err(PullError::Fetch(FetchError::Refused { .. }))
+                if self.desk.doubt(caller, registry, repository) =>
+            {
+                ask().await
+            }
+            answer => answer,
+        }
+    }
+
+    /// For when the registry says that `spent`, which was made of `found`, has ended.
+    fn renewal(
+        &self,
+        registry: &Registry,
+        found: credentials::Login,
+        spent: &credentials::Login,
+    ) -> Renewal {
+        let (exchange, registry) = (Arc::clone(&self.exchange), registry.clone());
+        let spent = spent.credentials.clone();
+        Renewal::new(move || {
+            let (exchange, registry) = (Arc::clone(&exchange), registry.clone());
+            let (found, spent) = (found.clone(), spent.clone());
+            async move {
+                let renewed = exchange.renew(&registry, found, spent.as_ref()?).await;
+                renewed.ok()?.ok()?.login.credentials
+            }
+        })
+    }
+}
+
+fn refused(error: FindError) -> PullError {
+    PullError::Caller(Arc::new(error))
 }
 
 impl Access {

@@ -1,6 +1,6 @@
 //! A submitted container request: the image, for whom, and what is kept only to describe it later.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,8 @@ use crate::{oci::Reference, secret::Secret};
 pub struct ContainerRequest {
     /// The source, with the defaults of its registry filled in.
     pub image: Reference,
-    pub caller: Caller,
+    /// Shared with the grant that comes of it.
+    pub caller: Arc<Caller>,
     pub details: RequestDetails,
 }
 
@@ -24,7 +25,20 @@ pub enum Caller {
         /// `None`: the user's personal workspace.
         workspace: Option<i64>,
         access_token: Secret<String>,
+        /// `None`: of the embedded directory.
+        platform: Option<AtPlatform>,
     },
+}
+
+/// Where a caller is known who is not of the embedded directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AtPlatform {
+    /// The base URL of its API.
+    pub endpoint: String,
+    /// Replaces the access token when that has expired.
+    pub refresh_token: Option<Secret<String>>,
+    /// The run for which the image is pulled.
+    pub workflow_id: Option<String>,
 }
 
 /// For logs. A name alone, since a workspace's number says little without it.
@@ -107,6 +121,11 @@ mod tests {
             name: "ada".to_owned(),
             workspace: Some(1),
             access_token: Secret::new("hunter2".to_owned()),
+            platform: Some(AtPlatform {
+                endpoint: "https://platform.example.com".to_owned(),
+                refresh_token: Some(Secret::new("hunter2".to_owned())),
+                workflow_id: None,
+            }),
         };
         assert!(!format!("{caller:?} {caller}").contains("hunter2"));
     }

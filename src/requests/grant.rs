@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use super::{Caller, Token};
+use super::{Caller, Lease, Token};
 use crate::oci::{Reference, Repository};
 
 /// Whoever has `token` may pull from one repository of one registry, on the caller's behalf, until `expires`.
@@ -14,12 +14,15 @@ pub struct Grant {
     /// Shared, because each pull by this grant takes it along.
     pub caller: Arc<Caller>,
     pub created: SystemTime,
+    /// At the latest.
     pub expires: SystemTime,
+    /// Of the workflow run that it belongs to.
+    pub lease: Option<Arc<Lease>>,
 }
 
 impl Grant {
     pub fn is_expired(&self, now: SystemTime) -> bool {
-        self.expires <= now
+        self.expires <= now || self.lease.as_ref().is_some_and(|lease| lease.is_over(now))
     }
 
     /// All tags and digests of the repository are allowed: an index names its manifests by digest.

@@ -13,13 +13,14 @@ mod grant;
 mod recent;
 mod record;
 mod redb;
-mod seal;
+mod runs;
 mod token;
 
 pub use client_time::{ClientTime, ClientTimeError};
-pub use container_request::{Caller, ContainerRequest, RequestDetails};
+pub use container_request::{AtPlatform, Caller, ContainerRequest, RequestDetails};
 pub use grant::Grant;
 pub use record::{Record, RecordError, RecordedUser};
+pub use runs::{DueRun, Lease, RunId, RunState};
 pub use token::{Token, TokenError};
 
 use std::{
@@ -35,9 +36,17 @@ use std::{
 use serde::Deserialize;
 
 use self::{
-    client_time::unix_nanoseconds, recent::Recent, record::Entry, redb::Database, seal::SealingKey,
+    client_time::unix_nanoseconds,
+    recent::Recent,
+    record::Entry,
+    redb::Database,
+    runs::{Joined, Runs},
 };
-use crate::{oci::Digest, units::HumanDuration};
+use crate::{
+    oci::Digest,
+    seal::{SealError, SealingKey},
+    units::HumanDuration,
+};
 
 /// `[tokens]`
 #[derive(Clone, Debug, Deserialize)]
@@ -45,6 +54,12 @@ use crate::{oci::Digest, units::HumanDuration};
 pub struct Options {
     /// How long an ephemeral name can be pulled: `"36h"`.
     pub lifetime: HumanDuration,
+    /// How long a name that was asked for in a workflow run can be pulled without a sign that the run goes on: `"20m"`.
+    pub run_lease: HumanDuration,
+    /// How often the Platform is asked whether it does: `"3m"`.
+    pub run_interval: HumanDuration,
+    /// How long such a name can be pulled at the most: `"2days"`.
+    pub run_lifetime: HumanDuration,
     /// How long a request can be described after its token has expired: `"7days"`.
     pub record_retention: HumanDuration,
 }
@@ -53,6 +68,9 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             lifetime: HumanDuration::hours(36),
+            run_lease: HumanDuration::seconds(20 * 60),
+            run_interval: HumanDuration::seconds(3 * 60),
+            run_lifetime: HumanDuration::hours(2 * 24),
             record_retention: HumanDuration::hours(7 * 24),
         }
     }
@@ -62,10 +80,9 @@ impl Default for Options {
 pub enum OpenError {
     #[error("another tidegate uses {}; give this one a state_dir of its own", state_directory.display())]
     InUse { state_directory: PathBuf },
-    #[error("{} can be read by other users; run: chmod 600 {}", path.display(), path.display())]
-    Exposed { path: PathBuf },
-    #[error("{} is not a key: it has to be 32 bytes", path.display())]
-    KeyMalformed { path: PathBuf },
+    /// A file that must be private, or the key.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     #[error(
         "{} is not the key that {} was written with; restore it, or remove both files and with them every ephemeral name",
         key.display(), database.display()
@@ -99,8 +116,9 @@ pub enum StoreError {
 /// One for the process, shared by all cores and the pool.
 pub struct Requests {
     recent: Recent,
+    runs: Runs,
     database: Database,
-    key: SealingKey,
+    key: Arc<SealingKey>,
     options: Options,
 }
 
@@ -118,7 +136,7 @@ impl Requests {
         // First the database: its lock keeps another process from creating a key of its own.
         let database = Database::open(state_directory)?;
         let key_path = state_directory.join("seal.key");
-        let key = SealingKey::load_or_create(&key_path)?;
+        let key = Arc::new(SealingKey::load_or_create(&key_path)?);
         let is_right_key =
             database
                 .was_written_with(&key)
@@ -132,12 +150,34 @@ impl Requests {
                 database: database.path().to_owned(),
             });
         }
-        Ok(Self {
+        let requests = Self {
             recent: Recent::new(),
+            runs: Runs::new(options),
             database,
             key,
             options: options.clone(),
-        })
+        };
+        requests
+            .load_runs(SystemTime::now())
+            .map_err(|cause| OpenError::Database {
+                path: requests.database.path().to_owned(),
+                cause: cause.into(),
+            })?;
+        Ok(requests)
+    }
+
+    fn load_runs(&self, now: SystemTime) -> Result<(), StoreError> {
+        for (id, bytes) in self.database.runs()? {
+            if let Err(error) = self.runs.load(&id, &bytes, &self.key, now) {
+                tracing::warn!(%error, "a workflow run cannot be taken up; its names have lapsed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Of the state folder, for what else is sealed there.
+    pub fn sealing_key(&self) -> Arc<SealingKey> {
+        Arc::clone(&self.key)
     }
 
     /// On disk when it returns. `resolved` is what the image's tag named when the request was checked.
@@ -147,19 +187,37 @@ impl Requests {
         resolved: Option<Digest>,
         now: SystemTime,
     ) -> Result<Arc<Grant>, StoreError> {
-        let lifetime = u64::try_from(self.options.lifetime.as_nanos()).unwrap_or(u64::MAX);
         let created = unix_nanoseconds::from_time(now);
-        let expires = created.saturating_add(lifetime);
+        let run = self.runs.join(&request.caller, now, &self.key);
+        let expires = match &run {
+            Some(_) => unix_nanoseconds::from_time(self.runs.cap(now)),
+            None => {
+                let lifetime = u64::try_from(self.options.lifetime.as_nanos()).unwrap_or(u64::MAX);
+                created.saturating_add(lifetime)
+            }
+        };
+        if let Some(Joined {
+            id,
+            to_store: Some(stored),
+            ..
+        }) = &run
+        {
+            let changes = [(id.as_str(), Some(stored.encode()))];
+            self.database.write_runs(changes.into_iter())?;
+        }
         loop {
             let grant = Arc::new(Grant {
                 token: Token::random(),
                 image: request.image.clone(),
-                caller: Arc::new(request.caller.clone()),
+                caller: Arc::clone(&request.caller),
                 created: unix_nanoseconds::to_time(created),
                 expires: unix_nanoseconds::to_time(expires),
+                lease: run.as_ref().map(|run| Arc::clone(&run.lease)),
             });
             let ticket = self.recent.ticket(grant.token);
-            let entry = Entry::new(&grant, request.details.clone(), resolved, &self.key);
+            let run = run.as_ref().map(|run| &run.id);
+            let details = request.details.clone();
+            let entry = Entry::new(&grant, run, details, resolved, &self.key);
             if self
                 .database
                 .insert(&grant.token, expires, &entry.encode())?
@@ -169,6 +227,26 @@ impl Requests {
                 return Ok(grant);
             }
         }
+    }
+
+    /// The workflow runs at this Platform that are to be asked about.
+    pub fn due_runs(&self, endpoint: &str, now: SystemTime) -> Vec<DueRun> {
+        self.runs.due(endpoint, now)
+    }
+
+    /// What was found out about them. Counts at once; after an error, not beyond a restart.
+    pub fn note_runs(
+        &self,
+        looked_at: &[(RunId, RunState)],
+        now: SystemTime,
+    ) -> Result<(), StoreError> {
+        let settled = self.runs.settle(looked_at, now, &self.key);
+        if settled.is_empty() {
+            return Ok(());
+        }
+        let changes = settled.iter();
+        let changes = changes.map(|(id, run)| (id.as_str(), Some(run.encode())));
+        self.database.write_runs(changes)
     }
 
     /// From memory only: for the cores, which must not wait. `None` says nothing; ask `find` then.
@@ -189,8 +267,19 @@ impl Requests {
             if !entry.is_valid(now) {
                 return Ok(None);
             }
-            let grant = entry.grant(token, &self.key).map_err(unusable(token))?;
-            let grant = Arc::new(grant);
+            let lease = match entry.run() {
+                None => None,
+                Some(run) => match self.runs.lease(&run) {
+                    // All of its names have lapsed.
+                    None => return Ok(None),
+                    lease => lease,
+                },
+            };
+            let grant = entry.grant(token, lease, &self.key);
+            let grant = Arc::new(grant.map_err(unusable(token))?);
+            if grant.is_expired(now) {
+                return Ok(None);
+            }
             if self.recent.remember(&ticket, &grant) {
                 return Ok(Some(grant));
             }
@@ -243,6 +332,11 @@ impl Requests {
     /// Deletes the records that have been kept long enough, and says how many. To be called now and then.
     pub fn purge(&self, now: SystemTime) -> Result<usize, StoreError> {
         self.recent.forget_expired(now);
+        let over = self.runs.purge(now);
+        if !over.is_empty() {
+            let changes = over.iter().map(|id| (id.as_str(), None));
+            self.database.write_runs(changes)?;
+        }
         let retention = u64::try_from(self.options.record_retention.as_nanos()).unwrap_or(u64::MAX);
         let Some(before) = unix_nanoseconds::from_time(now).checked_sub(retention) else {
             return Ok(0);

@@ -145,6 +145,7 @@ mod tests {
             caller: Arc::new(Caller::Anonymous),
             created: SystemTime::UNIX_EPOCH,
             expires,
+            lease: None,
         })
     }
 

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! {"format":1, "registry":…, "repository":…, "version":…,
-//!  "user":{"name":…,"workspace":…,"access_token":<sealed>},             absent: anonymous
+//!  "user":{"name":…,"workspace":…,"access_token":<sealed>,              absent: anonymous
+//!          "platform":{"endpoint":…,"refresh_token":<sealed>,"workflow_id":…}},
+//!  "run":<id>,                                                           absent: lives for itself
 //!  "details":{…}, "created":<ns since 1970>, "expires":…, "revoked":…,
 //!  "resolved_digest":…, "source_digest":…}
 //! ```
@@ -12,11 +14,12 @@ use std::{sync::Arc, time::SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Caller, Grant, RequestDetails, Token,
-    client_time::unix_nanoseconds,
+    AtPlatform, Caller, Grant, Lease, RequestDetails, RunId, Token, client_time::unix_nanoseconds,
+};
+use crate::{
+    oci::{Digest, DigestError, Reference, ReferenceError},
     seal::{SealingKey, UnsealError},
 };
-use crate::oci::{Digest, DigestError, Reference, ReferenceError};
 
 /// What is told about a container request: all but the caller's access token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +70,9 @@ pub(super) struct Entry {
     version: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     user: Option<User>,
+    /// The run on whose lease it hangs, see runs.rs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    run: Option<String>,
     details: RequestDetails,
     created: u64,
     expires: u64,
@@ -78,18 +84,85 @@ pub(super) struct Entry {
     source_digest: Option<String>,
 }
 
+/// A caller with a name. Sealed with a context: his tokens are of no use in another record.
 #[derive(Serialize, Deserialize)]
-struct User {
+pub(super) struct User {
     name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     workspace: Option<i64>,
-    /// Sealed, with the token as context: it is of no use in another record.
     access_token: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    platform: Option<Platform>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Platform {
+    endpoint: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refresh_token: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    workflow_id: Option<String>,
+}
+
+impl User {
+    /// `None`: an anonymous caller.
+    pub(super) fn sealed(caller: &Caller, context: &str, key: &SealingKey) -> Option<Self> {
+        let Caller::User {
+            name,
+            workspace,
+            access_token,
+            platform,
+        } = caller
+        else {
+            return None;
+        };
+        let platform = platform.as_ref().map(|platform| {
+            let refresh_token = platform.refresh_token.as_ref();
+            Platform {
+                endpoint: platform.endpoint.clone(),
+                refresh_token: refresh_token
+                    .map(|secret| key.seal(secret, &refresh_context(context))),
+                workflow_id: platform.workflow_id.clone(),
+            }
+        });
+        Some(Self {
+            name: name.clone(),
+            workspace: *workspace,
+            access_token: key.seal(access_token, context),
+            platform,
+        })
+    }
+
+    pub(super) fn unsealed(self, context: &str, key: &SealingKey) -> Result<Caller, UnsealError> {
+        let platform = self.platform.map(|platform| {
+            let sealed = platform.refresh_token.as_deref();
+            let refresh_token = sealed
+                .map(|sealed| key.unseal(sealed, &refresh_context(context)))
+                .transpose()?;
+            Ok(AtPlatform {
+                endpoint: platform.endpoint,
+                refresh_token,
+                workflow_id: platform.workflow_id,
+            })
+        });
+        Ok(Caller::User {
+            name: self.name,
+            workspace: self.workspace,
+            access_token: key.unseal(&self.access_token, context)?,
+            platform: platform.transpose()?,
+        })
+    }
+}
+
+/// Not the access token's: neither seal fits the other's place.
+fn refresh_context(context: &str) -> String {
+    format!("refresh {context}")
 }
 
 impl Entry {
     pub(super) fn new(
         grant: &Grant,
+        run: Option<&RunId>,
         details: RequestDetails,
         resolved: Option<Digest>,
         key: &SealingKey,
@@ -99,18 +172,8 @@ impl Entry {
             registry: grant.image.registry.to_string(),
             repository: grant.image.repository.to_string(),
             version: grant.image.version.to_string(),
-            user: match &*grant.caller {
-                Caller::Anonymous => None,
-                Caller::User {
-                    name,
-                    workspace,
-                    access_token,
-                } => Some(User {
-                    name: name.clone(),
-                    workspace: *workspace,
-                    access_token: key.seal(access_token, grant.token.as_str()),
-                }),
-            },
+            user: User::sealed(&grant.caller, grant.token.as_str(), key),
+            run: run.map(|id| id.as_str().to_owned()),
             details: details.shortened(),
             created: unix_nanoseconds::from_time(grant.created),
             expires: unix_nanoseconds::from_time(grant.expires),
@@ -153,19 +216,26 @@ impl Entry {
         self.source_digest = Some(digest.to_string());
     }
 
-    pub(super) fn grant(self, token: &Token, key: &SealingKey) -> Result<Grant, RecordError> {
+    /// The run on whose lease it hangs.
+    pub(super) fn run(&self) -> Option<RunId> {
+        self.run.as_deref().map(RunId::parse)
+    }
+
+    pub(super) fn grant(
+        self,
+        token: &Token,
+        lease: Option<Arc<Lease>>,
+        key: &SealingKey,
+    ) -> Result<Grant, RecordError> {
         Ok(Grant {
             token: *token,
             image: self.image()?,
             created: unix_nanoseconds::to_time(self.created),
             expires: unix_nanoseconds::to_time(self.expires),
+            lease,
             caller: Arc::new(match self.user {
                 None => Caller::Anonymous,
-                Some(user) => Caller::User {
-                    access_token: key.unseal(&user.access_token, token.as_str())?,
-                    name: user.name,
-                    workspace: user.workspace,
-                },
+                Some(user) => user.unsealed(token.as_str(), key)?,
             }),
         })
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! requests   token                  → entry (see record.rs)
 //! expiries   (expires in ns, token) → nothing      what purging walks, oldest first
+//! runs       run id                 → run (see runs.rs)
 //! meta       "key check"            → a known text, sealed with the key of this database
 //! ```
 //! Both tables of a request change in one transaction. A reader never waits; writers wait for each other, each for
@@ -24,14 +25,15 @@ use redb::{
     backends::FileBackend,
 };
 
-use super::{
-    OpenError, StoreError, Token,
+use super::{OpenError, StoreError, Token};
+use crate::{
     seal::{SealingKey, ensure_private},
+    secret::Secret,
 };
-use crate::secret::Secret;
 
 const REQUESTS: TableDefinition<&str, &[u8]> = TableDefinition::new("requests");
 const EXPIRIES: TableDefinition<(u64, &str), ()> = TableDefinition::new("expiries");
+const RUNS: TableDefinition<&str, &[u8]> = TableDefinition::new("runs");
 const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
 
 const KEY_CHECK: &str = "key check";
@@ -147,6 +149,39 @@ impl Database {
         })?
     }
 
+    pub(super) fn runs(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        self.run(|database| {
+            let runs = database.begin_read()?.open_table(RUNS)?;
+            let mut all = Vec::new();
+            for run in runs.iter()? {
+                let (id, run) = run?;
+                all.push((id.value().to_owned(), run.value().to_owned()));
+            }
+            Ok(all)
+        })
+    }
+
+    /// Replaces or, with `None`, removes each.
+    pub(super) fn write_runs<'r>(
+        &self,
+        changes: impl Iterator<Item = (&'r str, Option<Vec<u8>>)>,
+    ) -> Result<(), StoreError> {
+        self.run(|database| {
+            let writing = database.begin_write()?;
+            {
+                let mut runs = writing.open_table(RUNS)?;
+                for (id, run) in changes {
+                    match run {
+                        Some(run) => runs.insert(id, run.as_slice())?,
+                        None => runs.remove(id)?,
+                    };
+                }
+            }
+            writing.commit()?;
+            Ok(())
+        })
+    }
+
     /// Deletes some of the requests that expired before an instant, and says how many: none when no more are left.
     pub(super) fn purge_some(&self, before: u64) -> Result<usize, StoreError> {
         self.run(|database| {
@@ -236,6 +271,7 @@ fn create_tables(database: &redb::Database) -> Result<(), redb::Error> {
     let writing = database.begin_write()?;
     writing.open_table(REQUESTS)?;
     writing.open_table(EXPIRIES)?;
+    writing.open_table(RUNS)?;
     writing.open_table(META)?;
     writing.commit()?;
     Ok(())

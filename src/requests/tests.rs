@@ -32,6 +32,7 @@ fn ada() -> Caller {
         name: "ada".to_owned(),
         workspace: Some(1),
         access_token: Secret::new(ACCESS_TOKEN.to_owned()),
+        platform: None,
     }
 }
 
@@ -40,7 +41,7 @@ fn request(image: &str, caller: Caller) -> ContainerRequest {
         image: image
             .parse()
             .unwrap_or_else(|error| panic!("{image}: {error}")),
-        caller,
+        caller: Arc::new(caller),
         details: RequestDetails {
             container_image: image.to_owned(),
             platform: Some("linux/amd64".to_owned()),
@@ -143,6 +144,7 @@ fn a_lifetime_without_end_is_none_that_overflows() {
     let options = Options {
         lifetime: HumanDuration(Duration::MAX),
         record_retention: HumanDuration(Duration::MAX),
+        ..Options::default()
     };
     let requests =
         Requests::open(folder.path(), &options).unwrap_or_else(|error| panic!("{error}"));
@@ -396,13 +398,182 @@ fn what_cannot_be_used_as_state_is_refused() {
     drop(open(&exposed));
     let database = exposed.join("requests.redb");
     fs::set_permissions(&database, fs::Permissions::from_mode(0o644)).expect("it is ours");
-    assert!(matches!(open_error(&exposed), OpenError::Exposed { path } if path == database));
+    assert!(
+        matches!(open_error(&exposed), OpenError::Seal(SealError::Exposed { path }) if path == database)
+    );
 
     let foreign = folder.path().join("foreign");
     drop(open(&foreign));
     fs::write(foreign.join("requests.redb"), "a text").expect("it is ours");
     let error = open_error(&foreign);
     assert!(error.to_string().contains("requests.redb"), "{error}");
+}
+
+/// Ada, in a run of her Platform.
+fn ada_in(run: &str, access_token: &str) -> Caller {
+    Caller::User {
+        name: "ada".to_owned(),
+        workspace: Some(1),
+        access_token: Secret::new(access_token.to_owned()),
+        platform: Some(AtPlatform {
+            endpoint: ENDPOINT.to_owned(),
+            refresh_token: Some(Secret::new("refresh-token-of-ada".to_owned())),
+            workflow_id: Some(run.to_owned()),
+        }),
+    }
+}
+
+const ENDPOINT: &str = "https://platform.example.com/api";
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn issue_in(requests: &Requests, caller: Caller, now: SystemTime) -> Arc<Grant> {
+    requests
+        .issue(request("quay.io/acme/app:v1", caller), None, now)
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn note(requests: &Requests, run: &DueRun, state: RunState, now: SystemTime) {
+    requests
+        .note_runs(&[(run.id.clone(), state)], now)
+        .unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn names_of_a_run_live_as_long_as_it_does() {
+    let folder = folder();
+    let requests = open(folder.path());
+    let start = SystemTime::now();
+    let at = |minutes: u32| start + MINUTE * minutes;
+    let [first, second] = [0, 1].map(|m| issue_in(&requests, ada_in("run-1", "t"), at(m)));
+    let other = issue_in(&requests, ada_in("run-2", "t"), at(0));
+    let plain = issue(&requests, at(0));
+    assert_eq!(first.expires, start + Duration::from_secs(2 * 24 * 3600));
+    assert!(requests.due_runs(ENDPOINT, at(2)).is_empty());
+    assert!(
+        requests
+            .due_runs("https://elsewhere.example.com", at(4))
+            .is_empty()
+    );
+    for minutes in [4, 8, 12, 16] {
+        let due = requests.due_runs(ENDPOINT, at(minutes));
+        // Each of them once, however many names it has.
+        assert_eq!(due.len(), 2, "after {minutes} minutes");
+        for run in due {
+            let is_first = matches!(&*run.caller, Caller::User { platform: Some(it), .. }
+                if it.workflow_id.as_deref() == Some("run-1"));
+            assert_eq!(*run.caller == *first.caller, is_first);
+            let state = if is_first {
+                RunState::Active
+            } else {
+                RunState::Unasked
+            };
+            note(&requests, &run, state, at(minutes));
+        }
+    }
+    for grant in [&first, &second, &other] {
+        assert!(requests.recent(&grant.token, at(35)).is_some());
+        assert!(find(&requests, &grant.token, at(35)).is_some());
+        assert_eq!(requests.recent(&grant.token, at(37)), None);
+        assert_eq!(find(&requests, &grant.token, at(37)), None);
+    }
+    assert!(find(&requests, &plain.token, at(37)).is_some());
+    assert!(record(&requests, &first.token).is_some());
+}
+
+#[test]
+fn names_of_a_run_that_has_ended_lapse() {
+    let folder = folder();
+    let requests = open(folder.path());
+    let start = SystemTime::now();
+    let at = |minutes: u32| start + MINUTE * minutes;
+    let grant = issue_in(&requests, ada_in("run-1", "t"), at(0));
+    for run in requests.due_runs(ENDPOINT, at(4)) {
+        note(&requests, &run, RunState::Ended, at(4));
+    }
+    assert!(requests.due_runs(ENDPOINT, at(10)).is_empty());
+    assert!(find(&requests, &grant.token, at(19)).is_some());
+    assert_eq!(find(&requests, &grant.token, at(20)), None);
+    assert!(requests.purge(at(21)).is_ok());
+    assert_eq!(find(&requests, &grant.token, at(20)), None);
+    drop(requests);
+    assert_eq!(find(&open(folder.path()), &grant.token, at(20)), None);
+}
+
+#[test]
+fn runs_survive_a_restart() {
+    let folder = folder();
+    let requests = open(folder.path());
+    // So long ago that the lease ended while nobody was there to renew it.
+    let start = SystemTime::now() - MINUTE * 60;
+    let grant = issue_in(&requests, ada_in("run-1", "t"), start);
+    let ended = issue_in(&requests, ada_in("run-2", "t"), start);
+    for run in requests.due_runs(ENDPOINT, start + MINUTE * 4) {
+        if *run.caller == *ended.caller {
+            note(&requests, &run, RunState::Ended, start + MINUTE * 4);
+        }
+    }
+    drop(requests);
+    let requests = open(folder.path());
+    let now = SystemTime::now();
+    let found = find(&requests, &grant.token, now);
+    assert_eq!(
+        found.map(|it| Arc::clone(&it.caller)),
+        Some(Arc::clone(&grant.caller))
+    );
+    assert_eq!(find(&requests, &ended.token, now), None);
+    let due = requests.due_runs(ENDPOINT, now);
+    let callers: Vec<_> = due.iter().map(|run| Arc::clone(&run.caller)).collect();
+    assert_eq!(callers, [Arc::clone(&grant.caller)]);
+}
+
+#[test]
+fn runs_are_their_callers_own_and_end_with_the_cap() {
+    let folder = folder();
+    let requests = open(folder.path());
+    let start = SystemTime::now();
+    let mine = issue_in(&requests, ada_in("run-1", "t"), start);
+    let theirs = issue_in(&requests, ada_in("run-1", "u"), start);
+    let due = requests.due_runs(ENDPOINT, start + MINUTE * 4);
+    assert_eq!(due.len(), 2);
+    for run in due {
+        let is_mine = *run.caller == *mine.caller;
+        let state = if is_mine {
+            RunState::Active
+        } else {
+            RunState::Ended
+        };
+        note(&requests, &run, state, start + MINUTE * 4);
+    }
+    assert!(find(&requests, &mine.token, start + MINUTE * 22).is_some());
+    assert_eq!(find(&requests, &theirs.token, start + MINUTE * 22), None);
+    let cap = mine.expires;
+    for run in requests.due_runs(ENDPOINT, cap - MINUTE) {
+        note(&requests, &run, RunState::Active, cap - MINUTE);
+    }
+    assert!(find(&requests, &mine.token, cap - Duration::from_secs(1)).is_some());
+    assert_eq!(find(&requests, &mine.token, cap), None);
+    assert!(requests.due_runs(ENDPOINT, cap).is_empty());
+}
+
+#[test]
+fn refresh_tokens_are_on_disk_only_sealed() {
+    let folder = folder();
+    let requests = open(folder.path());
+    let now = SystemTime::now();
+    let grant = issue_in(&requests, ada_in("run-1", ACCESS_TOKEN), now);
+    drop(requests);
+    let bytes = fs::read(folder.path().join("requests.redb")).expect("it is there");
+    for secret in [ACCESS_TOKEN, "refresh-token-of-ada"] {
+        let is_there = bytes
+            .windows(secret.len())
+            .any(|it| it == secret.as_bytes());
+        assert!(!is_there, "{secret}");
+    }
+    let found = find(&open(folder.path()), &grant.token, now);
+    assert_eq!(
+        found.map(|it| Arc::clone(&it.caller)),
+        Some(Arc::clone(&grant.caller))
+    );
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::{
     request_body::{self, BodyError},
 };
 use crate::{
-    api::{Request, Response, Service},
+    api::{Request, Response, Service, Upgrade},
     http::{
         BodyLength, HeadError, MAX_HEAD_SIZE, RequestHead, Version, head_end, looks_like_tls,
         parse_request,
@@ -76,6 +76,12 @@ pub(super) async fn run<S: Service>(edge: &Edge, service: &S, tcp: TcpStream, pe
         match exchange(edge, service, &mut socket, peer, head, &mut buffer).await {
             Next::Request if !edge.is_stopping.get() => {}
             Next::Request | Next::Linger => return linger(socket).await,
+            Next::Another(upgrade) => match socket.detach(buffer) {
+                Ok(stream) => return upgrade(Box::new(stream)),
+                Err(error) => {
+                    return tracing::error!(client = %peer.ip(), %error, "a connection was lost that another was to have");
+                }
+            },
             Next::Cut => return,
         }
         if buffer.is_empty() && buffer.capacity() > HEAD_BUFFER {
@@ -125,6 +131,8 @@ enum Next {
     Request,
     /// The last answer is out; let the client read it.
     Linger,
+    /// The connection is another's from here on.
+    Another(Upgrade),
     Cut,
 }
 
@@ -148,7 +156,7 @@ async fn exchange<S: Service>(
     } else {
         Afterwards::Close
     };
-    let response = match receive_body(edge, service, socket, &head, buffer).await {
+    let mut response = match receive_body(edge, service, socket, &head, buffer).await {
         Ok(Received::Body(body)) => {
             service
                 .answer(Request {
@@ -184,6 +192,10 @@ async fn exchange<S: Service>(
             .closing(),
     };
     let status = response.status;
+    let upgrade = response.upgrade.take();
+    if upgrade.is_some() {
+        afterwards = Afterwards::KeepAlive;
+    }
     let delivered = deliver(edge, socket, version, afterwards, response).await;
     if let Some((path, started)) = path {
         access_log::write(&Line {
@@ -204,7 +216,7 @@ async fn exchange<S: Service>(
         Ok(Delivered {
             afterwards: Afterwards::KeepAlive,
             ..
-        }) => Next::Request,
+        }) => upgrade.map_or(Next::Request, Next::Another),
         Ok(Delivered {
             afterwards: Afterwards::Close,
             ..

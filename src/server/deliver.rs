@@ -213,6 +213,7 @@ fn append_number(text: &mut Vec<u8>, number: u64) {
 
 const fn reason(status: u16) -> &'static str {
     match status {
+        101 => "Switching Protocols",
         200 => "OK",
         206 => "Partial Content",
         301 => "Moved Permanently",
@@ -230,6 +231,7 @@ const fn reason(status: u16) -> &'static str {
         413 => "Content Too Large",
         416 => "Range Not Satisfiable",
         417 => "Expectation Failed",
+        426 => "Upgrade Required",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",

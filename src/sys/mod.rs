@@ -11,6 +11,7 @@ mod file_system;
 mod limits;
 mod mapped;
 mod mmap;
+mod poll;
 mod processes;
 mod signals;
 mod socket;
@@ -23,6 +24,7 @@ pub use file_system::{FileSystem, sync_file_system};
 pub use limits::{pipe_pages, raise_open_files};
 pub use mapped::MappedWords;
 pub use mmap::FileWindow;
+pub use poll::wait_for_either;
 pub use processes::kill_group;
 pub use signals::Signals;
 pub use socket::{

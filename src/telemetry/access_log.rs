@@ -44,7 +44,8 @@ impl fmt::Display for Redacted<'_> {
             if index > 0 {
                 formatter.write_str("/")?;
             }
-            if matches!(before, "wt" | "container-token" | "container") && part.len() > 4 {
+            if matches!(before, "wt" | "container-token" | "container" | "token") && part.len() > 4
+            {
                 write!(formatter, "{}…", part.get(..4).unwrap_or_default())?;
             } else {
                 formatter.write_str(part)?;
@@ -70,6 +71,10 @@ mod tests {
             (
                 "/v1alpha2/container/abcdefghijkl/status",
                 "/v1alpha2/container/abcd…/status",
+            ),
+            (
+                "/pairing/tower/token/0123456789",
+                "/pairing/tower/token/0123…",
             ),
             ("/v2/quay.io/a/b/manifests/1", "/v2/quay.io/a/b/manifests/1"),
             ("/", "/"),

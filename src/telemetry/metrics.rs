@@ -47,8 +47,18 @@ counters! {
     UpstreamRequests "tidegate_upstream_requests_total" "Requests sent to registries.";
     UpstreamRetries "tidegate_upstream_retries_total" "Requests to registries that were sent again.";
     TokenExchanges "tidegate_token_exchanges_total" "Tokens asked of token realms.";
+    LoginRenewals "tidegate_login_renewals_total" "Logins made anew because a registry said that they had ended.";
     RequestsIssued "tidegate_container_requests_total" "Container requests that got an ephemeral name.";
     UnknownTokens "tidegate_unknown_tokens_total" "Pulls by a token that is unknown, expired or revoked.";
+    PairingSessions "tidegate_pairing_sessions_total" "Pairing sockets that Platforms have opened.";
+    PairingsRefused "tidegate_pairings_refused_total" "Attempts to pair that were refused.";
+    PlatformCalls "tidegate_platform_calls_total" "Calls of the API of a Seqera Platform.";
+    PlatformSilences "tidegate_platform_silences_total" "Calls that a Platform did not answer.";
+    PlatformRefreshes "tidegate_platform_refreshes_total" "Access tokens of Platform users that were to be refreshed.";
+    PlatformStale "tidegate_platform_stale_total" "Times that something remembered was used because its Platform did not answer.";
+    RunsRenewed "tidegate_runs_renewed_total" "Times that the names of an active workflow run were renewed.";
+    RunsUnasked "tidegate_runs_unasked_total" "Times that the names of a run were renewed because its Platform did not answer.";
+    RunsEnded "tidegate_runs_ended_total" "Workflow runs whose names lapse because they ended.";
     ErrandsRefused "tidegate_errands_refused_total" "Errands refused because too many of their kind were waiting.";
 }
 

@@ -6,13 +6,16 @@
 
 use std::{
     collections::HashMap,
+    fmt,
+    pin::Pin,
+    rc::Rc,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use super::{
     endpoint::Endpoint,
-    error::{FetchError, Service},
+    error::{FetchError, Said, Service},
     token::{BearerToken, TokenError, TokenRequest, basic},
 };
 use crate::{
@@ -39,11 +42,34 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const MOST_TOKENS: usize = 16_384;
 const MOST_CHALLENGES: usize = 16_384;
 
-/// Who asks. The identity stands for the credentials in keys; it is not a secret.
+/// Who asks. The identity stands for the credentials in keys, also when they are renewed; it is not a secret.
 #[derive(Clone, Debug)]
 pub struct Login {
     pub credentials: Option<Credentials>,
     pub identity: Arc<str>,
+    /// Of credentials that end.
+    pub renewal: Option<Renewal>,
+}
+
+/// Brings other credentials for those that have ended, if there are any.
+#[derive(Clone)]
+pub struct Renewal(Rc<Renew>);
+
+type Renew = dyn Fn() -> Pin<Box<dyn Future<Output = Option<Credentials>>>>;
+
+impl Renewal {
+    pub fn new<F>(renew: impl Fn() -> F + 'static) -> Self
+    where
+        F: Future<Output = Option<Credentials>> + 'static,
+    {
+        Self(Rc::new(move || Box::pin(renew())))
+    }
+}
+
+impl fmt::Debug for Renewal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Renewal")
+    }
 }
 
 impl Login {
@@ -53,6 +79,34 @@ impl Login {
         } else {
             "anonymous access"
         }
+    }
+
+    /// `None`: there is nothing better. What comes is not renewed again.
+    pub(super) async fn renewed(&self) -> Option<Self> {
+        let Renewal(renew) = self.renewal.as_ref()?;
+        let credentials = renew().await?;
+        Some(Self {
+            credentials: Some(credentials),
+            identity: Arc::clone(&self.identity),
+            renewal: None,
+        })
+    }
+}
+
+/// Whether this refusal is about credentials that were good once. ECR says so with 403, like everything that is not
+/// allowed; ECR Public with 400.
+pub(super) fn has_login_ended(status: u16, said: &Said) -> bool {
+    let text = said.0.as_deref().unwrap_or_default();
+    match status {
+        401 => true,
+        400 | 403 => [
+            "authorization token has expired",
+            "security token included in the request",
+            "Authorization Token is invalid",
+        ]
+        .iter()
+        .any(|words| text.contains(words)),
+        _ => false,
     }
 }
 
@@ -90,7 +144,7 @@ pub struct Authorizer {
 }
 
 /// A registry's answer to a request that was not good enough for it.
-pub struct Refusal<'a> {
+pub struct Rebuff<'a> {
     pub challenges: &'a [Challenge],
     pub sent: Option<&'a Authorization>,
     /// It came from where the registry itself had redirected to: another repository, perhaps.
@@ -130,6 +184,8 @@ enum State {
     Held(BearerToken),
     Refused {
         error: TokenError,
+        /// Others of the same identity are not refused.
+        credentials: Option<Credentials>,
         until: Instant,
     },
 }
@@ -150,8 +206,9 @@ impl Authorizer {
         repository: &Repository,
         login: &Login,
     ) -> Result<Option<Authorization>, FetchError> {
-        let learnt = self.known(&endpoint.url("/").origin, repository);
-        match learnt {
+        let origin = endpoint.url("/").origin;
+        match self.known(&origin, repository) {
+            Some(Learnt::Basic) if !endpoint.takes_basic => Ok(None),
             Some(learnt) => {
                 let answer = self
                     .answer(endpoint, repository, login, &learnt, None)
@@ -177,35 +234,13 @@ impl Authorizer {
         endpoint: &Endpoint,
         repository: &Repository,
         login: &Login,
-        refusal: Refusal<'_>,
+        rebuff: &Rebuff<'_>,
     ) -> Result<Option<Authorization>, FetchError> {
-        let origin = endpoint.url("/").origin;
-        let known = self.known(&origin, repository);
-        let has_login = login.credentials.is_some();
-        let trusts = |realm: &str| {
-            realm_url(endpoint, realm).is_some_and(|realm| endpoint.trusts_realm(&realm).is_ok())
-        };
-        let Some(learnt) = choose(&refusal, known.as_ref(), has_login, trusts) else {
+        let Some(learnt) = self.wanted(endpoint, repository, login, rebuff) else {
             return Ok(None);
         };
-        let learnt = match learnt {
-            Learnt::Bearer {
-                realm,
-                service,
-                scope: Some(scope),
-            } if refusal.is_moved => Learnt::Bearer {
-                realm,
-                service,
-                // The first place is asked again, and then both.
-                scope: pull_scope(&format!("{} {scope}", default_scope(repository))),
-            },
-            learnt => learnt,
-        };
-        if !refusal.challenges.is_empty() {
-            self.learn(&origin, repository, &learnt, refusal.sent);
-        }
         // The same again would get the same answer.
-        let is_the_same = match (&learnt, refusal.sent) {
+        let is_the_same = match (&learnt, rebuff.sent) {
             (Learnt::Basic, Some(Authorization::Basic(_))) => true,
             (
                 Learnt::Bearer { scope: wanted, .. },
@@ -220,8 +255,58 @@ impl Authorizer {
         if is_the_same {
             return Ok(None);
         }
-        self.answer(endpoint, repository, login, &learnt, refusal.sent)
+        self.answer(endpoint, repository, login, &learnt, rebuff.sent)
             .await
+    }
+
+    /// The same for a login that came in the place of one that has ended. Whatever was sent was that one's.
+    pub async fn with_other_login(
+        &self,
+        endpoint: &Endpoint,
+        repository: &Repository,
+        login: &Login,
+        rebuff: &Rebuff<'_>,
+    ) -> Result<Option<Authorization>, FetchError> {
+        match self.wanted(endpoint, repository, login, rebuff) {
+            Some(learnt) => {
+                self.answer(endpoint, repository, login, &learnt, rebuff.sent)
+                    .await
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// What the registry wants to see, if it can be shown.
+    fn wanted(
+        &self,
+        endpoint: &Endpoint,
+        repository: &Repository,
+        login: &Login,
+        rebuff: &Rebuff<'_>,
+    ) -> Option<Learnt> {
+        let origin = endpoint.url("/").origin;
+        let known = self.known(&origin, repository);
+        let has_login = login.credentials.is_some();
+        let trusts = |realm: &str| {
+            realm_url(endpoint, realm).is_some_and(|realm| endpoint.trusts_realm(&realm).is_ok())
+        };
+        let learnt = match choose(rebuff, known.as_ref(), has_login, trusts)? {
+            Learnt::Bearer {
+                realm,
+                service,
+                scope: Some(scope),
+            } if rebuff.is_moved => Learnt::Bearer {
+                realm,
+                service,
+                // The first place is asked again, and then both.
+                scope: pull_scope(&format!("{} {scope}", default_scope(repository))),
+            },
+            learnt => learnt,
+        };
+        if !rebuff.challenges.is_empty() {
+            self.learn(&origin, repository, &learnt, rebuff.sent);
+        }
+        (endpoint.takes_basic || learnt != Learnt::Basic).then_some(learnt)
     }
 
     /// Whether the registry has told what it wants.
@@ -389,7 +474,11 @@ impl Authorizer {
             Some(State::Held(token)) if now < token.until && !is_same(token, sent) => {
                 return Ok(Asked::Known(Ok(token.clone()), sent.is_some()));
             }
-            Some(State::Refused { error, until }) if now < *until => {
+            Some(State::Refused {
+                error,
+                credentials,
+                until,
+            }) if now < *until && *credentials == request.credentials => {
                 return Ok(Asked::Known(Err(error.clone()), true));
             }
             Some(State::Asking { waiting, .. }) => {
@@ -424,6 +513,7 @@ impl Authorizer {
         let settling = Settling {
             tokens: Arc::clone(&self.tokens),
             key: Some(key.clone()),
+            credentials: request.credentials.clone(),
         };
         // A refused errand drops it, and it takes the lock.
         drop(tokens);
@@ -446,6 +536,7 @@ enum Asked {
 struct Settling {
     tokens: Arc<Mutex<HashMap<Key, State>>>,
     key: Option<Key>,
+    credentials: Option<Credentials>,
 }
 
 impl Settling {
@@ -469,6 +560,7 @@ impl Settling {
                 Ok(token) => Some(State::Held(token.clone())),
                 Err(error) => refusal_age(error).map(|age| State::Refused {
                     error: error.clone(),
+                    credentials: self.credentials.take(),
                     until: now + age,
                 }),
             };
@@ -557,12 +649,12 @@ fn realm_url(endpoint: &Endpoint, realm: &str) -> Option<Url> {
 
 /// Bearer, then Basic; and what was learnt before, if nothing was said.
 fn choose(
-    refusal: &Refusal<'_>,
+    rebuff: &Rebuff<'_>,
     known: Option<&Learnt>,
     has_login: bool,
     trusts: impl Fn(&str) -> bool,
 ) -> Option<Learnt> {
-    let mut bearers = refusal
+    let mut bearers = rebuff
         .challenges
         .iter()
         .filter_map(|challenge| match challenge {
@@ -583,12 +675,12 @@ fn choose(
         Learnt::Basic => false,
     };
     let bearer = bearers.clone().find(is_good).or_else(|| bearers.next());
-    let takes_basic = refusal
+    let takes_basic = rebuff
         .challenges
         .iter()
         .any(|challenge| matches!(challenge, Challenge::Basic { .. }));
     let sent_is_stale = matches!(
-        refusal.sent,
+        rebuff.sent,
         Some(Authorization::Bearer {
             is_fresh: false,
             ..
@@ -659,7 +751,35 @@ fn token_error(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{http::parse_challenges, upstream::Said};
+    use crate::http::parse_challenges;
+
+    #[test]
+    fn an_ended_login_is_told_from_a_right_that_is_missing() {
+        for (status, said, expected) in [
+            (401, "UNAUTHORIZED: Not Authorized", true),
+            (
+                403,
+                "DENIED: Your authorization token has expired. Reauthenticate and try again.",
+                true,
+            ),
+            (
+                403,
+                "DENIED: The security token included in the request is invalid",
+                true,
+            ),
+            (
+                403,
+                "DENIED: User: arn:aws:iam::1:user/x is not authorized to perform: ecr:BatchGetImage",
+                false,
+            ),
+            (400, "DENIED: Your Authorization Token is invalid.", true),
+            (400, "TAG_INVALID: no", false),
+            (404, "Your authorization token has expired", false),
+        ] {
+            let said = Said(Some(said.to_owned()));
+            assert_eq!(has_login_ended(status, &said), expected, "{status} {said}");
+        }
+    }
 
     #[test]
     fn only_scopes_that_pull_are_asked_for_and_in_one_order() {
@@ -732,12 +852,12 @@ mod tests {
             (&[], None, None, false, None),
         ] {
             let challenges = parse_challenges(lines.iter().copied());
-            let refusal = Refusal {
+            let rebuff = Rebuff {
                 challenges: &challenges,
                 sent,
                 is_moved: false,
             };
-            let chosen = choose(&refusal, known, has_login, |realm| realm == "own");
+            let chosen = choose(&rebuff, known, has_login, |realm| realm == "own");
             assert_eq!(chosen, expected, "{lines:?} {has_login}");
         }
     }
@@ -803,6 +923,7 @@ mod tests {
             let settling = Settling {
                 tokens: Arc::clone(&tokens),
                 key: Some(key.clone()),
+                credentials: None,
             };
             settling.settle(Err(error.clone()));
             let is_held = matches!(lock(&tokens).get(&key), Some(State::Held(_)));

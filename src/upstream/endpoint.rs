@@ -8,11 +8,13 @@ use super::{exchange::Way, known_hosts, token::RealmClient};
 use crate::{
     http::{Origin, Scheme, Url, UrlError},
     net::{Addresses, Trust, TrustError},
-    oci::Registry,
+    oci::{Registry, RegistryPattern},
     secret::Secret,
 };
 
-/// `[registry."quay.io"]`: all of it is optional; a registry that is not listed is reached over HTTPS at its name.
+/// `[registry."quay.io"]`: all of it is optional; a registry that is not listed is reached over HTTPS at its name. A `*` in
+/// the name stands for anything but a dot; a table of the exact name goes before one that fits, the longer pattern
+/// before the shorter.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RegistryOptions {
@@ -39,6 +41,23 @@ pub struct RegistryOptions {
     pub password: Option<Secret<String>>,
     pub password_file: Option<PathBuf>,
     pub password_env: Option<String>,
+    /// Instead of a login: `"aws"`, tidegate's own identity there, for ECR and for the same callers as a login.
+    pub identity: Option<CloudIdentity>,
+    /// A role to assume with it: `"arn:aws:iam::123456789012:role/pull"`.
+    pub assume_role: Option<String>,
+    /// A file with the external id that the role's trust policy asks for.
+    pub external_id_file: Option<PathBuf>,
+    /// A role to assume before it, instead of `aws.jump_role`.
+    pub jump_role: Option<String>,
+    /// For a host of one's own in front of ECR: the name that the registry has at AWS.
+    pub ecr: Option<String>,
+}
+
+/// Whom the machine is known to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CloudIdentity {
+    Aws,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -68,15 +87,47 @@ pub struct Endpoint {
     pub way: Way,
     pub redirects: Redirects,
     pub anonymous_pull: bool,
+    pub(super) takes_basic: bool,
     allows_plain_http: bool,
     realm_hosts: Vec<String>,
     pub(super) realms: RealmClient,
+}
+
+/// What is made once for each table of the configuration: it reads files.
+#[derive(Clone)]
+struct Reach {
+    way: Way,
+    realms: RealmClient,
+}
+
+impl Reach {
+    fn new(options: &RegistryOptions, platform: &Platform) -> Result<Self, EndpointError> {
+        let trust = match &options.ca_file {
+            Some(path) => Some(Trust::from_file(path)?),
+            None if options.insecure => Some(Trust::unchecked()),
+            None => None,
+        };
+        if trust.is_none() && !options.allow_private {
+            return Ok(platform.reach.clone());
+        }
+        let way = Way {
+            addresses: if options.allow_private {
+                Addresses::Any
+            } else {
+                Addresses::Public
+            },
+            trust: trust.unwrap_or_else(|| platform.reach.way.trust.clone()),
+        };
+        let realms = RealmClient::new(&way);
+        Ok(Self { way, realms })
+    }
 }
 
 impl Endpoint {
     fn new(
         registry: Registry,
         options: &RegistryOptions,
+        reach: Reach,
         platform: &Platform,
     ) -> Result<Self, EndpointError> {
         let allows_plain_http = options.insecure || is_loopback(registry.host());
@@ -100,31 +151,15 @@ impl Endpoint {
         }
         base.target
             .truncate(base.target.trim_end_matches('/').len());
-        let trust = match &options.ca_file {
-            Some(path) => Some(Trust::from_file(path)?),
-            None if options.insecure => Some(Trust::unchecked()),
-            None => None,
-        };
-        let (way, realms) = match (trust, options.allow_private) {
-            (None, false) => (platform.way.clone(), platform.realms.clone()),
-            (trust, allow_private) => {
-                let way = Way {
-                    addresses: if allow_private {
-                        Addresses::Any
-                    } else {
-                        Addresses::Public
-                    },
-                    trust: trust.unwrap_or_else(|| platform.way.trust.clone()),
-                };
-                let realms = RealmClient::new(&way);
-                (way, realms)
-            }
-        };
+        let Reach { way, realms } = reach;
+        let takes_none = |host: &str| known_hosts::takes_basic_at_the_realm_only(host);
         Ok(Self {
             realms,
             anonymous_pull: options.anonymous_pull.unwrap_or_else(|| {
                 platform.is_open && known_hosts::is_open_by_default(registry.as_str())
             }),
+            takes_basic: !takes_none(registry.host())
+                && !options.ecr.as_deref().is_some_and(takes_none),
             registry,
             base,
             way,
@@ -185,8 +220,7 @@ fn is_loopback(host: &str) -> bool {
 /// How a registry is reached about which nothing is configured. Its clients are made once: they hold the
 /// platform's roots.
 struct Platform {
-    way: Way,
-    realms: RealmClient,
+    reach: Reach,
     /// Anonymous callers are welcome.
     is_open: bool,
 }
@@ -197,9 +231,9 @@ impl Platform {
             addresses: Addresses::Public,
             trust,
         };
+        let realms = RealmClient::new(&way);
         Self {
-            realms: RealmClient::new(&way),
-            way,
+            reach: Reach { way, realms },
             is_open,
         }
     }
@@ -208,46 +242,67 @@ impl Platform {
 /// The endpoints of the configuration, and how to reach any other registry.
 pub struct Endpoints {
     configured: HashMap<Registry, Arc<Endpoint>>,
+    /// The most precise first.
+    patterns: Vec<(RegistryPattern, RegistryOptions, Reach)>,
     platform: Platform,
 }
 
 impl Endpoints {
-    /// All problems at once, each with the registry's name.
+    /// All problems at once, each with the table's name.
     pub fn load(
-        registries: &[(Registry, RegistryOptions)],
+        tables: &[(RegistryPattern, RegistryOptions)],
         is_open: bool,
-    ) -> Result<Self, Vec<(Registry, EndpointError)>> {
-        let platform = Platform::new(Trust::platform(), is_open);
-        let mut configured = HashMap::new();
+    ) -> Result<Self, Vec<(RegistryPattern, EndpointError)>> {
+        let mut endpoints = Self {
+            configured: HashMap::new(),
+            patterns: Vec::new(),
+            platform: Platform::new(Trust::platform(), is_open),
+        };
         let mut problems = Vec::new();
-        for (registry, options) in registries {
-            match Endpoint::new(registry.clone(), options, &platform) {
-                Ok(endpoint) => {
-                    configured.insert(registry.clone(), Arc::new(endpoint));
-                }
-                Err(error) => problems.push((registry.clone(), error)),
+        for (pattern, options) in tables {
+            if let Err(error) = endpoints.add(pattern, options) {
+                problems.push((pattern.clone(), error));
             }
         }
-        if problems.is_empty() {
-            Ok(Self {
-                configured,
-                platform,
-            })
-        } else {
-            Err(problems)
+        endpoints
+            .patterns
+            .sort_by_key(|(pattern, ..)| std::cmp::Reverse(pattern.precision()));
+        match problems.is_empty() {
+            true => Ok(endpoints),
+            false => Err(problems),
         }
+    }
+
+    fn add(
+        &mut self,
+        pattern: &RegistryPattern,
+        options: &RegistryOptions,
+    ) -> Result<(), EndpointError> {
+        let reach = Reach::new(options, &self.platform)?;
+        match pattern {
+            RegistryPattern::Exact(registry) => {
+                let endpoint = Endpoint::new(registry.clone(), options, reach, &self.platform)?;
+                self.configured.insert(registry.clone(), Arc::new(endpoint));
+            }
+            RegistryPattern::Holes(_) => {
+                self.patterns
+                    .push((pattern.clone(), options.clone(), reach));
+            }
+        }
+        Ok(())
     }
 
     pub fn find(&self, registry: &Registry) -> Result<Arc<Endpoint>, EndpointError> {
         if let Some(endpoint) = self.configured.get(registry) {
             return Ok(Arc::clone(endpoint));
         }
-        Endpoint::new(
-            registry.clone(),
-            &RegistryOptions::default(),
-            &self.platform,
-        )
-        .map(Arc::new)
+        let fitting = self.patterns.iter().find(|(it, ..)| it.fits(registry));
+        let none = RegistryOptions::default();
+        let (options, reach) = match fitting {
+            Some((_, options, reach)) => (options, reach),
+            None => (&none, &self.platform.reach),
+        };
+        Endpoint::new(registry.clone(), options, reach.clone(), &self.platform).map(Arc::new)
     }
 
     pub fn configured(&self) -> impl Iterator<Item = &Registry> {
@@ -265,7 +320,7 @@ impl Endpoints {
         match listed {
             Some(endpoint) => endpoint.way.clone(),
             None if target.host == from.base.origin.host => from.way.clone(),
-            None => self.platform.way.clone(),
+            None => self.platform.reach.way.clone(),
         }
     }
 }
@@ -275,11 +330,9 @@ mod tests {
     use super::*;
 
     fn endpoint(registry: &str, options: &RegistryOptions) -> Result<Endpoint, EndpointError> {
-        Endpoint::new(
-            registry.parse().expect(registry),
-            options,
-            &Platform::new(Trust::unchecked(), true),
-        )
+        let platform = Platform::new(Trust::unchecked(), true);
+        let reach = Reach::new(options, &platform)?;
+        Endpoint::new(registry.parse().expect(registry), options, reach, &platform)
     }
 
     #[test]
@@ -325,6 +378,42 @@ mod tests {
             endpoint("quay.io", &plain),
             Err(EndpointError::PlainHttp)
         ));
+    }
+
+    #[test]
+    fn the_exact_name_goes_before_a_pattern_and_the_longer_before_the_shorter() {
+        let table = |pattern: &str, redirect, is_open| {
+            let options = RegistryOptions {
+                redirect,
+                anonymous_pull: Some(is_open),
+                ..RegistryOptions::default()
+            };
+            (pattern.parse().expect(pattern), options)
+        };
+        let tables = [
+            table("*.corp.example", Redirects::Follow, false),
+            table("reg-*.corp.example", Redirects::Follow, true),
+            table("reg-1.corp.example", Redirects::Pass, true),
+        ];
+        let endpoints = Endpoints::load(&tables, false).unwrap_or_else(|_| panic!("good tables"));
+        for (registry, redirects, is_open) in [
+            ("reg-1.corp.example", Redirects::Pass, true),
+            ("reg-2.corp.example", Redirects::Follow, true),
+            ("other.corp.example", Redirects::Follow, false),
+            ("corp.example", Redirects::Pass, false),
+        ] {
+            let found = endpoints.find(&registry.parse().expect(registry));
+            let found = found.unwrap_or_else(|error| panic!("{registry}: {error}"));
+            assert_eq!(
+                (found.redirects, found.anonymous_pull),
+                (redirects, is_open),
+                "{registry}"
+            );
+            assert_eq!(
+                found.url("/v2/").to_string(),
+                format!("https://{registry}/v2/")
+            );
+        }
     }
 
     #[test]

@@ -42,6 +42,10 @@ const GET_ONLY: [&str; 6] = [
     "gcr.io",
 ];
 
+/// Registries that take a password at their realm only, and answer 400 to Basic anywhere else, without a challenge from
+/// which to learn better.
+const BASIC_AT_THE_REALM: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
+
 /// Where a registry is reached whose host is not its name.
 pub(super) const DOCKER_HUB: &str = "https://registry-1.docker.io";
 
@@ -54,6 +58,10 @@ pub(super) fn is_open_by_default(registry: &str) -> bool {
 
 pub(super) fn is_realm_of(registry: &str, realm_host: &str) -> bool {
     REALMS.contains(&(registry, realm_host))
+}
+
+pub(super) fn takes_basic_at_the_realm_only(registry_host: &str) -> bool {
+    BASIC_AT_THE_REALM.contains(&registry_host)
 }
 
 pub(super) fn takes_get_only(realm_host: &str) -> bool {

@@ -10,8 +10,8 @@ mod known_hosts;
 mod send;
 mod token;
 
-pub use auth::{Authorizer, Login};
-pub use endpoint::{Endpoint, EndpointError, Endpoints, Redirects, RegistryOptions};
+pub use auth::{Authorizer, Login, Renewal};
+pub use endpoint::{CloudIdentity, Endpoint, EndpointError, Endpoints, Redirects, RegistryOptions};
 pub use error::{Busy, FetchError, Said, Service};
 pub use exchange::{Body, Exchange};
 pub use fetch::{

@@ -1,5 +1,5 @@
-//! One request to a registry, with all that it may need to get through: credentials, one renewal of them, redirects, and
-//! patience with a registry that is busy. Credentials go to the registry's own origin only.
+//! One request to a registry, with all that it may need to get through: credentials, one renewal of what they got us and
+//! one of themselves, redirects, and patience with a registry that is busy. Credentials go to the registry's own origin only.
 
 use std::{
     ops::Range,
@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    auth::{Authorization, Login, Refusal},
+    auth::{Authorization, Login, Rebuff, has_login_ended},
     endpoint::Endpoint,
     error::{Busy, FetchError, Said, Service},
     exchange::{ExchangeError, Request, Response},
@@ -67,7 +67,7 @@ impl Upstream {
             .authorizer
             .authorization(&endpoint, source.repository, source.login)
             .await?;
-        let mut renewals = 0;
+        let mut trial = Trial::default();
         let mut attempt = 0;
         loop {
             let sent = self
@@ -93,47 +93,39 @@ impl Upstream {
             match (status, patience) {
                 (200..300, _) => return Ok(response),
                 _ if is_redirect(status) => return Ok(response),
-                // Some registries say 403 to a token or password that has ended, and 403 or 404 to nobody in particular,
-                // without a challenge: a login may see more.
-                (401 | 403 | 404, _)
+                // Some registries say 403 or 404 to nobody in particular, without a challenge: a login may see more.
+                (400 | 401 | 403 | 404, _)
                     if is_home
-                        && renewals < MOST_RENEWALS
                         && match authorization {
-                            None => status == 401 || source.login.credentials.is_some(),
+                            None => {
+                                status == 401
+                                    || (status != 400 && source.login.credentials.is_some())
+                            }
                             Some(_) => status != 404,
                         } =>
                 {
-                    renewals += 1;
-                    let mut challenges =
-                        parse_challenges(response.head.headers.all("www-authenticate"));
-                    // Its connection is free for others while a realm is asked.
-                    let refusal = self
-                        .refusal(source, wish.what.clone(), response, authorization.as_ref())
-                        .await;
-                    if challenges.is_empty() && !self.authorizer.knows(&endpoint, source.repository)
-                    {
-                        challenges = self.ask_for_challenges(&endpoint).await;
-                    }
-                    let said = Refusal {
-                        challenges: &challenges,
-                        sent: authorization.as_ref(),
-                        is_moved,
-                    };
-                    let renewed = self
-                        .authorizer
-                        .after_refusal(&endpoint, source.repository, source.login, said)
+                    let mut refusal = trial.read(response, source, authorization.as_ref()).await;
+                    refusal.is_moved = is_moved;
+                    let next = trial
+                        .after(
+                            self,
+                            &endpoint,
+                            source,
+                            &wish,
+                            &refusal,
+                            authorization.as_ref(),
+                        )
                         .await?;
-                    match renewed {
-                        Some(renewed) => authorization = Some(renewed),
-                        None => return Err(refusal),
+                    match next {
+                        Some(next) => authorization = Some(next),
+                        None => return Err(refusal.into_error(source, wish.what)),
                     }
                 }
                 (429 | 500 | 502 | 503 | 504, Some(pause)) => {
                     let asked = retry_after(&response.head);
                     if asked.is_some_and(|asked| asked > LONGEST_PAUSE) {
-                        return Err(self
-                            .refusal(source, wish.what, response, authorization.as_ref())
-                            .await);
+                        let refusal = trial.read(response, source, authorization.as_ref()).await;
+                        return Err(refusal.into_error(source, wish.what));
                     }
                     response.body.discard().await;
                     attempt += 1;
@@ -154,9 +146,8 @@ impl Upstream {
                     });
                 }
                 _ => {
-                    return Err(self
-                        .refusal(source, wish.what, response, authorization.as_ref())
-                        .await);
+                    let refusal = trial.read(response, source, authorization.as_ref()).await;
+                    return Err(refusal.into_error(source, wish.what));
                 }
             }
         }
@@ -237,6 +228,33 @@ impl Upstream {
         Err(Problem::Redirect("one redirect after the other"))
     }
 
+    /// Whether these credentials have ended, in the registry's words: no repository is asked for.
+    async fn is_refused_everywhere(
+        &self,
+        endpoint: &Endpoint,
+        sent: Option<&Authorization>,
+    ) -> bool {
+        let wish = Wish {
+            method: Method::Get,
+            path: "/v2/".to_owned(),
+            accept: None,
+            part: None,
+            follow: Follow::WithinRegistry,
+            what: "the registry".to_owned(),
+        };
+        match self.send_once(endpoint, &wish, sent).await {
+            Ok(Sent {
+                response,
+                is_home: true,
+                ..
+            }) => {
+                let refusal = Refusal::read(response, &[]).await;
+                has_login_ended(refusal.status, &refusal.said)
+            }
+            Ok(_) | Err(_) => false,
+        }
+    }
+
     async fn pause(&self, pause: Duration, registry: &Registry) {
         metrics::add(Counter::UpstreamRetries, 1);
         tracing::debug!(%registry, ?pause, "asking again");
@@ -244,31 +262,139 @@ impl Upstream {
         let jitter = Instant::now().elapsed().subsec_nanos() % 64;
         monoio::time::sleep(pause + pause * jitter / 256).await;
     }
+}
 
-    /// Its words go to clients and into the log, so those that repeat what it was sent are left out.
-    async fn said(&self, response: Response, login: &Login, sent: Option<&Authorization>) -> Said {
-        let content_type = response.head.headers.get("content-type").map(str::to_owned);
+/// What was tried so far to be let in.
+#[derive(Default)]
+struct Trial {
+    renewals: u32,
+    /// The source's own has ended, and this is what came for it.
+    login: Option<Login>,
+}
+
+impl Trial {
+    /// What to send next, if there is anything that was not tried: another token for the same credentials, then other
+    /// credentials.
+    async fn after(
+        &mut self,
+        upstream: &Upstream,
+        endpoint: &Endpoint,
+        source: Source<'_>,
+        wish: &Wish<'_>,
+        refusal: &Refusal,
+        sent: Option<&Authorization>,
+    ) -> Result<Option<Authorization>, FetchError> {
+        let authorizer = &upstream.authorizer;
+        let mut has_ended = has_login_ended(refusal.status, &refusal.said);
+        // To a HEAD it cannot say why.
+        let may_have_ended = source.login.renewal.is_some() || !endpoint.takes_basic;
+        if !has_ended && wish.method == Method::Head && may_have_ended && self.login.is_none() {
+            has_ended = upstream.is_refused_everywhere(endpoint, sent).await;
+        }
+        let mut challenges = Vec::new();
+        if refusal.challenges.is_empty() && !authorizer.knows(endpoint, source.repository) {
+            challenges = upstream.ask_for_challenges(endpoint).await;
+        }
+        let rebuff = Rebuff {
+            challenges: match challenges.is_empty() {
+                true => &refusal.challenges,
+                false => &challenges,
+            },
+            sent,
+            is_moved: refusal.is_moved,
+        };
+        // 403 too: some registries say so to a token or password that has ended. But 400 is mostly about other things.
+        let next = if self.renewals >= MOST_RENEWALS || (refusal.status == 400 && !has_ended) {
+            Ok(None)
+        } else {
+            self.renewals += 1;
+            authorizer
+                .after_refusal(
+                    endpoint,
+                    source.repository,
+                    self.login.as_ref().unwrap_or(source.login),
+                    &rebuff,
+                )
+                .await
+        };
+        let is_spent = match &next {
+            Ok(Some(_)) => false,
+            Ok(None) => has_ended && sent.is_some(),
+            // By the realm, of a registry that has one.
+            Err(FetchError::Refused { .. } | FetchError::Failed { status: 400, .. }) => true,
+            Err(_) => false,
+        };
+        if !is_spent || self.login.is_some() {
+            return next;
+        }
+        let Some(login) = source.login.renewed().await else {
+            return next;
+        };
+        metrics::add(Counter::LoginRenewals, 1);
+        let login = self.login.insert(login);
+        authorizer
+            .with_other_login(endpoint, source.repository, login, &rebuff)
+            .await
+    }
+
+    /// Words of an answer go to clients and into the log, so those that repeat what was sent are left out.
+    async fn read(
+        &self,
+        response: Response,
+        source: Source<'_>,
+        sent: Option<&Authorization>,
+    ) -> Refusal {
+        let login = self.login.as_ref().unwrap_or(source.login);
+        let password = login.credentials.as_ref();
+        let password = password.map_or("", |pair| pair.password.expose().as_str());
+        let sent = sent.map_or("", Authorization::secret_part);
+        Refusal::read(response, &[password, sent]).await
+    }
+}
+
+/// An answer, and whose.
+struct Sent {
+    response: Response,
+    /// The registry's own, and not that of a host to which it redirects.
+    is_home: bool,
+    /// Of another place than was asked.
+    is_moved: bool,
+}
+
+/// An answer that is a no, read to its end.
+struct Refusal {
+    status: u16,
+    /// Of another place than was asked.
+    is_moved: bool,
+    challenges: Vec<Challenge>,
+    retry_after: Option<Duration>,
+    said: Said,
+}
+
+impl Refusal {
+    async fn read(response: Response, secrets: &[&str]) -> Self {
+        let head = &response.head;
+        let status = head.status;
+        let challenges = parse_challenges(head.headers.all("www-authenticate"));
+        let retry_after = retry_after(head);
+        let content_type = head.headers.get("content-type").map(str::to_owned);
         let body = response
             .body
             .collect(LARGEST_ERROR)
             .await
             .unwrap_or_default();
-        let password = login.credentials.as_ref();
-        let password = password.map_or("", |pair| pair.password.expose().as_str());
-        let sent = sent.map_or("", Authorization::secret_part);
-        Said::parse_without(content_type.as_deref(), &body, &[password, sent])
+        Self {
+            status,
+            is_moved: false,
+            challenges,
+            retry_after,
+            said: Said::parse_without(content_type.as_deref(), &body, secrets),
+        }
     }
 
-    async fn refusal(
-        &self,
-        source: Source<'_>,
-        what: String,
-        response: Response,
-        sent: Option<&Authorization>,
-    ) -> FetchError {
+    fn into_error(self, source: Source<'_>, what: String) -> FetchError {
         let registry = source.registry.clone();
-        let (status, retry_after) = (response.head.status, retry_after(&response.head));
-        let said = self.said(response, source.login, sent).await;
+        let Self { status, said, .. } = self;
         match status {
             401 | 403 => FetchError::Refused {
                 registry,
@@ -285,7 +411,7 @@ impl Upstream {
             429 => FetchError::RateLimited {
                 registry,
                 by: Service::Registry,
-                retry_after,
+                retry_after: self.retry_after,
                 said,
             },
             500.. => FetchError::Unreachable {
@@ -300,15 +426,6 @@ impl Upstream {
             },
         }
     }
-}
-
-/// An answer, and whose.
-struct Sent {
-    response: Response,
-    /// The registry's own, and not that of a host to which it redirects.
-    is_home: bool,
-    /// Of another place than was asked.
-    is_moved: bool,
 }
 
 enum Problem {

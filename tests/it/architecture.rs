@@ -7,9 +7,10 @@ use std::{
 };
 
 /// Who may import whom. `config`, `app` and `cli` compose the rest and may import all that is listed before them.
-const LAYERS: [(&str, &[&str]); 26] = [
+const LAYERS: [(&str, &[&str]); 27] = [
     ("units", &[]),
     ("secret", &[]),
+    ("seal", &["secret"]),
     ("sys", &[]),
     ("toml_file", &[]),
     ("sharded", &["blocking"]),
@@ -37,11 +38,33 @@ const LAYERS: [(&str, &[&str]); 26] = [
             "blocking",
         ],
     ),
-    ("aws", &["units", "secret", "telemetry"]),
-    ("platform", &["units", "secret", "telemetry"]),
+    // Of `net`: which roots are trusted, and how names are looked up.
+    ("aws", &["net", "blocking", "units", "secret", "telemetry"]),
+    (
+        "platform",
+        &[
+            "http",
+            "net",
+            "seal",
+            "sys",
+            "units",
+            "secret",
+            "telemetry",
+            "blocking",
+        ],
+    ),
     (
         "requests",
-        &["sharded", "augment", "oci", "units", "secret", "telemetry"],
+        &[
+            "sharded",
+            "blocking",
+            "augment",
+            "oci",
+            "seal",
+            "units",
+            "secret",
+            "telemetry",
+        ],
     ),
     (
         "credentials",
@@ -51,6 +74,8 @@ const LAYERS: [(&str, &[&str]); 26] = [
             "platform",
             "aws",
             "requests",
+            "sharded",
+            "blocking",
             "oci",
             "units",
             "secret",
@@ -126,10 +151,11 @@ const LAYERS: [(&str, &[&str]); 26] = [
     ("main", &EVERYTHING),
 ];
 
-const COMPOSED: [&str; 21] = [
+const COMPOSED: [&str; 22] = [
     "toml_file",
     "oci",
     "units",
+    "seal",
     "secret",
     "sys",
     "http",
@@ -150,10 +176,11 @@ const COMPOSED: [&str; 21] = [
     "server",
 ];
 
-const EVERYTHING: [&str; 23] = [
+const EVERYTHING: [&str; 24] = [
     "toml_file",
     "oci",
     "units",
+    "seal",
     "secret",
     "sys",
     "http",

@@ -224,6 +224,31 @@ fn a_helper_is_asked_once_for_many_pulls() {
     assert!(!tidegate.log().text().contains(PASSWORD));
 }
 
+/// Helpers make logins that end, and may have kept one for a while themselves.
+#[test]
+fn a_helper_is_asked_again_when_its_login_is_refused() {
+    let liar = registry(&["second"]);
+    let home = Home::new();
+    let answer = home.path("answer");
+    let say = |user: &str| {
+        let text = json!({"Username": user, "Secret": PASSWORD}).to_string();
+        fs::write(&answer, text).expect("the folder is ours");
+    };
+    say("first");
+    home.helper("ending", &format!("cat {}", answer.display()));
+    let file = home.config(
+        "config.json",
+        &json!({"credHelpers": {liar.name(): "ending"}}),
+    );
+    let tidegate = home.setup(&[&file]).liar(&liar).start();
+    assert_eq!(user_for(&tidegate, &liar, "acme/app"), None);
+    say("second");
+    wait_until("the helper's other login", || {
+        user_for(&tidegate, &liar, "acme/app").as_deref() == Some("second")
+    });
+    assert_eq!(home.calls().len(), 2);
+}
+
 #[test]
 fn a_store_is_asked_for_every_registry_and_by_dockers_name_for_its_hub() {
     let home = Home::new();

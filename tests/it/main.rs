@@ -14,6 +14,9 @@
 )]
 
 mod architecture;
+mod aws_emulator;
+mod aws_identity;
+mod aws_login;
 mod blob_pull;
 mod byte_cap;
 mod cache_command;
@@ -22,6 +25,7 @@ mod config_errors;
 mod crash;
 mod crash_storm;
 mod credentials_stay;
+mod creds_explain;
 mod damage;
 mod dial_rules;
 mod docker_logins;
@@ -33,8 +37,11 @@ mod load_limits;
 mod lying_upstream;
 mod manifests;
 mod operations;
+mod pairing;
+mod pairing_calls;
 mod partial_pulls;
 mod pass_through;
+mod platform;
 mod presence_is_not_permission;
 mod private_pull;
 mod range_on_miss;

@@ -4,8 +4,10 @@ use std::process::Command;
 
 use crate::support::{
     accounts::Accounts,
+    authority::Authority,
     content::{Content, digest},
     docker_registry::{DockerRegistry, Login, PASSWORD, USER},
+    fake_platform::{self, FakePlatform},
     http::{self, Connection, End},
     image::{Image, file_digest},
     liar::{Auth, Behaviour, Gate, Liar, blob_path, covered, manifest_path, sent_again},
@@ -429,4 +431,23 @@ fn the_storage_logs_the_secrets_that_reach_it() {
     assert_eq!(visits[0].authorization, "Basic x");
     assert_eq!(visits[0].cookie, "-");
     assert!(visits[0].request_line.contains("?X-Sig=a%2Fb+c~"));
+}
+
+#[test]
+fn the_fake_platform_knows_its_users_over_https_too() {
+    if !fake_platform::is_here() {
+        return;
+    }
+    let authority = Authority::new();
+    let platform = FakePlatform::start_tls(&authority.certificate_file(), &authority.key_file());
+    platform.user("ada", 1, &[]);
+    for (token, status) in [("ada", 200), ("eve", 401)] {
+        let mut connection =
+            Connection::open_tls(platform.api, &authority.client).expect("a session");
+        let authorization = format!("Bearer {token}");
+        let fields = [("Authorization", authorization.as_str())];
+        connection.request("GET", "/api/user-info", &fields, b"");
+        assert_eq!(connection.response("GET").status(), status, "{token}");
+    }
+    assert_eq!(platform.count("GET /user-info"), 2);
 }

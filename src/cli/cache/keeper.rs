@@ -5,20 +5,20 @@
 //! several may run on one machine.
 
 use std::{
-    fs,
-    io::{self, Read as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    fs, io,
+    net::SocketAddr,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
-use serde::{Deserialize, de::DeserializeOwned};
-use ureq::{Agent, http};
+use serde::de::DeserializeOwned;
 
-use super::Common;
+use super::{
+    super::server::{AskError, Server},
+    Common,
+};
 use crate::{
-    api::{GUARD, GUARD_VALUE},
+    api::CACHE_GUARD,
     blocking::Pool,
     cache::{Cache, Checked, FolderId, Gone, Intent, Page, Pin, Pinned, Report, Selection},
     config::{Config, Loaded, NoDirectory, Overrides},
@@ -27,15 +27,9 @@ use crate::{
     units::ByteSize,
 };
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// One blob may be all of a large and slow disk.
-const TIMEOUT: Duration = Duration::from_secs(3600);
-/// Well above what one turn of the server's fills.
-const LARGEST_ANSWER: u64 = 64 << 20;
-
 pub(super) enum Keeper {
     Stopped(Visit),
-    Running(Server),
+    Running(Running),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -88,26 +82,22 @@ pub(super) enum KeeperError {
     Disk(#[from] io::Error),
     #[error("it was not pinned")]
     NotPinned,
-    #[error("{admin}: {cause}")]
-    Unreachable { admin: SocketAddr, cause: String },
-    #[error("the server at {admin} says: {message}")]
-    Refused { admin: SocketAddr, message: String },
-    #[error("what answers at {admin} is no tidegate of this version ({cause})")]
-    Strange { admin: SocketAddr, cause: String },
+    #[error(transparent)]
+    Server(#[from] AskError),
 }
 
 impl Keeper {
     pub(super) fn find(common: &Common) -> Result<Self, FindError> {
         let mut config = load(common.config.as_deref())?;
         if let Some(admin) = common.admin {
-            return Ok(Self::Running(Server::at(admin)));
+            return Ok(Self::Running(Running::at(admin)));
         }
         config.override_with(Overrides {
             cache_dir: common.cache_dir.clone(),
             ..Overrides::default()
         });
         let directory = config.cache_directory()?;
-        let server = Server::at(config.listener.admin);
+        let server = Running::at(config.listener.admin);
         // Whose folder it is decides whose files would be made in it: the server could not open another's.
         let owner = match fs::metadata(directory.join("lock")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -248,26 +238,12 @@ impl Drop for Visit {
     }
 }
 
-/// A running server.
-pub(super) struct Server {
-    admin: SocketAddr,
-    agent: Agent,
-}
+/// A running server's cache.
+pub(super) struct Running(Server);
 
-impl Server {
+impl Running {
     fn at(admin: SocketAddr) -> Self {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            // It is on this machine, or named by its address.
-            .proxy(None)
-            .max_redirects(0)
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_global(Some(TIMEOUT))
-            .build();
-        Self {
-            admin: reachable(admin),
-            agent: config.into(),
-        }
+        Self(Server::at(admin))
     }
 
     fn report(&self) -> Result<Report, KeeperError> {
@@ -283,62 +259,16 @@ impl Server {
             return Ok(Keeper::Running(self));
         }
         Err(FindError::OtherFolder {
-            admin: self.admin,
+            admin: self.0.admin,
             theirs: report.directory.clone(),
             ours: directory,
         })
     }
 
     fn ask<T: DeserializeOwned>(&self, method: &str, path: &str) -> Result<T, KeeperError> {
-        let admin = self.admin;
-        let strange = |cause: String| KeeperError::Strange { admin, cause };
-        let request = http::Request::builder()
-            .method(method)
-            .uri(format!("http://{admin}/cache/{path}"))
-            .header(GUARD, GUARD_VALUE)
-            .body(())
-            .map_err(|error| strange(error.to_string()))?;
-        let response = self
-            .agent
-            .run(request)
-            .map_err(|error| KeeperError::Unreachable {
-                admin,
-                cause: error.to_string(),
-            })?;
-        let status = response.status();
-        let mut body = Vec::new();
-        response
-            .into_body()
-            .into_reader()
-            .take(LARGEST_ANSWER)
-            .read_to_end(&mut body)
-            .map_err(|error| KeeperError::Unreachable {
-                admin,
-                cause: error.to_string(),
-            })?;
-        if !status.is_success() {
-            #[derive(Deserialize)]
-            struct Said {
-                message: String,
-            }
-            return Err(match serde_json::from_slice(&body) {
-                Ok(Said { message }) => KeeperError::Refused { admin, message },
-                Err(_) => strange(format!("status {status}")),
-            });
-        }
-        serde_json::from_slice(&body).map_err(|error| strange(error.to_string()))
+        let path = format!("cache/{path}");
+        Ok(self.0.ask(method, &path, CACHE_GUARD, None)?)
     }
-}
-
-/// One that listens everywhere listens on loopback too.
-fn reachable(mut admin: SocketAddr) -> SocketAddr {
-    if admin.ip().is_unspecified() {
-        admin.set_ip(match admin.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    admin
 }
 
 fn query(selection: &Selection, from: usize, intent: Intent) -> String {
@@ -366,18 +296,6 @@ fn query(selection: &Selection, from: usize, intent: Intent) -> String {
 mod tests {
     use super::*;
     use crate::oci::Digest;
-
-    #[test]
-    fn what_listens_everywhere_is_asked_on_loopback() {
-        for (admin, asked) in [
-            ("0.0.0.0:5001", "127.0.0.1:5001"),
-            ("[::]:5001", "[::1]:5001"),
-            ("10.0.0.1:5001", "10.0.0.1:5001"),
-        ] {
-            let admin = admin.parse().expect("an address");
-            assert_eq!(reachable(admin).to_string(), asked);
-        }
-    }
 
     #[test]
     fn a_selection_becomes_a_query() {

@@ -23,6 +23,8 @@ use crate::{oci::Credentials, secret::Secret, sys, units::HumanDuration};
 const LARGEST_ANSWER: u64 = 128 << 10;
 /// Until a login that a helper did not have, or a helper that failed, is asked for again.
 const REFUSAL_AGE: Duration = Duration::from_secs(30);
+/// A login that its registry refused is asked for again, unless it is younger: those who are refused may be many.
+const YOUNG: Duration = Duration::from_secs(5);
 /// How long a login is used whose helper fails since. A guess: tokens that helpers make live for an hour or more.
 const LONGEST_STALE: Duration = Duration::from_secs(1800);
 /// Anybody can ask for any registry.
@@ -113,6 +115,25 @@ impl Helpers {
             }
         };
         kept.insert(next).login.clone()
+    }
+
+    /// A registry has refused what the helper said. Whether it may say something else by now; it is asked then.
+    pub(super) fn doubt(&self, call: &HelperCall) -> bool {
+        let Some(slot) = lock(&self.kept).get(call).cloned() else {
+            return false;
+        };
+        // If it is being asked, the answer may be another.
+        let Ok(mut kept) = slot.try_lock() else {
+            return true;
+        };
+        let now = Instant::now();
+        match kept.as_mut() {
+            Some(kept) if kept.login.is_some() && now >= kept.since + YOUNG => {
+                kept.until = now;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// All of them are asked again.

@@ -211,6 +211,18 @@ impl DockerLogins {
     }
 }
 
+impl DockerLogins {
+    /// A registry has refused a login for all of it. Whether a helper may have another one by now.
+    pub(super) fn doubt(&self, registry: &Registry) -> bool {
+        let calls = self
+            .files
+            .iter()
+            .filter_map(|file| file.config().helper(registry));
+        // Each of them, not only the first that may.
+        calls.filter(|call| self.helpers.doubt(call)).count() > 0
+    }
+}
+
 impl WatchedFile {
     fn config(&self) -> Arc<DockerConfig> {
         Arc::clone(&lock(&self.state).config)

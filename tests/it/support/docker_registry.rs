@@ -25,6 +25,8 @@ const HTPASSWD: &str = "ada:$2b$04$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X
 pub enum Login<'a> {
     Open,
     Htpasswd,
+    /// Further lines of `htpasswd` beside the own user's, who pushes.
+    HtpasswdWith(&'a str),
     Token(&'a TokenServer),
 }
 
@@ -54,10 +56,16 @@ impl DockerRegistry {
         };
         let auth = match login {
             Login::Open => String::new(),
-            Login::Htpasswd => format!(
-                "auth:\n  htpasswd:\n    realm: tests\n    path: {}\n",
-                file("htpasswd", HTPASSWD).display()
-            ),
+            Login::Htpasswd | Login::HtpasswdWith(_) => {
+                let more = match login {
+                    Login::HtpasswdWith(lines) => lines,
+                    _ => "",
+                };
+                format!(
+                    "auth:\n  htpasswd:\n    realm: tests\n    path: {}\n",
+                    file("htpasswd", &format!("{HTPASSWD}{more}")).display()
+                )
+            }
             Login::Token(server) => format!(
                 "auth:\n  token:\n    realm: {}\n    service: {SERVICE}\n    issuer: {ISSUER}\n    rootcertbundle: {}\n",
                 server.realm(),

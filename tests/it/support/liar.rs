@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::{
     accounts::Accounts,
+    aws_double::{Passwords, Standing},
     content::{Content, digest},
     server::{Next, Request, Server, head, respond},
     token_server::{Issued, SERVICE},
@@ -147,6 +148,13 @@ pub enum Auth {
     Bearer {
         realm: String,
         issued: Issued,
+    },
+    /// As ECR: Basic with a password of AWS; 403 with one that has ended.
+    Ecr(Passwords),
+    /// As ECR Public: a bearer token of the realm; 400 without a challenge for any other.
+    EcrPublic {
+        realm: String,
+        issued: Passwords,
     },
 }
 
@@ -448,9 +456,12 @@ pub fn manifest_path(repository: &str, version: &str) -> String {
     format!("/v2/{repository}/manifests/{version}")
 }
 
+const UNAUTHORIZED: (&str, &str) = ("UNAUTHORIZED", "authentication required");
+
 struct Refusal {
     status: u16,
     challenge: Option<String>,
+    said: (&'static str, &'static str),
 }
 
 impl State {
@@ -486,8 +497,8 @@ impl State {
             if let Some(challenge) = &refusal.challenge {
                 headers.push(("WWW-Authenticate", challenge));
             }
-            let body =
-                r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#;
+            let (code, message) = refusal.said;
+            let body = json!({"errors": [{"code": code, "message": message}]}).to_string();
             return respond(request, stream, refusal.status, &headers, body.as_bytes());
         }
         if request.path() == "/v2/" {
@@ -538,6 +549,7 @@ impl State {
                     return Some(Refusal {
                         status: 401,
                         challenge: Some("Basic realm=\"tests\"".to_owned()),
+                        said: UNAUTHORIZED,
                     });
                 }
                 let is_permitted =
@@ -545,6 +557,7 @@ impl State {
                 (!is_permitted).then_some(Refusal {
                     status: 403,
                     challenge: None,
+                    said: UNAUTHORIZED,
                 })
             }
             Auth::Bearer { realm, issued } => {
@@ -561,6 +574,47 @@ impl State {
                     challenge: Some(format!(
                         "Bearer realm=\"{realm}\",service=\"{SERVICE}\"{scope}"
                     )),
+                    said: UNAUTHORIZED,
+                })
+            }
+            Auth::Ecr(passwords) => {
+                let (user, password) = request.basic().unwrap_or_default();
+                match passwords.standing(&password) {
+                    Standing::Good if user == "AWS" => None,
+                    Standing::Ended => Some(Refusal {
+                        status: 403,
+                        challenge: None,
+                        said: (
+                            "DENIED",
+                            "Your authorization token has expired. Reauthenticate and try again.",
+                        ),
+                    }),
+                    _ => Some(Refusal {
+                        status: 401,
+                        challenge: Some(
+                            "Basic realm=\"https://ecr/\",service=\"ecr.amazonaws.com\"".to_owned(),
+                        ),
+                        said: ("UNAUTHORIZED", "Not Authorized"),
+                    }),
+                }
+            }
+            Auth::EcrPublic { realm, issued } => {
+                if request.header("authorization").is_none() {
+                    return Some(Refusal {
+                        status: 401,
+                        challenge: Some(format!(
+                            "Bearer realm=\"{realm}\",service=\"public.ecr.aws\",scope=\"aws\""
+                        )),
+                        said: UNAUTHORIZED,
+                    });
+                }
+                let is_good = request
+                    .bearer()
+                    .is_some_and(|token| issued.standing(token) == Standing::Good);
+                (!is_good).then_some(Refusal {
+                    status: 400,
+                    challenge: None,
+                    said: ("DENIED", "Your Authorization Token is invalid."),
                 })
             }
         }

@@ -2,11 +2,15 @@
 //! folders, and ends with the test that started it.
 
 pub mod accounts;
+pub mod authority;
+pub mod aws_double;
 pub mod content;
 pub mod docker_registry;
+pub mod fake_platform;
 pub mod http;
 pub mod image;
 pub mod liar;
+pub mod moto;
 pub mod programs;
 pub mod registry_double;
 pub mod runtimes;

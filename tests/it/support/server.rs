@@ -20,12 +20,8 @@ pub struct Request {
     /// As it came, with its query.
     pub target: String,
     pub headers: Vec<(String, String)>,
-    /// As much of it as any client here sends.
     pub body: Vec<u8>,
 }
-
-/// Forms and small JSON.
-const LARGEST_BODY: u64 = 64 << 10;
 
 impl Request {
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -207,9 +203,7 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>
         .header("content-length")
         .and_then(|length| length.parse().ok())
         .unwrap_or_default();
-    let kept = length.min(LARGEST_BODY);
-    reader.take(kept).read_to_end(&mut request.body)?;
-    io::copy(&mut reader.take(length - kept), &mut io::sink())?;
+    reader.take(length).read_to_end(&mut request.body)?;
     Ok(Some(request))
 }
 

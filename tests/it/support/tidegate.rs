@@ -419,6 +419,23 @@ impl Tidegate {
         self.memory("VmRSS:")
     }
 
+    /// How often its threads of this name have gone to sleep.
+    pub fn turns_of_thread(&self, name: &str) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.id()));
+        let statuses = tasks
+            .expect("it is running")
+            .flatten()
+            .filter_map(|task| fs::read_to_string(task.path().join("status")).ok())
+            .filter(|status| status.starts_with(&format!("Name:\t{name}\n")));
+        let turns = statuses.filter_map(|status| {
+            let line = status
+                .lines()
+                .find(|line| line.starts_with("voluntary_ctxt"))?;
+            line.split('\t').nth(1)?.parse::<u64>().ok()
+        });
+        turns.sum()
+    }
+
     fn memory(&self, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))
             .expect("it is running");
@@ -448,9 +465,15 @@ impl Tidegate {
     /// Starts again with the same folders and the same address; whatever still runs is killed.
     pub fn restart(&mut self) {
         self.process.kill();
-        let started = self.setup.try_start(self.home.path(), self.registry.port());
-        let (registry, admin, process) = started.expect("the port is still free");
-        (self.registry, self.admin, self.process) = (registry, admin, process);
+        // The kernel takes a ring apart behind its process, and the listener that waits in it.
+        wait_until("the port", || {
+            let started = self.setup.try_start(self.home.path(), self.registry.port());
+            let is_started = started.is_some();
+            if let Some(started) = started {
+                (self.registry, self.admin, self.process) = started;
+            }
+            is_started
+        });
     }
 }
 

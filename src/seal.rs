@@ -1,4 +1,4 @@
-//! Sealing: an access token at rest can be read only with the key file, and only in the record it was sealed for.
+//! Sealing: a secret at rest can be read only with the key file, and only in the record it was sealed for.
 //!
 //! ```text
 //! sealed text = base64( nonce, 12 bytes ┊ ciphertext ┊ tag, 16 bytes )      ChaCha20-Poly1305 (RFC 8439)
@@ -9,7 +9,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
@@ -18,12 +18,22 @@ use ring::{
     rand::{SecureRandom, SystemRandom},
 };
 
-use super::OpenError;
 use crate::secret::Secret;
 
 const KEY_SIZE: usize = 32;
 
-pub(super) struct SealingKey(LessSafeKey);
+pub struct SealingKey(LessSafeKey);
+
+/// Why a private file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    #[error("{} can be read by other users; run: chmod 600 {}", path.display(), path.display())]
+    Exposed { path: PathBuf },
+    #[error("{} is not a key: it has to be 32 bytes", path.display())]
+    KeyMalformed { path: PathBuf },
+    #[error("{} cannot be used: {cause}", path.display())]
+    File { path: PathBuf, cause: io::Error },
+}
 
 /// Wrong key, another record's secret, or damage: the algorithm does not tell which.
 #[derive(Debug, thiserror::Error)]
@@ -32,12 +42,12 @@ pub struct UnsealError;
 
 impl SealingKey {
     /// Who calls this holds the lock of the state folder, so that no other process creates the key meanwhile.
-    pub(super) fn load_or_create(path: &Path) -> Result<Self, OpenError> {
+    pub fn load_or_create(path: &Path) -> Result<Self, SealError> {
         match Self::load(path) {
-            Err(OpenError::File { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
+            Err(SealError::File { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
                 let mut key = [0; KEY_SIZE];
                 fill_random(&mut key);
-                write_new(path, &key).map_err(|cause| OpenError::File {
+                write_private(path, &key).map_err(|cause| SealError::File {
                     path: path.to_owned(),
                     cause,
                 })?;
@@ -47,8 +57,8 @@ impl SealingKey {
         }
     }
 
-    fn load(path: &Path) -> Result<Self, OpenError> {
-        let failed = |cause| OpenError::File {
+    fn load(path: &Path) -> Result<Self, SealError> {
+        let failed = |cause| SealError::File {
             path: path.to_owned(),
             cause,
         };
@@ -60,7 +70,7 @@ impl SealingKey {
         file.take(bound).read_to_end(&mut bytes).map_err(failed)?;
         match bytes.as_slice().try_into() {
             Ok(key) => Ok(Self::new(key)),
-            Err(_) => Err(OpenError::KeyMalformed {
+            Err(_) => Err(SealError::KeyMalformed {
                 path: path.to_owned(),
             }),
         }
@@ -72,7 +82,7 @@ impl SealingKey {
     }
 
     /// `context` is authenticated with the secret: it must be the same again to unseal it.
-    pub(super) fn seal(&self, secret: &Secret<String>, context: &str) -> String {
+    pub fn seal(&self, secret: &Secret<String>, context: &str) -> String {
         let mut nonce = [0; NONCE_LEN];
         fill_random(&mut nonce);
         let mut ciphertext = secret.expose().as_bytes().to_vec();
@@ -82,15 +92,11 @@ impl SealingKey {
                 Aad::from(context),
                 &mut ciphertext,
             )
-            .expect("the algorithm takes 256 GiB, more than a request can have");
+            .expect("the algorithm takes 256 GiB, more than a record can have");
         STANDARD_NO_PAD.encode([nonce.as_slice(), &ciphertext].concat())
     }
 
-    pub(super) fn unseal(
-        &self,
-        sealed: &str,
-        context: &str,
-    ) -> Result<Secret<String>, UnsealError> {
+    pub fn unseal(&self, sealed: &str, context: &str) -> Result<Secret<String>, UnsealError> {
         let mut bytes = STANDARD_NO_PAD.decode(sealed).map_err(|_| UnsealError)?;
         let (nonce, ciphertext) = bytes
             .split_first_chunk_mut::<NONCE_LEN>()
@@ -114,24 +120,26 @@ fn fill_random(bytes: &mut [u8]) {
         .expect("the system has a random generator");
 }
 
-/// Whoever reads these files can pull in other people's names.
-pub(super) fn ensure_private(file: &File, path: &Path) -> Result<(), OpenError> {
+/// Whoever reads these files can pull in other people's names, and with their logins.
+pub fn ensure_private(file: &File, path: &Path) -> Result<(), SealError> {
     const OTHERS_ACCESS: u32 = 0o077;
-    let metadata = file.metadata().map_err(|cause| OpenError::File {
+    let metadata = file.metadata().map_err(|cause| SealError::File {
         path: path.to_owned(),
         cause,
     })?;
     if metadata.mode() & OTHERS_ACCESS != 0 {
-        return Err(OpenError::Exposed {
+        return Err(SealError::Exposed {
             path: path.to_owned(),
         });
     }
     Ok(())
 }
 
-/// Under its own name only when it is complete and on disk: half a key would look like a wrong one.
-fn write_new(path: &Path, key: &[u8; KEY_SIZE]) -> io::Result<()> {
-    let growing = path.with_extension("key.new");
+/// A private file, under its own name only when it is complete and on disk: half a key would look like a wrong one.
+pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut growing = path.as_os_str().to_owned();
+    growing.push(".new");
+    let growing = PathBuf::from(growing);
     match fs::remove_file(&growing) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -141,7 +149,7 @@ fn write_new(path: &Path, key: &[u8; KEY_SIZE]) -> io::Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(&growing)?;
-    file.write_all(key)?;
+    file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&growing, path)?;
     match path.parent() {

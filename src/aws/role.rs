@@ -1,0 +1,127 @@
+//! Names of roles, and the ids that their owners agreed on with us.
+
+use std::{fmt, str::FromStr};
+
+use crate::secret::Secret;
+
+/// `arn:aws:iam::123456789012:role/path/name`
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RoleArn(String);
+
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not a role's ARN, as arn:aws:iam::123456789012:role/pull is")]
+pub struct RoleArnError(String);
+
+impl FromStr for RoleArn {
+    type Err = RoleArnError;
+
+    fn from_str(text: &str) -> Result<Self, RoleArnError> {
+        const LONGEST: usize = 2048;
+        const SHOWN: usize = 80;
+        let malformed = || RoleArnError(text.chars().take(SHOWN).collect());
+        let mut parts = text.splitn(6, ':');
+        let mut next = || parts.next().unwrap_or_default();
+        let (arn, partition, service, region, account, resource) =
+            (next(), next(), next(), next(), next(), next());
+        let is_partition = partition == "aws"
+            || partition.strip_prefix("aws-").is_some_and(|rest| {
+                !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
+            });
+        let name = resource.strip_prefix("role/").unwrap_or_default();
+        let is_role = arn == "arn"
+            && is_partition
+            && (service, region) == ("iam", "")
+            && account.len() == 12
+            && account.bytes().all(|b| b.is_ascii_digit())
+            && !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_graphic())
+            && text.len() <= LONGEST;
+        match is_role {
+            true => Ok(Self(text.to_owned())),
+            false => Err(malformed()),
+        }
+    }
+}
+
+impl RoleArn {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub(super) fn partition(&self) -> &str {
+        self.0.split(':').nth(1).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for RoleArn {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// What a role's owner and its user agreed on, so that nobody else can have us assume it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ExternalId(Secret<String>);
+
+#[derive(Debug, thiserror::Error)]
+#[error("the external id is not 2 to 1224 letters, digits, and _ + = , . @ : / -")]
+pub struct ExternalIdError;
+
+impl FromStr for ExternalId {
+    type Err = ExternalIdError;
+
+    fn from_str(text: &str) -> Result<Self, ExternalIdError> {
+        let is_id = (2..=1224).contains(&text.len())
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&b));
+        match is_id {
+            true => Ok(Self(Secret::new(text.to_owned()))),
+            false => Err(ExternalIdError),
+        }
+    }
+}
+
+impl ExternalId {
+    pub fn expose(&self) -> &str {
+        self.0.expose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_are_known_by_their_names() {
+        for text in [
+            "arn:aws:iam::123456789012:role/pull",
+            "arn:aws-cn:iam::123456789012:role/a/b/pull",
+            "arn:aws-us-gov:iam::123456789012:role/pull+x=,.@-_",
+            "arn:aws-iso-b:iam::123456789012:role/pull",
+        ] {
+            assert!(text.parse::<RoleArn>().is_ok(), "{text}");
+        }
+        for text in [
+            "",
+            "arn:aws:iam::123456789012:user/ada",
+            "arn:aws:iam::12345678901:role/pull",
+            "arn:aws:iam:eu-west-1:123456789012:role/pull",
+            "arn:aws:sts::123456789012:role/pull",
+            "arn:awsome:iam::123456789012:role/pull",
+            "arn:aws:iam::123456789012:role/",
+            "arn:aws:iam::123456789012:role/a b",
+            "AKIAEXAMPLE",
+        ] {
+            assert!(text.parse::<RoleArn>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn external_ids_are_what_aws_takes() {
+        assert!("acme-1:x/y".parse::<ExternalId>().is_ok());
+        for text in ["", "a", "a b", "a\nb", "é1", &"x".repeat(1225)] {
+            assert!(text.parse::<ExternalId>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! `tidegate creds …`: whose login is used for an image, asked of the running server, which is the one that would use it.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    io::{self, Read as _},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Subcommand, ValueEnum};
+use serde_json::json;
+
+use super::{
+    MISCONFIGURED, print_line, print_problems,
+    server::{AskError, Server},
+};
+use crate::{
+    api::{CREDENTIALS_GUARD, Explained, Verdict},
+    config::{Config, listen_address},
+    secret::Secret,
+    toml_file::Problem,
+};
+
+/// Well above any access token.
+const LONGEST_TOKEN: u64 = 64 << 10;
+
+const EXAMPLES: &str = "\
+Examples:
+  tidegate creds explain quay.io/acme/app:v1
+      As an anonymous caller.
+  tidegate creds explain quay.io/acme/app:v1 --token-file ada.token --workspace 1 --config tidegate.toml
+      As Ada in a workspace. The token is read from a file (`-`: from standard input), never passed as an argument: arguments
+      can be seen by every user of a machine.
+  tidegate creds explain quay.io/acme/app:v1 -o json | jq -r '.sources[].entries[]? | [.registry, .verdict] | @tsv'
+
+-o json is {image, caller, sources: [{name, said, entries: [{registry, name, verdict}]}], username, chosen, registry: {granted:
+digest} or {refused: why}}. Nothing of it is secret.
+
+Exit codes: 0 the registry lets this caller have the image; 1 it does not, or nobody could be asked; 2 wrong arguments.";
+
+/// Which logins are used for an image, and why.
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Say which sources are asked for a login, which one matches and why, and what the registry says to it.
+    #[command(after_long_help = EXAMPLES)]
+    Explain(Explain),
+}
+
+#[derive(clap::Args)]
+pub(super) struct Explain {
+    /// As in a container request: quay.io/acme/app:v1
+    image: String,
+
+    /// The caller's access token is in this file; without it, the caller is anonymous
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// The workspace whose logins count [default: the personal one]
+    #[arg(long, value_name = "ID", requires = "token_file")]
+    workspace: Option<i64>,
+
+    /// The Platform that knows the token [default: the first of platform.endpoints]
+    #[arg(long, value_name = "URL", requires = "token_file")]
+    endpoint: Option<String>,
+
+    /// The workflow run for which the image is wanted
+    #[arg(long, value_name = "ID", requires = "token_file")]
+    workflow_id: Option<String>,
+
+    /// The server's settings; without it all have their defaults
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Where the server's admin listener is, instead of listener.admin
+    #[arg(long, value_name = "ADDR", value_parser = listen_address)]
+    admin: Option<SocketAddr>,
+
+    /// For people or for programs
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("the configuration is wrong")]
+    Config(Vec<Problem>),
+    #[error("{}: {cause}", path.display())]
+    Token { path: PathBuf, cause: io::Error },
+    #[error("{0} (listener.admin in --config, or --admin)")]
+    Server(#[from] AskError),
+}
+
+pub(super) fn run(command: &Command) -> ExitCode {
+    let Command::Explain(explain) = command;
+    match explain.run() {
+        Ok(code) => code,
+        Err(Failure::Config(problems)) => {
+            print_problems(&problems);
+            ExitCode::from(MISCONFIGURED)
+        }
+        Err(failure) => {
+            eprintln!("tidegate: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Explain {
+    fn run(&self) -> Result<ExitCode, Failure> {
+        let admin = match (self.admin, self.config.as_deref().map(Config::load)) {
+            (Some(admin), _) => admin,
+            (None, None) => Config::default().listener.admin,
+            (None, Some(Ok(loaded))) => loaded.config.listener.admin,
+            (None, Some(Err(problems))) => return Err(Failure::Config(problems)),
+        };
+        let token = self.token_file.as_deref().map(read_token).transpose()?;
+        let question = json!({
+            "image": self.image,
+            "accessToken": token.as_ref().map(Secret::expose),
+            "endpoint": self.endpoint,
+            "workspace": self.workspace,
+            "workflowId": self.workflow_id,
+        });
+        let question = Secret::new(question.to_string());
+        let explained: Explained = Server::at(admin).ask(
+            "POST",
+            "credentials/explain",
+            CREDENTIALS_GUARD,
+            Some(&question),
+        )?;
+        let text = match self.output {
+            Output::Text => told(&explained),
+            Output::Json => serde_json::to_string(&explained).unwrap_or_default(),
+        };
+        let printed = print_line(text.trim_end());
+        Ok(match explained.registry {
+            Some(Verdict::Granted(_)) => printed,
+            Some(Verdict::Refused(_)) | None => ExitCode::FAILURE,
+        })
+    }
+}
+
+fn read_token(path: &Path) -> Result<Secret<String>, Failure> {
+    let failed = |cause| Failure::Token {
+        path: path.to_owned(),
+        cause,
+    };
+    let mut text = String::new();
+    let read = match path == Path::new("-") {
+        true => io::stdin().take(LONGEST_TOKEN).read_to_string(&mut text),
+        false => {
+            fs::File::open(path).and_then(|file| file.take(LONGEST_TOKEN).read_to_string(&mut text))
+        }
+    };
+    read.map_err(failed)?;
+    let token = text.trim().to_owned();
+    match token.is_empty() {
+        true => Err(failed(io::Error::other("there is no token in it"))),
+        false => Ok(Secret::new(token)),
+    }
+}
+
+fn told(explained: &Explained) -> String {
+    let Explained {
+        explanation,
+        registry,
+    } = explained;
+    let mut text = String::new();
+    let mut line = |name: &str, said: &str| {
+        let _ = writeln!(text, "{name:<9} {said}");
+    };
+    line("image", &explanation.image);
+    line("caller", &explanation.caller);
+    for source in &explanation.sources {
+        line("asked", &format!("{}: {}", source.name, source.said));
+        for entry in &source.entries {
+            let name = match entry.name.as_str() {
+                "" => String::new(),
+                name => format!(" \"{name}\""),
+            };
+            line(
+                "",
+                &format!("  {}{name}: {}", entry.registry, entry.verdict),
+            );
+        }
+    }
+    line("chosen", &explanation.chosen);
+    match registry {
+        Some(Verdict::Granted(digest)) => line("registry", &format!("has it: {digest}")),
+        Some(Verdict::Refused(why)) => line("registry", why),
+        None => line("registry", "was not asked"),
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credentials::{Considered, Explanation, Source};
+
+    #[test]
+    fn an_explanation_is_read_top_down() {
+        let explained = Explained {
+            explanation: Explanation {
+                image: "quay.io/acme/app:v1".to_owned(),
+                caller: "ada".to_owned(),
+                sources: vec![
+                    Source {
+                        name: "directory".to_owned(),
+                        said: "does not know the access token".to_owned(),
+                        entries: Vec::new(),
+                    },
+                    Source {
+                        name: "workspace 1".to_owned(),
+                        said: "1 login".to_owned(),
+                        entries: vec![Considered {
+                            registry: "https://quay.io".to_owned(),
+                            name: "prod".to_owned(),
+                            verdict: "matches".to_owned(),
+                        }],
+                    },
+                ],
+                username: Some("robot".to_owned()),
+                chosen: "workspace 1: https://quay.io (\"prod\") as robot".to_owned(),
+            },
+            registry: Some(Verdict::Refused("it refused".to_owned())),
+        };
+        let expected = "\
+image     quay.io/acme/app:v1
+caller    ada
+asked     directory: does not know the access token
+asked     workspace 1: 1 login
+            https://quay.io \"prod\": matches
+chosen    workspace 1: https://quay.io (\"prod\") as robot
+registry  it refused
+";
+        assert_eq!(told(&explained), expected);
+        let json = serde_json::to_string(&explained).expect("it is JSON");
+        let back: Explained = serde_json::from_str(&json).expect("its own form");
+        assert_eq!(told(&back), expected);
+    }
+}

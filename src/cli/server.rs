@@ -1,0 +1,123 @@
+//! A running server, asked at its admin listener.
+
+use std::{
+    io::Read as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use serde::{Deserialize, de::DeserializeOwned};
+use ureq::{Agent, http};
+
+use crate::{api::GUARD, secret::Secret};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// One blob may be all of a large and slow disk.
+const TIMEOUT: Duration = Duration::from_secs(3600);
+/// Well above what one turn of the server's fills.
+const LARGEST_ANSWER: u64 = 64 << 20;
+
+pub(super) struct Server {
+    pub(super) admin: SocketAddr,
+    agent: Agent,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AskError {
+    #[error("{admin}: {cause}")]
+    Unreachable { admin: SocketAddr, cause: String },
+    #[error("the server at {admin} says: {message}")]
+    Refused { admin: SocketAddr, message: String },
+    #[error("what answers at {admin} is no tidegate of this version ({cause})")]
+    Strange { admin: SocketAddr, cause: String },
+}
+
+impl Server {
+    pub(super) fn at(admin: SocketAddr) -> Self {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            // It is on this machine, or named by its address.
+            .proxy(None)
+            .max_redirects(0)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_global(Some(TIMEOUT))
+            .build();
+        Self {
+            admin: reachable(admin),
+            agent: config.into(),
+        }
+    }
+
+    /// `guard` says to the server that no web page asks.
+    pub(super) fn ask<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        guard: &str,
+        body: Option<&Secret<String>>,
+    ) -> Result<T, AskError> {
+        let admin = self.admin;
+        let strange = |cause: String| AskError::Strange { admin, cause };
+        let unreachable = |cause: String| AskError::Unreachable { admin, cause };
+        let request = http::Request::builder()
+            .method(method)
+            .uri(format!("http://{admin}/{path}"))
+            .header(GUARD, guard);
+        let sent = match body {
+            None => request.body(()).map(|request| self.agent.run(request)),
+            Some(body) => request
+                .body(body.expose().as_bytes())
+                .map(|request| self.agent.run(request)),
+        };
+        let response = sent
+            .map_err(|error| strange(error.to_string()))?
+            .map_err(|error| unreachable(error.to_string()))?;
+        let status = response.status();
+        let mut body = Vec::new();
+        response
+            .into_body()
+            .into_reader()
+            .take(LARGEST_ANSWER)
+            .read_to_end(&mut body)
+            .map_err(|error| unreachable(error.to_string()))?;
+        if !status.is_success() {
+            #[derive(Deserialize)]
+            struct Said {
+                message: String,
+            }
+            return Err(match serde_json::from_slice(&body) {
+                Ok(Said { message }) => AskError::Refused { admin, message },
+                Err(_) => strange(format!("status {status}")),
+            });
+        }
+        serde_json::from_slice(&body).map_err(|error| strange(error.to_string()))
+    }
+}
+
+/// One that listens everywhere listens on loopback too.
+fn reachable(mut admin: SocketAddr) -> SocketAddr {
+    if admin.ip().is_unspecified() {
+        admin.set_ip(match admin.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    admin
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_listens_everywhere_is_asked_on_loopback() {
+        for (admin, asked) in [
+            ("0.0.0.0:5001", "127.0.0.1:5001"),
+            ("[::]:5001", "[::1]:5001"),
+            ("10.0.0.1:5001", "10.0.0.1:5001"),
+        ] {
+            let admin = admin.parse().expect("an address");
+            assert_eq!(reachable(admin).to_string(), asked);
+        }
+    }
+}
