@@ -93,6 +93,13 @@ pub struct Tidegate<'a> {
 impl Tidegate<'_> {
     /// `Err` says why this binary cannot.
     pub fn start(&self, folder: &Path) -> Result<Server, String> {
+        let mut server = self.start_with(folder, "")?;
+        server.ask_for_name(self.origin, "");
+        Ok(server)
+    }
+
+    /// With more settings, and before any name is asked for.
+    pub fn start_with(&self, folder: &Path, settings: &str) -> Result<Server, String> {
         let folder = own_folder(folder, "tidegate");
         let address = free_address();
         let origin = self.origin.address;
@@ -113,6 +120,7 @@ impl Tidegate<'_> {
                 tls.certificate, tls.key
             );
         }
+        text.push_str(settings);
         let config = folder.join("tidegate.toml");
         fs::write(&config, text).expect("a writable folder");
         let check = Command::new(tidegate_binary())
@@ -138,23 +146,6 @@ impl Tidegate<'_> {
         let mut server =
             Server::spawn(name, command, address, folder, Kind::Tidegate).expect("tidegate starts");
         server.tls = self.tls.map(|tls| std::sync::Arc::clone(&tls.client));
-        // Under a token, as a runtime pulls: every request is checked.
-        let image = format!("{{\"containerImage\": \"{origin}/bench/blobs:v1\"}}");
-        let answer = server
-            .target()
-            .post("/v1alpha2/container", &image)
-            .expect("an answer");
-        let name = answer
-            .split_once("\r\n\r\n")
-            .and_then(|(_, body)| serde_json::from_str::<serde_json::Value>(body).ok())
-            .and_then(|body| Some(body.get("targetImage")?.as_str()?.to_owned()));
-        let name = name.unwrap_or_else(|| panic!("no name in {answer}"));
-        let path = name.split_once('/').map_or("", |(_, path)| path);
-        let repository = path.strip_suffix(":v1").unwrap_or(path);
-        server.prefix = repository
-            .strip_suffix("bench/blobs")
-            .map(|prefix| format!("/{}", prefix.trim_end_matches('/')))
-            .unwrap_or_else(|| panic!("no repository in {name}"));
         Ok(server)
     }
 }
@@ -271,6 +262,28 @@ pub fn docker_registry(folder: &Path, origin: &Origin, cores: Cores) -> Option<S
 }
 
 impl Server {
+    /// From then on it is asked under a token, as a runtime asks: every request is checked. `more`: further fields of the
+    /// request, each followed by a comma.
+    pub fn ask_for_name(&mut self, origin: &Origin, more: &str) {
+        let origin = origin.address;
+        let image = format!("{{{more} \"containerImage\": \"{origin}/bench/blobs:v1\"}}");
+        let answer = self
+            .target()
+            .post("/v1alpha2/container", &image)
+            .expect("an answer");
+        let name = answer
+            .split_once("\r\n\r\n")
+            .and_then(|(_, body)| serde_json::from_str::<serde_json::Value>(body).ok())
+            .and_then(|body| Some(body.get("targetImage")?.as_str()?.to_owned()));
+        let name = name.unwrap_or_else(|| panic!("no name in {answer}"));
+        let path = name.split_once('/').map_or("", |(_, path)| path);
+        let repository = path.strip_suffix(":v1").unwrap_or(path);
+        self.prefix = repository
+            .strip_suffix("bench/blobs")
+            .map(|prefix| format!("/{}", prefix.trim_end_matches('/')))
+            .unwrap_or_else(|| panic!("no repository in {name}"));
+    }
+
     fn spawn(
         name: &'static str,
         mut command: Command,

@@ -1,0 +1,251 @@
+//! Are cached pulls slower while a Seqera Platform does not answer?
+//!
+//! ```sh
+//! cargo bench --bench platform_stalled
+//! cargo bench --bench platform_stalled -- --driver both
+//! ```
+//!
+//! Eight connections pull a cached 2 KiB blob in a closed loop, with a name that a Platform's user got. Meanwhile 64 clients
+//! ask for names with tokens that only the Platform can tell: it answers at once, or not at all. Needs Debian's
+//! `python3-websockets` and `python3-cryptography`, for the Platform of the tests.
+
+mod support;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use support::{
+    client::{Figures, Load, Target},
+    comes_true,
+    origin::{Blob, Origin},
+    report::{Arguments, Report},
+    servers::{Cores, Server, Tidegate},
+};
+
+const HOT: u64 = 2 << 10;
+const CONNECTIONS: usize = 8;
+const STRANGERS: usize = 64;
+const ROUNDS: usize = 3;
+const WARM_UP: Duration = Duration::from_millis(500);
+const WINDOW: Duration = Duration::from_secs(3);
+const ENDPOINT: &str = "https://api.platform.example";
+const TOKEN: &str = "token-of-the-bench";
+
+fn main() {
+    let arguments = Arguments::read();
+    let mut report = Report::start(
+        "platform_stalled",
+        "cached pulls while a Platform does not answer",
+    );
+    let Some(platform) = Platform::start() else {
+        println!("left out: python3-websockets and python3-cryptography are not installed");
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let origin = Origin::start(folder.path(), 1 << 20);
+    let hot = origin.new_blob(HOT);
+    platform.order("user", &json!({"token": TOKEN, "id": 1, "workspaces": []}));
+    platform.order(
+        "credentials",
+        &json!({"workspace": null, "user": 1, "list": [{"id": "1", "registry": origin.address.to_string(),
+            "userName": "ada", "password": "sesame"}]}),
+    );
+    println!("{ROUNDS} rounds of {WINDOW:?} each, in turns; latency to the last byte");
+    for driver in &arguments.drivers {
+        let server = serve(&origin, &platform, driver, folder.path());
+        table(&mut report, &platform, &server, &hot);
+    }
+}
+
+fn serve(origin: &Origin, platform: &Platform, driver: &str, folder: &std::path::Path) -> Server {
+    let tidegate = Tidegate {
+        origin,
+        cores: Cores::All,
+        driver,
+        tls: None,
+    };
+    let settings = format!(
+        "[platform]\nendpoints = [\"{ENDPOINT}\"]\nallow_any_pairing_token = true\n\
+         request_timeout = \"1s\"\ncall_timeout = \"2s\"\n"
+    );
+    let mut server = tidegate
+        .start_with(folder, &settings)
+        .expect("tidegate without TLS");
+    platform.pair(&server);
+    server.ask_for_name(origin, &format!("\"towerAccessToken\": \"{TOKEN}\","));
+    server
+}
+
+fn table(report: &mut Report, platform: &Platform, server: &Server, hot: &Blob) {
+    let hit = server.get(hot);
+    Load::once(&server.target(), 1, &hit);
+    server.wait_until_stored(hot);
+    let (mut healthy, mut stalled) = (Figures::default(), Figures::default());
+    let mut pending = 0;
+    for _ in 0..ROUNDS {
+        let strangers = Strangers::start(&server.target());
+        healthy.add(
+            Load::of(&server.target(), CONNECTIONS, &hit)
+                .start()
+                .measure(server, WARM_UP, WINDOW),
+        );
+        strangers.stop();
+        platform.order("hold", &json!({"path": "/"}));
+        let strangers = Strangers::start(&server.target());
+        let load = Load::of(&server.target(), CONNECTIONS, &hit).start();
+        stalled.add(load.measure(server, WARM_UP, WINDOW));
+        pending += strangers.pending();
+        platform.order("release", &json!({"path": "/"}));
+        strangers.stop();
+    }
+    assert!(pending > 0, "nobody waited for the Platform");
+    report.note(&format!("tidegate on {}:", server.driver()));
+    report.head(
+        1,
+        &[
+            "the Platform",
+            "hits/s",
+            "p50 ms",
+            "p99 ms",
+            "p99 ÷ healthy",
+        ],
+    );
+    let [_, base] = healthy.quantiles([0.5, 0.99]);
+    for (name, figures) in [("answers", &healthy), ("does not answer", &stalled)] {
+        let [p50, p99] = figures.quantiles([0.5, 0.99]);
+        report.row(&[
+            name.to_owned(),
+            format!("{:.0}", figures.requests_per_second()),
+            format!("{:.2}", p50 * 1e3),
+            format!("{:.2}", p99 * 1e3),
+            format!("{:.2}", p99 / base),
+        ]);
+        report.record(json!({
+            "row": name, "driver": server.driver(), "hits_per_second": figures.requests_per_second(),
+            "p50_seconds": p50, "p99_seconds": p99, "p99_to_healthy": p99 / base,
+        }));
+    }
+    report.note(&format!(
+        "{} of {} strangers' requests were waiting at the end of a stalled round",
+        pending / ROUNDS,
+        STRANGERS
+    ));
+}
+
+/// Clients whose tokens only the Platform can tell, each with another request as soon as it is answered.
+struct Strangers {
+    is_over: Arc<AtomicBool>,
+    waiting: Arc<AtomicUsize>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Strangers {
+    fn start(target: &Target) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let threads = (0..STRANGERS).map(|stranger| {
+            let (target, is_over, waiting) =
+                (target.clone(), Arc::clone(&is_over), Arc::clone(&waiting));
+            thread::spawn(move || {
+                let mut number = 0_u64;
+                while !is_over.load(Ordering::Relaxed) {
+                    number += 1;
+                    let body = json!({"containerImage": "quay.io/acme/app:v1",
+                        "towerAccessToken": format!("stranger-{stranger}-{number}")});
+                    waiting.fetch_add(1, Ordering::Relaxed);
+                    // Refused, or told to come back: both are answers.
+                    let _ = target.post("/v1alpha2/container", &body.to_string());
+                    waiting.fetch_sub(1, Ordering::Relaxed);
+                    // The same pace in both cases.
+                    support::pause(Duration::from_millis(500));
+                }
+            })
+        });
+        Self {
+            threads: threads.collect(),
+            is_over,
+            waiting,
+        }
+    }
+
+    fn pending(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    fn stop(self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().expect("the client ends well");
+        }
+    }
+}
+
+/// The Platform of the tests, in a process of its own.
+struct Platform {
+    child: Child,
+    control: SocketAddr,
+    _lines: BufReader<ChildStdout>,
+}
+
+impl Platform {
+    /// `None`: it lacks what it is made of.
+    fn start() -> Option<Self> {
+        let script = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/it/support/fake_platform.py"
+        );
+        let mut child = Command::new("/usr/bin/python3")
+            .arg(script)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let mut lines = BufReader::new(child.stdout.take()?);
+        let mut line = String::new();
+        lines.read_line(&mut line).ok()?;
+        let control = line
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix("control=")?.parse().ok());
+        let Some(control) = control else {
+            let _ = child.wait();
+            return None;
+        };
+        Some(Self {
+            child,
+            control,
+            _lines: lines,
+        })
+    }
+
+    fn order(&self, name: &str, order: &Value) {
+        let target = Target::plain(self.control);
+        let answer = target.post(&format!("/{name}"), &order.to_string());
+        let answer = answer.expect("an answer");
+        assert!(answer.contains(" 200 "), "{name}: {answer}");
+    }
+
+    fn pair(&self, server: &Server) {
+        let url = format!("ws://{}", server.address);
+        self.order("pair", &json!({"url": url, "endpoint": ENDPOINT}));
+        let is_paired = comes_true(|| server.log().contains("has paired"));
+        assert!(is_paired, "{}", server.log());
+    }
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
