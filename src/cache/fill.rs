@@ -8,12 +8,12 @@ use std::{io, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
 
 use super::{
     Cache, Key, Shared,
+    budget::Reservation,
     extents::Extents,
     flight::{Ending, Flight, Reader, Release},
     hash_line,
     partial::{self, Draft, Partial},
     progress::{Course, RunId},
-    store::Reservation,
 };
 use crate::{
     blocking::{self, Errand, PoolError, Receiver},

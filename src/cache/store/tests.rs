@@ -2,12 +2,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::FileExt as _,
+    path::Path,
     sync::atomic::AtomicUsize,
     thread,
 };
 
-use super::*;
+use super::{commit::new_entry, *};
 use crate::{
+    cache::{Intent, Pin, Verdict, budget::on_disk, index::Stage},
     oci::Digest,
     units::{ByteSize, HumanDuration, KIB, MIB, Percent},
 };
