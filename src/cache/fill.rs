@@ -415,6 +415,10 @@ impl Shared {
             return Some(reservation);
         }
         self.put_idle_away();
+        let (_, idle) = self.partials.usage();
+        if !self.store.could_fit(bytes, idle) {
+            return None;
+        }
         loop {
             if let Some(reservation) = self.store.try_reserve(bytes) {
                 return Some(reservation);

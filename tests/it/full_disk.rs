@@ -237,3 +237,69 @@ fn some_of_the_disk_is_left_free_if_the_operator_says_so() {
     }
     assert!(on_disk(&scene.tidegate) >= 3 * MIB, "nothing is kept");
 }
+
+/// Neither for what is larger than a blob may be, nor for what the disk could never hold, nor for what would fit on the
+/// disk but not under the cap.
+#[test]
+fn nothing_is_removed_for_what_will_not_fit_all_the_same() {
+    for (what, options, read, wanted) in [
+        (
+            "more than half of the cap",
+            "max_size = \"72MiB\"\nmin_free = \"0B\"",
+            0,
+            40,
+        ),
+        (
+            "more than the disk",
+            "max_size = \"1GiB\"\nmin_free = \"0B\"",
+            0,
+            200,
+        ),
+        (
+            "more than can be freed of the disk",
+            "max_size = \"1GiB\"\nmin_free = \"32MiB\"",
+            2,
+            44,
+        ),
+        // Of the disk 2 MiB are missing and of the cap 26; 8 MiB could be freed.
+        (
+            "more than can be freed under the cap",
+            "max_size = \"72MiB\"\nmin_free = \"32MiB\"",
+            2,
+            34,
+        ),
+    ] {
+        let Some(disk) = SmallDisk::mount("128m") else {
+            return;
+        };
+        let scene = scene(&disk, &format!("[cache]\n{options}"));
+        let kept = scene.layer(1, 8 * MIB);
+        scene.assert_arrives(&kept, what);
+        scene.tidegate.wait_until_stored(&kept.digest);
+        // What is read stays.
+        let readers: Vec<_> = (0..read)
+            .map(|seed| {
+                let blob = scene.layer(10 + seed, 28 * MIB);
+                scene.assert_arrives(&blob, what);
+                scene.tidegate.wait_until_stored(&blob.digest);
+                let mut reader = scene.tidegate.connect();
+                reader.request("GET", &scene.grant.blob(&blob.digest), &[], b"");
+                let head = reader.head().expect("an answer");
+                reader.body("GET", &head).read_exactly(1000);
+                reader
+            })
+            .collect();
+        let wanted = scene.layer(100, wanted * MIB);
+        for _ in 0..2 {
+            scene.assert_arrives(&wanted, what);
+        }
+        assert_eq!(scene.tidegate.stored(&wanted.digest), None, "{what}");
+        assert_eq!(
+            scene.tidegate.metric("tidegate_blobs_evicted_total"),
+            0,
+            "{what}"
+        );
+        scene.assert_is_a_hit(&kept);
+        drop(readers);
+    }
+}

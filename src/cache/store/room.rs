@@ -17,7 +17,7 @@ use crate::{
     telemetry::metrics::{self, Counter},
 };
 
-/// A full disk costs this part of the cache: enough for a few fills, little enough to be fetched again.
+/// A full disk costs this part of the blobs, and one at least: enough for a few fills, little enough to be fetched again.
 const FULL_DISK_PART: u64 = 32;
 /// Seconds between two such removals: all fills meet a full disk at once, and one of them may speak for all.
 const FULL_DISK_PAUSE: u64 = 10;
@@ -35,7 +35,7 @@ impl Store {
 
     /// Room for `bytes` more; other blobs make it, if that is enough.
     pub(in crate::cache) fn reserve(&self, bytes: u64) -> Option<Reservation> {
-        if !self.may_reserve(bytes) || !self.keep_floor(bytes) {
+        if !self.could_fit(bytes, 0) || !self.keep_floor(bytes) {
             return None;
         }
         loop {
@@ -50,10 +50,11 @@ impl Store {
         }
     }
 
-    /// As `Reservation::grow`, but other blobs make room.
+    /// As `Reservation::grow`, but other blobs make room. For a blob that comes to be larger than it may be, some went for
+    /// nothing: nobody could know.
     pub(in crate::cache) fn grow(&self, reservation: &mut Reservation, bytes: u64) -> bool {
         let sum = reservation.bytes().saturating_add(bytes);
-        if !self.may_reserve(sum) || !self.keep_floor(bytes) {
+        if !self.may_reserve(sum) || !self.could_fit(bytes, 0) || !self.keep_floor(bytes) {
             return false;
         }
         loop {
@@ -83,13 +84,30 @@ impl Store {
             return;
         }
         tracing::warn!("the cache's disk is full; some blobs are removed");
-        let used = self.budget.used();
-        let target = used.saturating_sub(self.budget.max() / FULL_DISK_PART);
+        // Not a part of the cap: that may be many times the disk.
+        let part = (self.index.bytes() / FULL_DISK_PART).max(1);
+        let target = self.budget.used().saturating_sub(part);
         self.evict_until(|store| store.budget.used() <= target);
     }
 
     fn may_reserve(&self, bytes: u64) -> bool {
         !self.is_taking_stock() && !self.stop.is_set() && self.budget.could_hold(bytes)
+    }
+
+    /// Whether there would be room for `bytes` more if all blobs that may go were gone, and `spare` bytes with them. Else
+    /// nothing is to go: under the cap and on the disk, for one is of no use without the other.
+    pub(in crate::cache) fn could_fit(&self, bytes: u64, spare: u64) -> bool {
+        if !self.may_reserve(bytes) {
+            return false;
+        }
+        let shortfall = self.floor.shortfall(bytes);
+        if self.budget.missing(bytes) == 0 && shortfall.is_none() {
+            return true;
+        }
+        self.release_lingering();
+        let missing = self.budget.missing(bytes).max(shortfall.bytes);
+        self.evictable_bytes().saturating_add(spare) >= missing
+            && (spare > 0 || self.blob_count() >= shortfall.inodes)
     }
 
     /// False: it cannot be made. What would not be enough is left alone.
@@ -109,9 +127,6 @@ impl Store {
         let shortfall = self.floor.shortfall(bytes);
         if shortfall.is_none() {
             return true;
-        }
-        if self.evictable_bytes() < shortfall.bytes || self.blob_count() < shortfall.inodes {
-            return false;
         }
         let (freed_bytes, freed_inodes) = (Cell::new(0), Cell::new(0));
         self.evict_into(

@@ -11,7 +11,7 @@ use super::{commit::new_entry, *};
 use crate::{
     cache::{Intent, Pin, Verdict, budget::on_disk, index::Stage},
     oci::Digest,
-    units::{ByteSize, HumanDuration, KIB, MIB, Percent},
+    units::{ByteSize, GIB, HumanDuration, KIB, MIB, Percent},
 };
 
 fn options(max_size: u64) -> Options {
@@ -691,9 +691,22 @@ fn a_full_disk_costs_some_blobs_once_and_not_for_each_fill() {
     }
     assert_eq!(
         store.blob_count(),
-        57,
-        "a thirty-second of 8 MiB are three blobs"
+        58,
+        "a thirty-second of sixty are two blobs"
     );
+    assert_exact(&store);
+}
+
+/// An operator may allow more than there is.
+#[test]
+fn a_full_disk_that_is_much_smaller_than_the_cap_keeps_most_blobs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = load(folder.path(), 64 * GIB);
+    for seed in 0..8 {
+        put(&store, &content(100 * KIB, seed));
+    }
+    store.note_full_disk();
+    assert_eq!(store.blob_count(), 7);
     assert_exact(&store);
 }
 
