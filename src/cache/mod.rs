@@ -28,6 +28,7 @@ mod flight;
 mod floor;
 mod folder;
 mod hash_line;
+mod healing;
 #[doc(hidden)]
 pub mod index;
 mod manage;
@@ -250,10 +251,11 @@ impl Cache {
                 },
             }
             let (shared, wanted) = (Arc::clone(&self.0), key.clone());
+            let asker = repository.clone();
             let blob = self
                 .0
                 .pool
-                .run(Errand::Disk, move || shared.store.open(&wanted))
+                .run(Errand::Disk, move || shared.store.open(&wanted, &asker))
                 .await??;
             if let Some(blob) = blob {
                 return Ok(Opened::Stored(blob));
@@ -293,6 +295,12 @@ impl Cache {
             .run(Errand::Commit, move || shared.store.verify(&key))
             .await?;
         Ok(matches!(verdict, Ok(Verdict::Right)))
+    }
+
+    /// A blob that was found damaged and removed since this was asked last, and who used it last: fetched again, it costs
+    /// nobody a wait. Each is said once.
+    pub fn next_damaged(&self) -> Option<(Key, Repository)> {
+        self.0.store.healing.next()
     }
 
     /// Leaves everything as the next process likes to find it. Blocks: for the end.

@@ -7,6 +7,7 @@
 mod blob;
 mod body;
 mod fill;
+mod heal;
 mod manifest;
 mod proof;
 mod shelf;

@@ -46,10 +46,13 @@ impl Store {
             .queues
             .as_mut()
             .is_some_and(|queues| queues.is_remembered(fingerprint(&name)));
+        let repository = repository.map_or(0, |repository| {
+            let hash = self.index.repository_hash(registry, repository);
+            self.healing.note_repository(hash, repository);
+            hash
+        });
         let entry = Entry {
-            repository: repository.map_or(0, |repository| {
-                self.index.repository_hash(registry, repository)
-            }),
+            repository,
             last_use: coarse_seconds(),
             is_main,
             ..new_entry(name, size)

@@ -41,6 +41,7 @@ use super::{
     eviction::Queues,
     floor::Floor,
     folder::Folder,
+    healing::Healing,
     index::{Condition, Index, Name, Pen, Sighting, slots_for, slots_of},
     open_files::{OpenFiles, OpenOrder},
     pins::Pins,
@@ -66,6 +67,7 @@ pub(super) struct Store {
     open_files: OpenFiles,
     floor: Floor,
     pins: Pins,
+    pub(super) healing: Healing,
     desk: Mutex<Desk>,
     /// By slot: hashed by this process, and not long ago by another.
     verified: Box<[AtomicU64]>,
@@ -188,6 +190,7 @@ impl Store {
             folder,
             budget,
             pins,
+            healing: Healing::default(),
             pool,
         });
         if condition == Condition::New {
@@ -264,9 +267,11 @@ impl Store {
 
     // On the pool: opening.
 
-    /// `None`: there is no such blob (any more). An error: the disk, or too many open files; the blob may be good.
-    pub(super) fn open(&self, key: &Key) -> io::Result<Option<Blob>> {
+    /// `repository`: who wants it. `None`: there is no such blob (any more). An error: the disk, or too many open files; the blob may be good.
+    pub(super) fn open(&self, key: &Key, repository: &Repository) -> io::Result<Option<Blob>> {
         let name = self.name(key);
+        let hash = self.index.repository_hash(name.registry_hash(), repository);
+        self.healing.note_repository(hash, repository);
         for _ in 0..MOST_LOOKS {
             let Some(seen) = self.index.find(&name) else {
                 if self.is_taking_stock() && self.adopt(key, coarse_seconds()) {

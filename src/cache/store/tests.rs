@@ -103,7 +103,7 @@ fn put(store: &Store, bytes: &[u8]) -> Key {
 fn get(store: &Store, key: &Key) -> Option<Vec<u8>> {
     let blob = match store.find(key, None) {
         Some(Found::Open(blob)) => Some(blob),
-        Some(Found::Closed) | None => store.open(key).expect("the disk answers"),
+        Some(Found::Closed) | None => store.open(key, &repository("a")).expect("the disk answers"),
     }?;
     let mut bytes = vec![0; usize::try_from(blob.size).expect("small")];
     blob.file.read_exact_at(&mut bytes, 0).expect("read");
@@ -306,14 +306,22 @@ fn while_stock_is_taken_blobs_are_served_and_nothing_is_reserved() {
         store.budget.give_back(10_000);
     }
     assert!(
-        store.open(&key).expect("answered").is_none(),
+        store
+            .open(&key, &repository("a"))
+            .expect("answered")
+            .is_none(),
         "the index knows"
     );
     store.is_taking_stock.store(true, Ordering::Release);
     assert!(store.find(&key, None).is_none());
     assert!(store.reserve(1).is_none() && store.try_reserve(1).is_none());
     let absent = self::key(Digest::of(b"absent"));
-    assert!(store.open(&absent).expect("answered").is_none());
+    assert!(
+        store
+            .open(&absent, &repository("a"))
+            .expect("answered")
+            .is_none()
+    );
     assert_eq!(get(&store, &key), Some(bytes));
     assert!(store.adopt(&key, 0), "it is there already");
     store.stock_is_taken();
@@ -480,7 +488,12 @@ fn files_that_vanished_or_were_cut_are_forgotten() {
     fs::write(store.folder.path(&keys[1]), b"cut").expect("written");
     for key in &keys[..2] {
         assert!(matches!(store.find(key, None), Some(Found::Closed)));
-        assert!(store.open(key).expect("answered").is_none());
+        assert!(
+            store
+                .open(key, &repository("a"))
+                .expect("answered")
+                .is_none()
+        );
         assert!(store.find(key, None).is_none());
     }
     assert_eq!(get(&store, &keys[2]), Some(content(50_000, 2)));
@@ -505,7 +518,13 @@ fn damage_is_found_and_never_served_again() {
     assert_eq!(store.verify(&good).expect("read"), Verdict::Right);
     assert_eq!(store.verify(&bad).expect("read"), Verdict::Damaged);
     assert_eq!(store.verify(&bad).expect("read"), Verdict::Absent);
-    assert!(store.find(&bad, None).is_none() && store.open(&bad).expect("answered").is_none());
+    assert!(
+        store.find(&bad, None).is_none()
+            && store
+                .open(&bad, &repository("a"))
+                .expect("answered")
+                .is_none()
+    );
     drop(reader);
     store.release_lingering();
     assert_exact(&store);
