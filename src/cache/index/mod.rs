@@ -164,9 +164,11 @@ pub fn slots_of(path: &Path) -> Option<usize> {
     (slots.is_power_of_two() && slots <= MOST_SLOTS).then_some(slots)
 }
 
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 enum CreateError {
+    #[error(transparent)]
     Disk(io::Error),
+    #[error("not all of it fits")]
     DoesNotFit,
 }
 
@@ -299,7 +301,7 @@ impl Index {
         match Self::create(path, slots, SipKeys::random(), boot, |_| true) {
             Ok(index) => index,
             Err(error) => {
-                tracing::warn!(path = %path.display(), ?error, "the cache's index is kept in memory; the next start will list the files");
+                tracing::warn!(path = %path.display(), %error, "the cache's index is kept in memory; the next start will list the files");
                 // An old one would be believed then.
                 let _ = fs::remove_file(path);
                 Self::in_memory(slots).0

@@ -83,11 +83,14 @@ impl Store {
         if now.saturating_sub(last) < FULL_DISK_PAUSE {
             return;
         }
-        tracing::warn!("the cache's disk is full; some blobs are removed");
         // Not a part of the cap: that may be many times the disk.
         let part = (self.index.bytes() / FULL_DISK_PART).max(1);
         let target = self.budget.used().saturating_sub(part);
-        self.evict_until(|store| store.budget.used() <= target);
+        let blobs = self.evict_until(|store| store.budget.used() <= target);
+        // Whose fill met it has told of it.
+        if blobs > 0 {
+            tracing::warn!(blobs, "the cache's disk is full; some blobs were removed");
+        }
     }
 
     fn may_reserve(&self, bytes: u64) -> bool {
