@@ -25,8 +25,8 @@ enum HealError {
     Body(#[from] BodyError),
     #[error("the registry redirects it, so it is not ours to keep")]
     Redirected,
-    #[error("the cache has no room for it")]
-    NoRoom,
+    #[error("it came past the cache")]
+    Uncached,
 }
 
 impl Pull {
@@ -74,7 +74,7 @@ impl Pull {
         // What is in a file need not be read; the fill hashes it.
         while let Some(piece) = body.next().await? {
             if let Piece::Bytes(_) = piece {
-                return Err(HealError::NoRoom);
+                return Err(HealError::Uncached);
             }
         }
         Ok(())
