@@ -10,8 +10,12 @@
     reason = "all input is the bench's own; a panic is its report"
 )]
 
+mod support;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
+use serde_json::json;
+use support::report::{Report, size_name};
 use tidegate::cache::{
     eviction::{Look, Queues, Shelf},
     index::Place,
@@ -329,20 +333,31 @@ fn play(pulls: &[Pull], policy: &mut dyn Policy) -> Ratios {
 }
 
 fn main() {
+    let mut report =
+        Report::start_without_servers("evict", "what is there when it is pulled again");
     let pulls = Trace::record();
     let mut sizes: HashMap<u32, u64> = HashMap::new();
     for pull in &pulls {
         sizes.insert(pull.blob, pull.bytes);
     }
     let all: u64 = sizes.values().sum();
-    println!(
-        "{} pulls of {} blobs, {:.0} GiB of different bytes\n",
+    report.note(&format!(
+        "{} pulls of {} blobs, {:.0} GiB of different bytes",
         pulls.len(),
         sizes.len(),
         all as f64 / GIB as f64
+    ));
+    report.head(
+        2,
+        &[
+            "cache",
+            "policy",
+            "hits",
+            "hit bytes",
+            "misses ÷ LRU",
+            "missed bytes ÷ LRU",
+        ],
     );
-    println!("| cache | policy | hits | hit bytes | misses ÷ LRU | missed bytes ÷ LRU |");
-    println!("|---|---|---:|---:|---:|---:|");
     for capacity in [8 * GIB, 20 * GIB, 60 * GIB] {
         // As in the cache: one blob takes at most half.
         let fitting: Vec<Pull> = pulls
@@ -387,14 +402,20 @@ fn main() {
         for (name, mut policy) in policies {
             let ratios = play(&fitting, policy.as_mut());
             let lru = *lru.get_or_insert(ratios);
-            println!(
-                "| {} GiB | {name} | {:.3} | {:.3} | {:.2} | {:.2} |",
-                capacity / GIB,
-                ratios.blobs,
-                ratios.bytes,
-                (1.0 - ratios.blobs) / (1.0 - lru.blobs),
-                (1.0 - ratios.bytes) / (1.0 - lru.bytes),
-            );
+            let misses = (1.0 - ratios.blobs) / (1.0 - lru.blobs);
+            let missed_bytes = (1.0 - ratios.bytes) / (1.0 - lru.bytes);
+            report.row(&[
+                size_name(capacity),
+                name.to_owned(),
+                format!("{:.3}", ratios.blobs),
+                format!("{:.3}", ratios.bytes),
+                format!("{misses:.2}"),
+                format!("{missed_bytes:.2}"),
+            ]);
+            report.record(json!({
+                "row": size_name(capacity), "policy": name, "hits": ratios.blobs, "hit_bytes": ratios.bytes,
+                "misses_to_lru": misses, "missed_bytes_to_lru": missed_bytes,
+            }));
         }
     }
 }

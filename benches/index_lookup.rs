@@ -8,6 +8,8 @@
     reason = "all input is the bench's own; a panic is its report"
 )]
 
+mod support;
+
 use std::{
     collections::HashMap,
     fs,
@@ -18,6 +20,8 @@ use std::{
     time::Instant,
 };
 
+use serde_json::json;
+use support::report::Report;
 use tidegate::{
     cache::{
         Key,
@@ -104,16 +108,17 @@ fn fill(index: &Index, pen: &mut Pen, keys: &[Key]) {
     }
 }
 
-fn resident_mib() -> u64 {
+fn resident() -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("readable");
     status
         .lines()
         .find_map(|line| line.strip_prefix("VmRSS:"))
         .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
-        .map_or(0, |kib| kib / 1024)
+        .map_or(0, |kib| kib * 1024)
 }
 
 fn main() {
+    let mut report = Report::start_without_servers("index_lookup", "a million blobs in the index");
     let registry = Registry::docker_hub();
     let keys: Vec<Key> = (0..BLOBS)
         .map(|number| Key {
@@ -125,14 +130,14 @@ fn main() {
     // Starts first: what the process holds by then is the keys.
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("index");
-    println!("| start with {BLOBS} blobs | ms | MiB more in memory |");
-    println!("|---|---:|---:|");
+    let start = format!("start with {BLOBS} blobs");
+    report.head(1, &[&start, "ms", "MiB more in memory"]);
     for (what, expected) in [
         ("new, then filled", Condition::New),
         ("killed", Condition::Recovered),
         ("closed", Condition::Closed),
     ] {
-        let (memory, begun) = (resident_mib(), Instant::now());
+        let (memory, begun) = (resident(), Instant::now());
         let (index, mut pen, condition) = Index::load(&path, MOST_SLOTS, &mut AllThere);
         assert_eq!(condition, expected);
         if condition == Condition::New {
@@ -140,11 +145,16 @@ fn main() {
             index.complete(&mut pen);
         }
         assert!(find(&index, &keys[BLOBS / 2], 1_700_000_001).is_some());
-        println!(
-            "| {what} | {:.1} | {} |",
-            begun.elapsed().as_secs_f64() * 1000.0,
-            resident_mib().saturating_sub(memory)
-        );
+        let seconds = begun.elapsed().as_secs_f64();
+        let more = resident().saturating_sub(memory);
+        report.row(&[
+            what.to_owned(),
+            format!("{:.1}", seconds * 1000.0),
+            format!("{}", more >> 20),
+        ]);
+        report.record(json!({
+            "row": format!("start, {what}"), "blobs": BLOBS, "seconds": seconds, "resident_bytes": more,
+        }));
         if condition == Condition::Recovered {
             index.close(&mut pen).expect("synced");
         }
@@ -160,8 +170,16 @@ fn main() {
         let mut shard = before.shard(key).lock().expect("nobody panics");
         shard.insert(key.clone(), (number as u64, 0));
     }
-    println!("\n| blobs | threads | ns, index | ns, locked map | index ÷ map |");
-    println!("|---|---:|---:|---:|---:|");
+    report.head(
+        1,
+        &[
+            "blobs",
+            "threads",
+            "ns, index",
+            "ns, locked map",
+            "index ÷ map",
+        ],
+    );
     let hot: Vec<&Key> = keys.iter().take(16).collect();
     // By a step that shares no factor with the number of blobs.
     let all: Vec<&Key> = (0..BLOBS).map(|step| &keys[step * 7919 % BLOBS]).collect();
@@ -172,10 +190,17 @@ fn main() {
                 own = own.min(time(threads, keys, |key, now| find(&index, key, now)));
                 map = map.min(time(threads, keys, |key, now| before.find(key, now)));
             }
-            println!(
-                "| {what} | {threads} | {own:.0} | {map:.0} | {:.2} |",
-                own / map
-            );
+            report.row(&[
+                what.to_owned(),
+                threads.to_string(),
+                format!("{own:.0}"),
+                format!("{map:.0}"),
+                format!("{:.2}", own / map),
+            ]);
+            report.record(json!({
+                "row": format!("look-up, {what}"), "threads": threads, "index_seconds": own * 1e-9,
+                "map_seconds": map * 1e-9, "index_to_map": own / map,
+            }));
         }
     }
 }

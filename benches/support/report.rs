@@ -66,15 +66,33 @@ pub struct Report {
 }
 
 impl Report {
+    /// Servers and clients, one machine.
     pub fn start(bench: &'static str, what: &str) -> Self {
+        let congestion = read("/proc/sys/net/ipv4/tcp_congestion_control");
+        let setting = format!(
+            "servers and clients together, loopback, TCP congestion control {congestion} for all"
+        );
+        Self::begin(
+            bench,
+            what,
+            &setting,
+            json!({ "congestion_control": congestion }),
+        )
+    }
+
+    /// Nothing but this process: a part of tidegate without its server.
+    pub fn start_without_servers(bench: &'static str, what: &str) -> Self {
+        let setting = "one process without a server, so on no driver";
+        Self::begin(bench, what, setting, json!({ "driver": null }))
+    }
+
+    fn begin(bench: &'static str, what: &str, setting: &str, of_setting: Value) -> Self {
         let cpu = first_field("/proc/cpuinfo", "model name");
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let kernel = read("/proc/sys/kernel/osrelease");
-        let congestion = read("/proc/sys/net/ipv4/tcp_congestion_control");
         println!("## {bench}: {what}\n");
         println!(
-            "{cores} cores of {cpu} for servers and clients together, loopback, Linux {kernel}, \
-             TCP congestion control {congestion} for all, tidegate {}, {}\n",
+            "{cores} cores of {cpu}, Linux {kernel}, {setting}, tidegate {}, {}\n",
             env!("CARGO_PKG_VERSION"),
             if cfg!(debug_assertions) {
                 "UNOPTIMISED: figures mean nothing"
@@ -82,6 +100,12 @@ impl Report {
                 "release build"
             },
         );
+        let mut machine = json!({
+            "cpu": cpu, "cores": cores, "kernel": kernel, "is_optimised": !cfg!(debug_assertions),
+        });
+        if let (Value::Object(machine), Value::Object(of_setting)) = (&mut machine, of_setting) {
+            machine.extend(of_setting);
+        }
         let lines = env::var_os("BENCH_JSON").map(|path| {
             OpenOptions::new()
                 .create(true)
@@ -91,10 +115,7 @@ impl Report {
         });
         Self {
             bench,
-            machine: json!({
-                "cpu": cpu, "cores": cores, "kernel": kernel, "congestion_control": congestion,
-                "is_optimised": !cfg!(debug_assertions),
-            }),
+            machine,
             lines,
         }
     }

@@ -93,6 +93,9 @@ async fn work(plan: Plan) {
     );
     monoio::spawn(Rc::clone(&edge).take_over(Rc::clone(&api)));
     let idle = Rc::clone(&pull);
+    if core == 0 {
+        monoio::spawn(Rc::clone(&pull).heal());
+    }
     monoio::spawn(async move {
         loop {
             monoio::time::sleep(IDLE_CHECK).await;

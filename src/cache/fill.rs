@@ -8,12 +8,12 @@ use std::{io, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
 
 use super::{
     Cache, Key, Shared,
+    budget::Reservation,
     extents::Extents,
     flight::{Ending, Flight, Reader, Release},
     hash_line,
     partial::{self, Draft, Partial},
     progress::{Course, RunId},
-    store::Reservation,
 };
 use crate::{
     blocking::{self, Errand, PoolError, Receiver},
@@ -415,6 +415,10 @@ impl Shared {
             return Some(reservation);
         }
         self.put_idle_away();
+        let (_, idle) = self.partials.usage();
+        if !self.store.could_fit(bytes, idle) {
+            return None;
+        }
         loop {
             if let Some(reservation) = self.store.try_reserve(bytes) {
                 return Some(reservation);

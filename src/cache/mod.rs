@@ -6,7 +6,7 @@
 //! <directory>/index                              which blobs there are; made anew from `blobs/` where it is lost
 //! ```
 //!
-//! `store.rs` has what is complete, `flight.rs` and `fill.rs` what is coming, `partial.rs` what stopped half-way.
+//! `store/` has what is complete, `flight.rs` and `fill.rs` what is coming, `partial.rs` what stopped half-way.
 //!
 //! A blob is kept under the registry that sent it. Content is the same everywhere, but a registry's word that
 //! somebody may have it is worth something only for bytes which that registry has: else a registry of one's
@@ -17,6 +17,7 @@
 //! file, the one who began the fill included. The last part of a blob is released only when its digest has
 //! matched. Whether the asker *may* have the blob is not known here (`pull/proof.rs`), nor is any network.
 
+mod as_written;
 mod budget;
 mod doubts;
 #[doc(hidden)]
@@ -27,6 +28,7 @@ mod flight;
 mod floor;
 mod folder;
 mod hash_line;
+mod healing;
 #[doc(hidden)]
 pub mod index;
 mod manage;
@@ -44,11 +46,13 @@ pub use extents::Extents;
 pub use fill::{Begun, Fill, FillError, Run, Writing};
 pub use flight::{Ending, Next, Reader, Release};
 pub use manage::{
-    Checked, Damage, Damaged, FolderId, Gone, Page, Pinned, Report, Selection, Unfinished, Unread,
+    Checked, Damage, Damaged, FolderId, Gone, Intent, Page, Pinned, Report, Selection, Unfinished,
+    Unread,
 };
-pub use pins::PinError;
+pub use pins::{Pin, PinError};
 pub use progress::{Course, HELD_BACK, SMALL};
-pub use store::{Intent, Listed, Pin, RegistryUsage, Usage, Verdict};
+pub use scrub::Verdict;
+pub use store::{Listed, RegistryUsage, Usage};
 
 use std::{
     fs::File,
@@ -65,10 +69,11 @@ use crate::{
     sharded::Sharded,
     units::{ByteSize, HumanDuration, Percent},
 };
+use budget::Reservation;
 use doubts::Doubts;
 use flight::Flight;
 use partial::Partials;
-use store::{Found, Reservation, Store};
+use store::{Found, Store};
 
 /// `[cache]`
 #[derive(Clone, Debug, Deserialize)]
@@ -111,9 +116,9 @@ impl Default for Options {
 /// A blob of a registry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Key {
-    #[serde(with = "manage::as_text")]
+    #[serde(with = "as_written::text")]
     pub registry: Registry,
-    #[serde(with = "manage::as_text")]
+    #[serde(with = "as_written::text")]
     pub digest: Digest,
 }
 
@@ -246,10 +251,11 @@ impl Cache {
                 },
             }
             let (shared, wanted) = (Arc::clone(&self.0), key.clone());
+            let asker = repository.clone();
             let blob = self
                 .0
                 .pool
-                .run(Errand::Disk, move || shared.store.open(&wanted))
+                .run(Errand::Disk, move || shared.store.open(&wanted, &asker))
                 .await??;
             if let Some(blob) = blob {
                 return Ok(Opened::Stored(blob));
@@ -289,6 +295,12 @@ impl Cache {
             .run(Errand::Commit, move || shared.store.verify(&key))
             .await?;
         Ok(matches!(verdict, Ok(Verdict::Right)))
+    }
+
+    /// A blob that was found damaged and removed since this was asked last, and who used it last: fetched again, it costs
+    /// nobody a wait. Each is said once.
+    pub fn next_damaged(&self) -> Option<(Key, Repository)> {
+        self.0.store.healing.next()
     }
 
     /// Leaves everything as the next process likes to find it. Blocks: for the end.

@@ -25,7 +25,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Key, doubts::Doubts, extents::Extents, progress::SMALL, store::Reservation};
+use super::{Key, budget::Reservation, doubts::Doubts, extents::Extents, progress::SMALL};
 use crate::{blocking::lock, sys};
 
 /// A download that nobody has gone on with for this long is forgotten.

@@ -19,7 +19,7 @@ use std::{
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 
-use super::{index::Index, manage::as_text};
+use super::{as_written, index::Index};
 use crate::{
     blocking::lock,
     oci::{Reference, Registry, Repository},
@@ -28,9 +28,9 @@ use crate::{
 /// A repository whose blobs are not evicted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Pin {
-    #[serde(with = "as_text")]
+    #[serde(with = "as_written::text")]
     pub registry: Registry,
-    #[serde(with = "as_text")]
+    #[serde(with = "as_written::text")]
     pub repository: Repository,
 }
 

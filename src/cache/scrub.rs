@@ -1,4 +1,5 @@
-//! Scrubbing: every stored blob is read and hashed again within a while, and what has changed is removed.
+//! Scrubbing: every stored blob is read and hashed again within a while, and what has changed is removed,
+//! to be fetched again (`healing.rs`).
 //!
 //! One thread that reads when nobody else wants the disk, at a pace that spreads one turn over the whole interval. It goes
 //! on after a restart where it was. What it reads does not stay in memory unless it was there already.
@@ -79,7 +80,7 @@ fn scrub(store: &Weak<Store>, interval: Duration) {
         let (stop, begun) = (held.stop.clone(), Instant::now());
         let share = scrub_next(&held);
         drop(held);
-        let pause = share.map_or(REST, |share| {
+        let pause = share.map_or(REST.min(interval), |share| {
             interval.mul_f64(share).saturating_sub(begun.elapsed())
         });
         if stop.wait(pause) {
@@ -96,7 +97,10 @@ fn scrub_next(store: &Store) -> Option<f64> {
     let entry = next(store)?;
     store.index.set_scrubbed(entry.place.slot.wrapping_add(1));
     let key = store.key_of(&entry.name)?;
-    store.verify_place(&key, entry.place, entry.size).ok()?;
+    let verdict = store.verify_place(&key, entry.place, entry.size).ok()?;
+    if matches!(verdict, Verdict::Damaged | Verdict::Lost) {
+        store.healing.add(key, entry.repository);
+    }
     metrics::add(Counter::BlobsScrubbed, 1);
     let whole = store.index.bytes().max(on_disk(entry.size)).max(1);
     #[expect(clippy::cast_precision_loss, reason = "a pause may be a little off")]

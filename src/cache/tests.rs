@@ -280,6 +280,31 @@ fn what_stopped_half_way_is_gone_on_with() {
 }
 
 #[test]
+fn what_stopped_half_way_stays_when_what_is_wanted_will_not_fit_all_the_same() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let unfinished = Digest::of(b"unfinished");
+    let wanted = Digest::of(b"wanted");
+    run(async {
+        let cache = cache(folder.path(), 64 * MIB);
+        let (reader, mut run) = begin(&cache, &unfinished, 20 * MIB).await;
+        let piece = content(3 * MIB, 1);
+        let (writing, _) = run.write(piece, 0).expect("sent");
+        writing.done().await.expect("written");
+        run.fail(FillError::Source("it broke".to_owned()));
+        reader.ended().await;
+        for size in [33 * MIB, u64::MAX] {
+            let refused = claim(&cache, &wanted)
+                .await
+                .begin(Some(size), 0..size)
+                .await;
+            assert!(matches!(refused, Err(Release::NoRoom)), "{size}");
+        }
+        let kept = claim(&cache, &unfinished).await.kept();
+        assert_eq!(kept.map(|(_, extents)| extents.prefix()), Some(3 * MIB));
+    });
+}
+
+#[test]
 fn a_later_process_finds_what_was_written_down() {
     let folder = tempfile::tempdir().expect("a folder");
     let fills = folder.path().join("fills");

@@ -4,8 +4,9 @@ use std::{ops::Range, rc::Rc};
 
 use super::{
     Access, Pull, PullError,
-    body::{Body, Passing},
+    content::{Content, ContentSource},
     fill::{Filler, asked, concerns_everybody},
+    uncached::coded,
 };
 use crate::{
     cache::{
@@ -19,9 +20,6 @@ use crate::{
 
 /// How often we come back to a blob whose claim was given up by another. Then we stream it for ourselves.
 const MOST_ROUNDS: usize = 16;
-
-/// Registries remembered as redirecting; forgetting one costs a claim.
-const MOST_REDIRECTING: usize = 1024;
 
 /// A blob whose bytes can be had.
 pub enum OpenBlob {
@@ -43,74 +41,6 @@ pub enum BlobHead {
     Found {
         size: Option<u64>,
     },
-}
-
-pub struct Content {
-    size: Option<u64>,
-    source: ContentSource,
-}
-
-enum ContentSource {
-    Stored(Blob),
-    Following(Reader, Filler),
-    Passing(Digest, Box<BlobBody>),
-    Collected(Vec<u8>),
-}
-
-impl Content {
-    /// `None`: the end will show it.
-    pub fn size(&self) -> Option<u64> {
-        self.size
-    }
-
-    /// Whether several parts can be had of it.
-    pub fn is_divisible(&self) -> bool {
-        matches!(
-            self.source,
-            ContentSource::Stored(_) | ContentSource::Following(..)
-        )
-    }
-
-    /// The bytes of each range.
-    pub fn into_parts(self, ranges: &[Range<u64>]) -> Vec<Body> {
-        match self.source {
-            ContentSource::Stored(blob) => ranges
-                .iter()
-                .map(|range| Body::stored(blob.clone(), range.clone()))
-                .collect(),
-            // Each has a reader of its own, so that nothing between them is fetched for their sake.
-            ContentSource::Following(reader, filler) => ranges
-                .iter()
-                .map(|range| {
-                    let reader = reader.another(range.clone());
-                    Body::following(reader, filler.clone(), range.clone())
-                })
-                .collect(),
-            ContentSource::Passing(..) | ContentSource::Collected(_) => Vec::new(),
-        }
-    }
-
-    /// The bytes of `range`; all of them where the size is not known.
-    pub fn into_body(self, range: Range<u64>) -> Body {
-        match self.source {
-            ContentSource::Stored(blob) => Body::stored(blob, range),
-            ContentSource::Following(reader, filler) => Body::following(reader, filler, range),
-            ContentSource::Passing(digest, body) => {
-                Body::passing(Passing::new(digest, body.body, range))
-            }
-            ContentSource::Collected(bytes) => {
-                let place = |position| {
-                    usize::try_from(position)
-                        .unwrap_or(usize::MAX)
-                        .min(bytes.len())
-                };
-                let part = bytes
-                    .get(place(range.start)..place(range.end))
-                    .unwrap_or_default();
-                Body::bytes(part.to_vec())
-            }
-        }
-    }
 }
 
 /// Which part of a blob is wanted first, given its size. Never empty, unless the blob is.
@@ -460,82 +390,9 @@ impl Pull {
             .blob(access.source(&login), digest, part)
             .await?)
     }
-
-    /// Without a claim, for this client alone.
-    async fn fetch_for_one(&self, access: &Access, digest: &Digest) -> Result<OpenBlob, PullError> {
-        match self.fetch(access, digest, None).await? {
-            FetchedBlob::Redirect { status, location } => {
-                Ok(self.pass_redirect(access, status, location))
-            }
-            FetchedBlob::Inline(body) => {
-                // The registry has changed its ways, or it redirects some blobs only.
-                self.redirecting.borrow_mut().remove(&access.registry);
-                self.proofs.note_allowed(access, *digest, body.size);
-                // That was the yes that the cached blob lacked.
-                let key = access.key(digest);
-                if let Presence::Stored { size } = self.cache.presence(&key)
-                    && body.size.is_none_or(|stated| stated == size)
-                    && let Ok(Opened::Stored(blob)) =
-                        self.cache.open(&key, &access.repository).await
-                {
-                    metrics::add(Counter::BlobHits, 1);
-                    return Ok(stored(blob));
-                }
-                self.pass(access, digest, body).await
-            }
-        }
-    }
-
-    fn pass_redirect(&self, access: &Access, status: u16, location: String) -> OpenBlob {
-        metrics::add(Counter::BlobRedirects, 1);
-        let mut redirecting = self.redirecting.borrow_mut();
-        if redirecting.len() >= MOST_REDIRECTING {
-            redirecting.clear();
-        }
-        if !redirecting.contains(&access.registry) {
-            redirecting.insert(access.registry.clone());
-        }
-        OpenBlob::Redirect { status, location }
-    }
-
-    /// Past the cache. A blob so small that nothing of it is released before it is verified is verified here: an
-    /// error can then still be told in words.
-    async fn pass(
-        &self,
-        access: &Access,
-        digest: &Digest,
-        body: Box<BlobBody>,
-    ) -> Result<OpenBlob, PullError> {
-        metrics::add(Counter::BlobBypasses, 1);
-        if let Some(coding) = &body.coding {
-            return Err(coded(access, digest, coding).into());
-        }
-        let size = body.size;
-        if size.is_none_or(|size| size > HELD_BACK) {
-            let source = ContentSource::Passing(*digest, body);
-            return Ok(OpenBlob::Content(Content { size, source }));
-        }
-        let bytes = body
-            .body
-            .collect(usize::try_from(HELD_BACK).unwrap_or(usize::MAX))
-            .await
-            .map_err(|error| FetchError::Malformed {
-                registry: access.registry.clone(),
-                problem: format!("a blob that could not be read: {error}"),
-            })?;
-        if !digest.matches(&bytes) {
-            metrics::add(Counter::BlobMismatches, 1);
-            return Err(PullError::Mismatch {
-                registry: access.registry.clone(),
-                digest: *digest,
-            });
-        }
-        let source = ContentSource::Collected(bytes);
-        Ok(OpenBlob::Content(Content { size, source }))
-    }
 }
 
-fn stored(blob: Blob) -> OpenBlob {
+pub(super) fn stored(blob: Blob) -> OpenBlob {
     OpenBlob::Content(Content {
         size: Some(blob.size),
         source: ContentSource::Stored(blob),
@@ -548,15 +405,6 @@ fn wanted(size: Option<u64>, first_part: FirstPart<'_>) -> Range<u64> {
         Some(size) if size > SMALL => first_part(size),
         Some(size) => 0..size,
         None => 0..u64::MAX,
-    }
-}
-
-fn coded(access: &Access, digest: &Digest, coding: &str) -> FetchError {
-    FetchError::Malformed {
-        registry: access.registry.clone(),
-        problem: format!(
-            "{digest} with Content-Encoding {coding}, which nobody asked for; its bytes are not the blob's"
-        ),
     }
 }
 

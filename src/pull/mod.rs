@@ -6,13 +6,17 @@
 
 mod blob;
 mod body;
+mod content;
 mod fill;
+mod heal;
 mod manifest;
 mod proof;
 mod shelf;
+mod uncached;
 
-pub use blob::{BlobHead, Content, FirstPart, OpenBlob};
+pub use blob::{BlobHead, FirstPart, OpenBlob};
 pub use body::{Body, BodyError, Piece};
+pub use content::Content;
 pub use manifest::{Extent, ServedManifest};
 pub use proof::{Holder, Proofs};
 pub use shelf::Shelf;

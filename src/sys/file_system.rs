@@ -39,6 +39,22 @@ impl FileSystem {
     }
 }
 
+/// Whether a page of the file that has its disk is written where it is. Others need room for each change of it, and end the
+/// process that stores to a mapped page when there is none.
+pub(super) fn writes_in_place(file: &File) -> io::Result<bool> {
+    /// btrfs, ZFS, bcachefs.
+    const COPY_ON_WRITE: [u32; 3] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e];
+    let mut answer = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the descriptor is borrowed from `file`, and `answer` is writable.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), answer.as_mut_ptr()) };
+    checked(result as isize)?;
+    // SAFETY: the call has filled it, and plain integers may be zero anyway.
+    let answer = unsafe { answer.assume_init() };
+    // Its type is not the same everywhere; the magic numbers have 32 bits.
+    let magic = u32::try_from(answer.f_type & 0xffff_ffff).unwrap_or(0);
+    Ok(!COPY_ON_WRITE.contains(&magic))
+}
+
 /// Waits until all that was done to the file system that `file` is on is on disk.
 pub fn sync_file_system(file: &File) -> io::Result<()> {
     // SAFETY: plain values only; the descriptor is borrowed from `file`.

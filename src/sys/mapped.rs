@@ -9,7 +9,7 @@ use std::{
     sync::atomic::AtomicU64,
 };
 
-use super::{checked, file::offset_of};
+use super::{checked, file::offset_of, file_system::writes_in_place};
 
 const WORD_SIZE: usize = size_of::<AtomicU64>();
 
@@ -30,9 +30,13 @@ unsafe impl Sync for MappedWords {}
 
 impl MappedWords {
     /// The first `count` words of `file`, which is made that long and gets disk for all of them first: a store to a
-    /// page that the disk has no room for would end the process.
+    /// page that the disk has no room for would end the process. An error where it could not have it for good.
     pub fn of_file(file: &File, count: usize) -> io::Result<Self> {
         let size = size_of_words(count)?;
+        if !writes_in_place(file)? {
+            let problem = "its file system needs room for every change of a file";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, problem));
+        }
         // SAFETY: plain values only; the descriptor is borrowed from `file`.
         let error = unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, offset_of(size as u64)?) };
         if error != 0 {

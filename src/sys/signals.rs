@@ -1,4 +1,5 @@
-//! SIGTERM and SIGINT, waited for by the main thread instead of interrupting whichever thread runs.
+//! SIGTERM and SIGINT, waited for by the main thread instead of interrupting whichever thread runs; and SIGXFSZ, which is not to
+//! end the process.
 
 use std::{io, mem::MaybeUninit, ptr};
 
@@ -16,8 +17,13 @@ impl Signals {
             // SAFETY: `set` is an initialised signal set and `signal` a valid number.
             unsafe { libc::sigaddset(&raw mut set, signal) };
         }
-        // SAFETY: `set` is initialised; the old mask is not wanted, for which null is the documented way.
-        match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) } {
+        let mut blocked = set;
+        // Sent to whoever writes more to a file than `ulimit -f` allows. The write's error says it as well.
+        // SAFETY: `blocked` is a copy of an initialised set.
+        unsafe { libc::sigaddset(&raw mut blocked, libc::SIGXFSZ) };
+        let old = ptr::null_mut();
+        // SAFETY: `blocked` is initialised; the old mask is not wanted, for which null is the documented way.
+        match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, old) } {
             0 => Ok(Self(set)),
             code => Err(io::Error::from_raw_os_error(code)),
         }

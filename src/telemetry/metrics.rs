@@ -40,6 +40,7 @@ counters! {
     BlobsEvicted "tidegate_blobs_evicted_total" "Blobs removed to make room.";
     BlobsScrubbed "tidegate_blobs_scrubbed_total" "Stored blobs that were read and hashed again.";
     BlobsDamaged "tidegate_blobs_damaged_total" "Stored blobs that were removed because their content had changed.";
+    BlobsHealed "tidegate_blobs_healed_total" "Damaged blobs that were fetched again before anybody asked for them.";
     FullDisks "tidegate_cache_disk_full_total" "Times the cache's disk was full although bytes were reserved.";
     ManifestHits "tidegate_manifest_hits_total" "Manifests served from memory.";
     ManifestFetches "tidegate_manifest_fetches_total" "Manifests fetched from registries.";

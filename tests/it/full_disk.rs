@@ -7,7 +7,7 @@ use crate::support::{
     http::End,
     image::file_digest,
     liar::{Behaviour, Gate, Liar},
-    programs::wait_until,
+    programs::{self, wait_until},
     scene::{REPOSITORY, Scene},
     small_disk::SmallDisk,
     tidegate::{Setup, Tidegate, files_below},
@@ -150,7 +150,21 @@ fn a_disk_that_is_full_in_the_middle_of_a_blob_costs_no_client_anything() {
     let Some(disk) = SmallDisk::mount("16m") else {
         return;
     };
-    let scene = scene(&disk, "[cache]\nmax_size = \"1GiB\"\nmin_free = \"0B\"");
+    assert_costs_no_client_anything(&disk);
+}
+
+/// There is room on the disk, but not for us.
+#[test]
+fn a_quota_that_is_used_up_in_the_middle_of_a_blob_costs_no_client_anything() {
+    let Some(disk) = SmallDisk::with_quota("16M") else {
+        return;
+    };
+    assert_costs_no_client_anything(&disk);
+}
+
+/// It takes less than 24 MiB, and 8.
+fn assert_costs_no_client_anything(disk: &SmallDisk) {
+    let scene = scene(disk, "[cache]\nmax_size = \"1GiB\"\nmin_free = \"0B\"");
     let blob = scene.blob(1, 24 * MIB);
     let gate = Gate::default();
     let halting = Behaviour::Gated(4 * MIB, gate.clone());
@@ -236,4 +250,128 @@ fn some_of_the_disk_is_left_free_if_the_operator_says_so() {
         );
     }
     assert!(on_disk(&scene.tidegate) >= 3 * MIB, "nothing is kept");
+}
+
+/// Neither for what is larger than a blob may be, nor for what the disk could never hold, nor for what would fit on the
+/// disk but not under the cap.
+#[test]
+fn nothing_is_removed_for_what_will_not_fit_all_the_same() {
+    for (what, options, read, wanted) in [
+        (
+            "more than half of the cap",
+            "max_size = \"72MiB\"\nmin_free = \"0B\"",
+            0,
+            40,
+        ),
+        (
+            "more than the disk",
+            "max_size = \"1GiB\"\nmin_free = \"0B\"",
+            0,
+            200,
+        ),
+        (
+            "more than can be freed of the disk",
+            "max_size = \"1GiB\"\nmin_free = \"32MiB\"",
+            2,
+            44,
+        ),
+        // Of the disk 2 MiB are missing and of the cap 26; 8 MiB could be freed.
+        (
+            "more than can be freed under the cap",
+            "max_size = \"72MiB\"\nmin_free = \"32MiB\"",
+            2,
+            34,
+        ),
+    ] {
+        let Some(disk) = SmallDisk::mount("128m") else {
+            return;
+        };
+        let scene = scene(&disk, &format!("[cache]\n{options}"));
+        let kept = scene.layer(1, 8 * MIB);
+        scene.assert_arrives(&kept, what);
+        scene.tidegate.wait_until_stored(&kept.digest);
+        // What is read stays.
+        let readers: Vec<_> = (0..read)
+            .map(|seed| {
+                let blob = scene.layer(10 + seed, 28 * MIB);
+                scene.assert_arrives(&blob, what);
+                scene.tidegate.wait_until_stored(&blob.digest);
+                let mut reader = scene.tidegate.connect();
+                reader.request("GET", &scene.grant.blob(&blob.digest), &[], b"");
+                let head = reader.head().expect("an answer");
+                reader.body("GET", &head).read_exactly(1000);
+                reader
+            })
+            .collect();
+        let wanted = scene.layer(100, wanted * MIB);
+        for _ in 0..2 {
+            scene.assert_arrives(&wanted, what);
+        }
+        assert_eq!(scene.tidegate.stored(&wanted.digest), None, "{what}");
+        assert_eq!(
+            scene.tidegate.metric("tidegate_blobs_evicted_total"),
+            0,
+            "{what}"
+        );
+        scene.assert_is_a_hit(&kept);
+        drop(readers);
+    }
+}
+
+/// The index is mapped, and a file system that never writes in place needs room for every change of it: what is noted of a
+/// hit must not end the process.
+#[test]
+fn hits_are_served_from_a_disk_that_takes_nothing_more() {
+    let Some(disk) = SmallDisk::with_quota("24M") else {
+        return;
+    };
+    let scene = scene(&disk, "[cache]\nmax_size = \"1GiB\"\nmin_free = \"0B\"");
+    let blobs: Vec<_> = (0..3).map(|seed| scene.layer(seed, 3 * MIB)).collect();
+    for blob in &blobs {
+        scene.assert_arrives(blob, "the first pull");
+        scene.tidegate.wait_until_stored(&blob.digest);
+    }
+    let ballast = disk.cache_folder().join("ballast");
+    let file = std::fs::File::create(&ballast).expect("a writable folder");
+    let _ = std::io::copy(&mut std::io::repeat(0), &mut &file);
+    // From now on no page of the index is one that may be written without asking the file system.
+    disk.sync();
+    for _ in 0..4 {
+        for blob in &blobs {
+            scene.assert_is_a_hit(blob);
+            disk.sync();
+        }
+    }
+    let another = scene.layer(10, 3 * MIB);
+    scene.assert_arrives(&another, "what does not fit");
+    for blob in &blobs {
+        scene.assert_arrives(blob, "whether it was removed or not");
+    }
+}
+
+/// `ulimit -f`, or a file system of small files: the kernel's signal for that would end the process.
+#[test]
+fn a_file_that_may_grow_no_further_costs_no_client_anything() {
+    if !programs::are_here(&["prlimit"]) {
+        return;
+    }
+    let limit = format!("--fsize={}", 12 * MIB);
+    let setup = Setup::new()
+        .section("[cache]\nmax_size = \"256MiB\"")
+        .launcher(&["prlimit", &limit]);
+    let scene = Scene::with(setup);
+    for framing in [Behaviour::Honest, Behaviour::Chunked] {
+        let blob = scene.blob(1, 24 * MIB);
+        scene.misbehave(&blob, framing);
+        for _ in 0..2 {
+            scene.assert_arrives(&blob, "larger than a file may be");
+        }
+        assert_eq!(scene.tidegate.stored(&blob.digest), None);
+    }
+    wait_until("an end of the fills", || {
+        scene.tidegate.fill_files().is_empty()
+    });
+    let small = scene.layer(2, 8 * MIB);
+    scene.assert_arrives(&small, "one that fits");
+    scene.assert_is_a_hit(&small);
 }

@@ -32,6 +32,7 @@ mod docker_logins;
 mod drivers;
 mod eviction;
 mod full_disk;
+mod healing;
 mod http_edge;
 mod load_limits;
 mod lying_upstream;

@@ -1,4 +1,4 @@
-use std::{collections::HashMap, sync::atomic::AtomicBool, thread};
+use std::{collections::HashMap, fs, sync::atomic::AtomicBool, thread};
 
 use super::*;
 

@@ -35,6 +35,7 @@ pub fn are_here(programs: &[&str]) -> bool {
     let package = match *missing {
         "ctr" => "containerd",
         "nginx" => "nginx-light",
+        "mkfs.btrfs" | "btrfs" => "btrfs-progs",
         other => other,
     };
     let install = match *missing {
