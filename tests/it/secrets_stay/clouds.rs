@@ -54,6 +54,7 @@ struct World {
     aws: AwsDouble,
     liar: Liar,
     private: Liar,
+    public: Liar,
 }
 
 impl World {
@@ -62,7 +63,11 @@ impl World {
         let accounts = Accounts::none().with("research", PASSWORD, &["*"]);
         let liar = Liar::start(Auth::Basic(accounts));
         let private = Liar::start(Auth::Ecr(aws.passwords()));
-        for liar in [&liar, &private] {
+        let public = Liar::start(Auth::EcrPublic {
+            realm: aws.realm(),
+            issued: aws.bearer_tokens(),
+        });
+        for liar in [&liar, &private, &public] {
             liar.image("acme/app", "v1", &[Content::of("a layer")]);
         }
         let platform = FakePlatform::start();
@@ -71,6 +76,7 @@ impl World {
             aws,
             liar,
             private,
+            public,
         };
         world.introduce(OUTDATED);
         world
@@ -94,7 +100,7 @@ impl World {
         self.platform.order("workflow", run);
     }
 
-    fn run(&self, own: Own, log_format: &str) -> Run {
+    fn start(&self, own: Own, log_format: &str) -> Run {
         let home = tempfile::tempdir().expect("a temporary folder");
         let file = |name: &str, content: &str| {
             let path = home.path().join(name);
@@ -102,11 +108,6 @@ impl World {
             path.display().to_string()
         };
         let external_id = file("external-id", OPERATORS_EXTERNAL_ID);
-        let public = Liar::start(Auth::EcrPublic {
-            realm: self.aws.realm(),
-            issued: self.aws.bearer_tokens(),
-        });
-        public.image("acme/app", "v1", &[Content::of("a layer")]);
         let at = |liar: &Liar, more: &str| format!("endpoint = \"http://{}\"\n{more}", liar.name());
         let role = "assume_role = \"arn:aws:iam::123456789012:role/pull\"";
         let setup = Setup::new()
@@ -120,7 +121,7 @@ impl World {
             )
             .registry_with(ECR_OF_ROLE, &at(&self.private, ""))
             .registry_with(ECR_OF_RUN, &at(&self.private, ""))
-            .registry_with(PUBLIC, &at(&public, "identity = \"aws\""))
+            .registry_with(PUBLIC, &at(&self.public, "identity = \"aws\""))
             .section(&format!(
                 "[platform]\nendpoints = [{ENDPOINT:?}]\nremember = \"0s\"\n\
                  pairing_tokens = {{ {ENDPOINT:?} = [\"{}\"] }}\n\
@@ -174,6 +175,11 @@ impl World {
             run.secrets.add(name, secret);
         }
         self.pair(&mut run);
+        run
+    }
+
+    fn run(&self, own: Own, log_format: &str) -> Run {
+        let mut run = self.start(own, log_format);
         self.go_well(&mut run);
         self.refresh(&mut run);
         self.go_wrong(&mut run);
@@ -254,10 +260,12 @@ impl World {
     fn go_well(&self, run: &mut Run) {
         // What the registry refuses is asked for anew.
         let [image, ..] = self.images();
-        assert_eq!(self.ask(run, &self.request(&image)), 400);
+        let mut request = self.request(&image);
+        request["workflowId"] = Value::Null;
+        assert_eq!(self.ask(run, &request), 400);
         self.introduce(PASSWORD);
         wait_until("the new password", || {
-            run.tidegate.submit(&self.request(&image)).0 == 200
+            run.tidegate.submit(&request).0 == 200
         });
         for image in self.images() {
             assert_eq!(self.ask(run, &self.request(&image)), 200, "{image}");
@@ -296,7 +304,7 @@ impl World {
 
     /// Everybody's answers tell what he knows.
     fn go_wrong(&self, run: &mut Run) {
-        let [image, of_role, of_run] = self.images();
+        let [image, of_role, _] = self.images();
         let mut stranger = self.request(&image);
         stranger["towerAccessToken"] = json!(STRANGER);
         assert_eq!(self.ask(run, &stranger), 401);
@@ -324,32 +332,6 @@ impl World {
         }
         self.explain(run, &of_role, ACCESS_TOKEN);
         self.explain(run, &image, STRANGER);
-        let told: Vec<String> = self.aws.secrets();
-        let told = format!(
-            "{} {SECRET} {EXTERNAL_ID} {OPERATORS_EXTERNAL_ID}",
-            told.join(" ")
-        );
-        let denied = json!({"__type": "SignatureDoesNotMatch", "message": told}).to_string();
-        let refused = format!(
-            "<E><Error><Code>AccessDenied</Code><Message>{told} {WEB_IDENTITY}</Message></Error></E>"
-        );
-        self.aws.fail("ecr", 403, &denied);
-        self.aws.fail("ecr-public", 403, &denied);
-        self.aws.fail("realm", 400, &denied);
-        self.aws.fail("AssumeRole", 403, &refused);
-        self.aws.fail("AssumeRoleWithWebIdentity", 403, &refused);
-        self.aws.fail("container", 403, &denied);
-        self.aws.fail("metadata", 403, &denied);
-        self.aws.passwords().end_all();
-        self.aws.bearer_tokens().end_all();
-        self.aws.end_sessions();
-        for image in [&of_role, &of_run] {
-            assert_ne!(self.ask(run, &self.request(image)), 200, "{image}");
-        }
-        for host in [ECR, PUBLIC] {
-            let image = format!("{host}/acme/app:v1");
-            assert_ne!(self.ask(run, &json!({"containerImage": image})), 200);
-        }
         // No token is good any more.
         self.platform
             .order("revoke", json!({"token": FOLLOWERS[1]}));
@@ -358,6 +340,53 @@ impl World {
         for path in ["/metrics", "/readyz"] {
             let response = http::get(run.tidegate.admin, path);
             run.keep(path, &response);
+        }
+    }
+
+    /// AWS says no to everything, and repeats all that it was told.
+    fn be_refused(&self, run: &mut Run) {
+        let told = format!("{SECRET} {EXTERNAL_ID} {OPERATORS_EXTERNAL_ID} {WEB_IDENTITY}");
+        let denied = json!({"__type": "SignatureDoesNotMatch", "message": told}).to_string();
+        let refused = |code: &str| {
+            format!("<E><Error><Code>{code}</Code><Message>{told}</Message></Error></E>")
+        };
+        for operation in ["ecr", "ecr-public", "realm"] {
+            self.aws.fail(operation, 403, &denied);
+        }
+        let images = [
+            format!("{ECR}/acme/app:v1"),
+            format!("{PUBLIC}/acme/app:v1"),
+        ];
+        for image in &images {
+            assert_ne!(self.ask(run, &json!({"containerImage": image})), 200);
+        }
+        for image in &self.images()[1..] {
+            assert_ne!(self.ask(run, &self.request(image)), 200, "{image}");
+            self.explain(run, image, ACCESS_TOKEN);
+        }
+        let log = run.tidegate.log().text();
+        assert!(log.contains("AWS gave no login"), "{log}");
+        for secret in self.aws.secrets() {
+            run.secrets.add("what AWS lent", &secret);
+        }
+        let log = ("the log before".to_owned(), log.into());
+        run.traces.logs.push(log);
+        // Before there is anything to ask ECR with.
+        run.tidegate.restart();
+        self.aws.fail("AssumeRole", 403, &refused("AccessDenied"));
+        let web = "AssumeRoleWithWebIdentity";
+        self.aws.fail(web, 403, &refused("ValidationError"));
+        self.aws.fail("container", 403, &denied);
+        self.aws.fail("metadata", 403, &denied);
+        wait_until("the Platform's next socket", || {
+            self.ask(run, &self.request(&self.images()[1])) == 400
+        });
+        for image in &images {
+            assert_ne!(self.ask(run, &json!({"containerImage": image})), 200);
+        }
+        for image in &self.images()[1..] {
+            assert_ne!(self.ask(run, &self.request(image)), 200, "{image}");
+            self.explain(run, image, ACCESS_TOKEN);
         }
     }
 
@@ -392,5 +421,23 @@ fn no_secret_of_a_platform_or_of_aws_is_written_down_anywhere() {
             let found = memmem::find(bytes, PRIVATE_KEY);
             assert_eq!(found, None, "a private key in {place}");
         }
+    }
+}
+
+#[test]
+fn refusals_of_aws_tell_no_secret() {
+    if !fake_platform::is_here() {
+        return;
+    }
+    for (own, log_format) in [
+        (Own::Environment, "json"),
+        (Own::WebIdentity, "text"),
+        (Own::Container, "json"),
+        (Own::Metadata, "text"),
+    ] {
+        let world = World::new();
+        let mut run = world.start(own, log_format);
+        world.be_refused(&mut run);
+        run.end();
     }
 }
