@@ -120,9 +120,17 @@ impl Api {
             // Not on the lane of those who can be recognized at once. Who guesses must not make us ask for each guess.
             None => {
                 self.may_guess(Shape::Api, client)?;
-                match self.shared.desk.authenticate(claim).await.map_err(busy)? {
+                // Many guesses may stand in line before the first is known to be wrong.
+                let shared = Arc::clone(&self.shared);
+                let is_wanted = move || {
+                    let budget = shared.guesses.peek(client_key(client), Instant::now());
+                    budget.is_ok()
+                };
+                let authenticated = self.shared.desk.authenticate(claim, is_wanted).await;
+                match authenticated.map_err(busy)? {
                     Ok(caller) => caller,
                     Err(error) => {
+                        self.may_guess(Shape::Api, client)?;
                         if error == IdentityError::UnknownToken {
                             let budget = &self.shared.guesses;
                             let _ = budget.take(client_key(client), Instant::now());

@@ -79,14 +79,15 @@ impl Shared {
             StartError::Login(format!("docker.config_files: {}", texts.join("\n")))
         })?;
         let docker = Arc::new(docker);
-        let exchange = Exchange::new(ecr(config)?, Arc::clone(&pool));
+        let logins = operator_logins(config)?;
+        let exchange = Exchange::new(ecr(config, &logins)?, Arc::clone(&pool));
         exchange.introduce()?;
         let requests = Arc::new(Requests::open(&state_directory, &config.tokens)?);
         let keys = KeyRecords::open(&state_directory, requests.sealing_key(), &config.platform)?;
         let keys = Arc::new(keys);
         let pairing = Pairing::new(&config.platform, Arc::clone(&keys));
         let platforms = platforms(config, &state_directory, &requests, keys, &pairing)?;
-        let mut keyring = Keyring::new(operator_logins(config)?, directory, config.anonymous)
+        let mut keyring = Keyring::new(logins, directory, config.anonymous)
             .with_own(&config.own)
             .with_docker(Arc::clone(&docker));
         if let Some(client) = &platforms {
@@ -201,7 +202,7 @@ fn operator_logins(config: &Config) -> Result<Vec<OperatorLogin>, StartError> {
 }
 
 /// Logins for AWS's registries.
-fn ecr(config: &Config) -> Result<Ecr, StartError> {
+fn ecr(config: &Config, logins: &[OperatorLogin]) -> Result<Ecr, StartError> {
     let failed = |problem: String| StartError::Login(problem);
     let aws = Aws::new(config.aws.clone(), Environment::of_process());
     let role = |text: &Option<String>| {
@@ -235,12 +236,13 @@ fn ecr(config: &Config) -> Result<Ecr, StartError> {
             jump: own_jump,
         });
     }
-    Ok(Ecr::new(
+    let ecr = Ecr::new(
         aws,
         tables,
         jump,
         config.aws.allow_roles_without_external_id,
-    ))
+    );
+    Ok(ecr.reserving(logins))
 }
 
 impl Readiness for Shared {

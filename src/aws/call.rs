@@ -45,6 +45,19 @@ pub(super) struct Call<'a> {
     /// `X-Amz-Target`
     pub(super) operation: Option<&'static str>,
     pub(super) body: &'a Secret<String>,
+    /// In the body.
+    pub(super) secret: Option<&'a str>,
+}
+
+impl Call<'_> {
+    /// Some complaints of AWS quote the value that they are about; those are not passed on.
+    fn is_quoted_in(&self, message: &str, keys: Option<&Keys>) -> bool {
+        let tokens = keys.and_then(|keys| keys.session_token.as_ref());
+        let secrets = keys.map(|keys| &keys.secret).into_iter().chain(tokens);
+        let secrets = secrets.map(|secret| secret.expose().as_str());
+        let mut secrets = secrets.chain(self.secret);
+        secrets.any(|secret| !secret.is_empty() && message.contains(secret))
+    }
 }
 
 /// What was answered with 200.
@@ -167,11 +180,15 @@ impl Http {
                 body: answer.body,
                 date: answer.date,
             }),
-            status => Err(CallError::Failed(Failure {
-                status,
-                text: error_text(answer.error_type.as_deref(), answer.body.expose()),
-                date: answer.date,
-            })),
+            status => {
+                let mut text = error_text(answer.error_type.as_deref(), answer.body.expose());
+                text.message = text.message.filter(|it| !call.is_quoted_in(it, keys));
+                Err(CallError::Failed(Failure {
+                    status,
+                    text,
+                    date: answer.date,
+                }))
+            }
         }
     }
 

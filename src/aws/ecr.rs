@@ -51,6 +51,7 @@ impl Client {
             content_type: JSON,
             operation: Some(operation),
             body: &Secret::new("{}".to_owned()),
+            secret: None,
         };
         let target = self.settings.target(source.service, &source.region);
         let answer = self

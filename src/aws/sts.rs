@@ -48,7 +48,12 @@ impl Client {
         }
         let action = Action::AssumeRole(role);
         let answer = self
-            .ask_sts(&pairs, Some(keys), region)
+            .ask_sts(
+                &pairs,
+                session.external_id.map(ExternalId::expose),
+                Some(keys),
+                region,
+            )
             .map_err(|error| error.explain(action, Some(keys)))?;
         self.session(&answer, region)
     }
@@ -74,7 +79,7 @@ impl Client {
             if let Some(seconds) = session.seconds {
                 pairs.push(("DurationSeconds", seconds));
             }
-            self.ask_sts(&pairs, None, region)
+            self.ask_sts(&pairs, Some(token.expose()), None, region)
         };
         let answer = match ask() {
             Err(CallError::Failed(failure)) if failure.is_about_the_web_identity() => ask(),
@@ -89,7 +94,7 @@ impl Client {
         let action = Action::CallerIdentity;
         let pairs = [("Action", "GetCallerIdentity"), ("Version", VERSION)];
         let answer = self
-            .ask_sts(&pairs, Some(keys), region)
+            .ask_sts(&pairs, None, Some(keys), region)
             .map_err(|error| error.explain(action, Some(keys)))?;
         caller_identity(answer.body.expose()).ok_or_else(|| self.malformed(region, "no identity"))
     }
@@ -97,6 +102,7 @@ impl Client {
     fn ask_sts(
         &self,
         pairs: &[(&str, &str)],
+        secret: Option<&str>,
         keys: Option<&Keys>,
         region: &Region,
     ) -> Result<Answer, CallError> {
@@ -104,6 +110,7 @@ impl Client {
             content_type: FORM,
             operation: None,
             body: &form(pairs),
+            secret,
         };
         let target = self.settings.target(Service::Sts, region);
         self.http.call(&target, keys, &call)

@@ -20,6 +20,7 @@ use crate::{
     api::{CREDENTIALS_GUARD, Explained, Verdict},
     config::{Config, listen_address},
     secret::Secret,
+    telemetry::log::OneLine,
     toml_file::Problem,
 };
 
@@ -175,7 +176,8 @@ fn told(explained: &Explained) -> String {
     } = explained;
     let mut text = String::new();
     let mut line = |name: &str, said: &str| {
-        let _ = writeln!(text, "{name:<9} {said}");
+        // Users name their credentials, and registries their reasons.
+        let _ = writeln!(text, "{name:<9} {}", OneLine(said.to_owned()));
     };
     line("image", &explanation.image);
     line("caller", &explanation.caller);
@@ -246,5 +248,32 @@ registry  it refused
         let json = serde_json::to_string(&explained).expect("it is JSON");
         let back: Explained = serde_json::from_str(&json).expect("its own form");
         assert_eq!(told(&back), expected);
+    }
+
+    #[test]
+    fn nobody_writes_to_the_operators_terminal() {
+        let hostile = || "\u{1b}]0;x\u{7}\nchosen    another\u{9b}2J".to_owned();
+        let explained = Explained {
+            explanation: Explanation {
+                image: "alpine".to_owned(),
+                caller: hostile(),
+                sources: vec![Source {
+                    name: "workspace 1".to_owned(),
+                    said: hostile(),
+                    entries: vec![Considered {
+                        registry: hostile(),
+                        name: hostile(),
+                        verdict: hostile(),
+                    }],
+                }],
+                username: None,
+                chosen: hostile(),
+            },
+            registry: Some(Verdict::Refused(hostile())),
+        };
+        let told = told(&explained);
+        assert_eq!(told.lines().count(), 6, "{told}");
+        let is_plain = |c: char| c == '\n' || !c.is_control();
+        assert!(told.chars().all(is_plain), "{told:?}");
     }
 }

@@ -81,10 +81,11 @@ impl Desk {
         self.patience
     }
 
-    /// Who claims this, whom the keyring does not recognize by itself.
+    /// Who claims this, whom the keyring does not recognize by itself. `is_wanted` is asked when it is his turn.
     pub async fn authenticate(
         self: &Arc<Self>,
         claim: Claim,
+        is_wanted: impl FnOnce() -> bool + Send + 'static,
     ) -> Result<Result<Caller, IdentityError>, PoolError> {
         let endpoint = match self.keyring.claimed_endpoint(&claim) {
             Ok(endpoint) => endpoint,
@@ -94,9 +95,15 @@ impl Desk {
         let keyring = Arc::clone(&self.keyring);
         let (sender, receiver) = oneshot();
         let job = move || {
-            if !sender.is_abandoned() {
-                sender.send(keyring.authenticate(&claim, deadline));
+            if sender.is_abandoned() {
+                return;
             }
+            sender.send(match is_wanted() {
+                true => keyring.authenticate(&claim, deadline),
+                false => Err(IdentityError::NoAnswer {
+                    cause: "the Platform was not asked".to_owned(),
+                }),
+            });
         };
         self.line_up(&endpoint, Box::new(job))?;
         let answer = receiver.receive().await;

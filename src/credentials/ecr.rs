@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use super::{FindError, Login, Side, identity};
+use super::{FindError, Login, OperatorLogin, Side, identity};
 use crate::{
     aws::{Aws, AwsError, EcrHost, ExternalId, Keys, REGISTRY_USER, RoleArn, Source},
     oci::{Credentials, Registry, RegistryPattern},
@@ -59,6 +59,15 @@ impl Ecr {
             allows_roles_without_external_id,
             reserved,
         }
+    }
+
+    /// Roles that the operator's logins name are his too: many trust tidegate without an external id, and then any
+    /// that a tenant makes up would do.
+    pub fn reserving(mut self, logins: &[OperatorLogin]) -> Self {
+        let usernames = logins.iter().map(|login| login.credentials.username.trim());
+        self.reserved
+            .extend(usernames.filter_map(|username| username.parse().ok()));
+        self
     }
 
     /// Tells the operator whom AWS takes tidegate for, if that matters.
@@ -269,7 +278,7 @@ fn own_identity(source: &Source) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::aws::{Environment, Options};
+    use crate::aws::{Environment, Options, SourceChoice};
 
     const HOST: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
     const ROLE: &str = "arn:aws:iam::123456789012:role/pull";
@@ -394,6 +403,47 @@ mod tests {
             "{}",
             error.to_caller()
         );
+    }
+
+    #[test]
+    fn a_role_of_an_operators_login_is_not_for_tenants() {
+        let registry: Registry = HOST.parse().expect(HOST);
+        let operators = found(Side::Operator, Some((ROLE, "")));
+        let ecr = ecr(vec![table(HOST, None)]).reserving(&[OperatorLogin {
+            registry: registry.clone(),
+            prefix: None,
+            credentials: operators.credentials.clone().expect("it has some"),
+        }]);
+        let made_up = found(Side::Tenant, Some((ROLE, "made-up")));
+        let error = login(&ecr, &registry, &made_up).expect_err("it is reserved");
+        assert!(error.to_string().contains("for the operator"), "{error}");
+        let error = login(&ecr, &registry, &operators).expect_err("nobody answers");
+        assert!(error.to_string().contains("cannot be reached"), "{error}");
+    }
+
+    #[test]
+    fn tenants_are_not_told_what_is_wrong_with_this_machine() {
+        let nobody = Environment::of(&[("AWS_EC2_METADATA_DISABLED", "true")]);
+        let options = Options {
+            source: SourceChoice::Environment,
+            ..Options::default()
+        };
+        let ecr = Ecr::new(
+            Aws::new(options, nobody),
+            vec![table(HOST, None)],
+            None,
+            false,
+        );
+        let registry: Registry = HOST.parse().expect(HOST);
+        let error = login(
+            &ecr,
+            &registry,
+            &found(Side::Tenant, Some((ROLE, "agreed"))),
+        );
+        let error = error.expect_err("there is no identity");
+        assert!(error.to_string().contains("AWS_ACCESS_KEY_ID"), "{error}");
+        let told = error.to_caller();
+        assert!(told.contains("the operator's log says why"), "{told}");
     }
 
     #[test]

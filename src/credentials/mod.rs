@@ -205,6 +205,11 @@ impl FindError {
         match self {
             Self::Aws {
                 is_operators: true, ..
+            }
+            // What this machine lacks is the operator's, whoever's login needs it.
+            | Self::Aws {
+                cause: AwsError::Setting(_),
+                ..
             } => self.to_strangers(),
             error => error.to_string(),
         }

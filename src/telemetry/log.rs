@@ -68,7 +68,7 @@ pub fn start(options: &Options) -> Log {
 }
 
 /// Values come from clients and registries, who would like to write lines of their own, or to a terminal.
-struct OneLine(String);
+pub struct OneLine(pub String);
 
 impl fmt::Display for OneLine {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -506,6 +506,37 @@ fn a_silent_platform_holds_up_nobody_whose_login_is_known() {
     scene.assert_pulls(&scene.grant(BOB, Some(CLINIC)));
 }
 
+/// However many stand in line when the first of them turns out to be wrong.
+#[test]
+fn who_guesses_access_tokens_has_the_platform_asked_for_few_of_them() {
+    needs_a_platform!();
+    const GUESSES: usize = 300;
+    let scene = Scene::new("");
+    scene.platform.order("hold", json!({"path": "/"}));
+    let statuses = thread::scope(|scope| {
+        let guesses: Vec<_> = (0..GUESSES)
+            .map(|number| {
+                let body = scene.request(&format!("guess-{number}"), None).to_string();
+                let tidegate = &scene.tidegate;
+                scope.spawn(move || tidegate.post_text("/v1alpha2/container", &body).status())
+            })
+            .collect();
+        wait_until("a line of guesses", || {
+            scene.tidegate.metric("tidegate_connections") as usize >= GUESSES
+        });
+        scene.platform.order("release", json!({"path": "/"}));
+        let statuses = guesses.into_iter().map(|it| it.join().expect("no panic"));
+        statuses.collect::<Vec<_>>()
+    });
+    assert!(
+        statuses.iter().all(|status| [401, 429].contains(status)),
+        "{statuses:?}"
+    );
+    // 60 at once and one each second, and those that are asked about at the same time.
+    let asked = scene.platform.count("GET /user-info");
+    assert!(asked < 150, "{asked}");
+}
+
 #[test]
 fn one_silent_platform_leaves_another_alone() {
     needs_a_platform!();

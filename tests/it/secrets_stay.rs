@@ -1,6 +1,8 @@
 //! No secret of a run gets out: not into the log at its most talkative, an answer, a metric, a debug print, what a command
 //! prints, or a file of the product's own. A feature that comes with a new secret is used in `Run::new`, and has one more
-//! line there: `secrets.add(…)`.
+//! line there: `secrets.add(…)`. `secrets_stay/clouds.rs` has those of Platforms and AWS.
+
+mod clouds;
 
 use std::{
     fs,
@@ -284,7 +286,7 @@ impl Run {
         }
     }
 
-    fn end(mut self) {
+    fn end(mut self) -> Traces {
         self.tidegate.signal("TERM");
         self.tidegate.log().wait_for_end();
         let log = self.tidegate.log().text();
@@ -307,6 +309,7 @@ impl Run {
         }
         assert!(count > 3, "the run has left {count} files");
         self.secrets.assert_are_nowhere(&self.traces);
+        self.traces
     }
 }
 

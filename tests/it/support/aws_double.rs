@@ -20,8 +20,8 @@ use super::server::{Request, Server, respond};
 pub const KEY_ID: &str = "AKIADOUBLEDOUBLE";
 pub const OTHER_KEY_ID: &str = "AKIAOTHEROTHEROT";
 pub const SECRET: &str = "the/secret+key/of/the/double";
-pub const METADATA_TOKEN: &str = "metadata-token";
-pub const CONTAINER_TOKEN: &str = "container-token";
+pub const METADATA_TOKEN: &str = "metadata-token-of-the-double";
+pub const CONTAINER_TOKEN: &str = "container-token-of-the-double";
 
 const HOUR: Duration = Duration::from_secs(3600);
 

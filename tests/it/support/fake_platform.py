@@ -28,6 +28,7 @@ Control, on its own port: bodies and answers are JSON, an unknown name is 400.
     GET  /calls        [{method, path, query, authorization, body}] in order of arrival
     GET  /counts       {"GET /user-info": 3, …}         without /api and query
     POST /forget       {}                               empties both
+    GET  /packet-keys  ["…"]                            the AES key of each packet, which are letters here
     POST /pair         {url: "ws://127.0.0.1:5000", endpoint, token?, service?, sessions?: 1, reconnect?: true, ca?: FILE}
                        opens sessions, and again when they end; each refusal counts
     GET  /sessions     [{id, endpoint, state: "connecting" | "open" | "ended", opened, pairingId, publicKey, closeCode,
@@ -51,7 +52,7 @@ import concurrent.futures
 import http.client
 import http.server
 import json
-import os
+import secrets
 import ssl
 import threading
 import urllib.parse
@@ -193,8 +194,12 @@ class Platform:
         return 404, [], {"message": "no such credentials"}
 
 
+packet_keys = []
+
+
 def encrypt(public_key, text):
-    session_key = os.urandom(16)
+    session_key = secrets.token_hex(8).encode()
+    packet_keys.append(session_key.decode())
     padder = PKCS7(128).padder()
     padded = padder.update(text.encode()) + padder.finalize()
     cipher = Cipher(algorithms.AES(session_key), modes.ECB()).encryptor()
@@ -401,6 +406,8 @@ def control(platform, pairer, method, path, order):
                     f"{call['method']} {call['path']}" for call in platform.calls
                 )
                 return dict(counts)
+            if path == "/packet-keys":
+                return list(packet_keys)
         return None
     if path == "/pair":
         pairer.now(pairer.pair(order))

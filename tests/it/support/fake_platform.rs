@@ -176,6 +176,14 @@ impl FakePlatform {
         self.ask("calls").as_array().expect("a list").clone()
     }
 
+    /// Of the packets with logins that it has given out.
+    pub fn packet_keys(&self) -> Vec<String> {
+        let keys = self.ask("packet-keys");
+        let keys = keys.as_array().expect("a list").iter();
+        keys.filter_map(|key| key.as_str().map(str::to_owned))
+            .collect()
+    }
+
     pub fn kill(&mut self) {
         self.process.kill();
     }
