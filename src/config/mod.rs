@@ -120,6 +120,13 @@ impl Config {
             false => Vec::new(),
         };
         warnings.extend(config.exposed_files(&lines));
+        if config.platform.allow_any_pairing_token {
+            warnings.push(lines.problem(
+                &["platform", "allow_any_pairing_token"],
+                "whoever reaches the listener can pass for a Platform and collect its users' access tokens; list \
+                 `platform.pairing_tokens` instead",
+            ));
+        }
         if config.listener.tls.is_some() && config.url.as_ref().is_some_and(|url| !url.is_https()) {
             warnings.push(lines.problem(
                 &["url"],

@@ -532,6 +532,21 @@ fn a_password_that_others_can_read_is_warned_about() {
 }
 
 #[test]
+fn a_platform_that_anybody_can_pass_for_is_warned_about() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("tidegate.toml");
+    let text =
+        "[platform]\nendpoints = [\"https://api.example.com\"]\nallow_any_pairing_token = true\n";
+    fs::write(&file, text).expect("a file");
+    let loaded = Config::load(&file).unwrap_or_else(|problems| panic!("{problems:?}"));
+    let warned: Vec<String> = loaded.warnings.iter().map(Problem::to_string).collect();
+    assert!(
+        warned.len() == 1 && warned[0].contains(":3: platform.allow_any_pairing_token: "),
+        "{warned:?}"
+    );
+}
+
+#[test]
 fn a_file_that_cannot_be_read_is_one_problem() {
     let problems = Config::load(Path::new("/nowhere/tidegate.toml")).expect_err("it is not there");
     assert_eq!(

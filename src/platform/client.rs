@@ -177,11 +177,8 @@ impl Client {
         deadline: Instant,
     ) -> Result<Option<ComputeEnvironment>, CallError> {
         let what = "a run's compute environment";
-        let path = in_workspace(
-            &format!("/workflow/{}/launch", path_segment(run)),
-            &[],
-            workspace,
-        );
+        let run = run_id(session, run, what)?;
+        let path = in_workspace(&format!("/workflow/{run}/launch"), &[], workspace);
         let body = self.call(session, &path, what, deadline)?;
         answers::compute_environment(&body).map_err(|_| malformed(session, what))
     }
@@ -194,7 +191,8 @@ impl Client {
         deadline: Instant,
     ) -> Result<RunStatus, CallError> {
         let what = "a run's status";
-        let path = in_workspace(&format!("/workflow/{}", path_segment(run)), &[], workspace);
+        let run = run_id(session, run, what)?;
+        let path = in_workspace(&format!("/workflow/{run}"), &[], workspace);
         let body = self.call(session, &path, what, deadline)?;
         answers::run_status(&body).map_err(|_| malformed(session, what))
     }
@@ -371,6 +369,21 @@ fn is_sendable(token: &Secret<String>) -> bool {
 }
 
 /// Ids come from clients: none may lead to another path.
+/// A text that no run can have as its name is not asked for: `..` would lead a server in between elsewhere.
+fn run_id<'a>(session: &Session, run: &'a str, what: &'static str) -> Result<&'a str, CallError> {
+    /// Guessed: known ones have 14.
+    const LONGEST: usize = 64;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if !run.is_empty() && run.len() <= LONGEST && run.bytes().all(is_plain) {
+        return Ok(run);
+    }
+    Err(CallError::Denied {
+        endpoint: session.endpoint.clone(),
+        what,
+        status: 404,
+    })
+}
+
 fn path_segment(id: &str) -> String {
     percent_encode_query(id).replace('.', "%2E")
 }
@@ -388,4 +401,31 @@ fn in_workspace(path: &str, query: &[(&str, &str)], workspace: Option<i64>) -> S
         url.push_str(&percent_encode_query(&value));
     }
     url
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_can_name_a_run_is_asked_for() {
+        let session = Session {
+            endpoint: "https://api.example.com".to_owned(),
+            access_token: Secret::new("token".to_owned()),
+            refresh_token: None,
+        };
+        let long = "a".repeat(65);
+        for (run, is_one) in [
+            ("1XaZ8b7Kq0Yw2c", true),
+            ("run-1_a", true),
+            ("", false),
+            ("..", false),
+            ("a/../user-info", false),
+            ("a%2Fb", false),
+            ("a?b", false),
+            (&long, false),
+        ] {
+            assert_eq!(run_id(&session, run, "a run").is_ok(), is_one, "{run}");
+        }
+    }
 }
