@@ -148,6 +148,8 @@ impl Api {
             let Plain { image, platform } = submission.into_plain(version)?;
             details.platform = platform.map(|platform| platform.to_string());
             Ok::<_, Refusal>(ContainerRequest {
+                overlay: None,
+                layers: Vec::new(),
                 image,
                 caller: Arc::new(caller),
                 details,

@@ -113,7 +113,7 @@ impl Api {
     fn note_first_pull(&self, token: Token, digest: Digest) {
         let requests = Arc::clone(&self.shared.requests);
         let noted = self.shared.pool.send(Errand::Grants, move || {
-            if let Err(error) = requests.note_source_digest(&token, digest) {
+            if let Err(error) = requests.note_pull(&token, digest, digest) {
                 tracing::warn!(%error, "the digest of a first pull could not be recorded");
             }
         });
