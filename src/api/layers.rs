@@ -28,10 +28,11 @@ use crate::{
 
 /// A location as long as it may be holds a third less.
 const LARGEST_INLINE: u64 = 16 << 20;
-/// Guessed: scripts and programs, ten times as large as they come. It bounds what a hostile one costs: some seconds.
-const LARGEST_ARCHIVE: u64 = 512 << 20;
-/// Longer URLs are signed ones, up to 2 KiB.
-const LONGEST_URL: usize = 8192;
+/// Of all layers of a request together. Guessed: scripts and programs, a hundred times as large as they come. It bounds
+/// what hostile ones cost: some seconds.
+const LARGEST_ARCHIVES: u64 = if cfg!(test) { 64 << 20 } else { 1 << 30 };
+/// The longest are signed ones, of up to 2 KiB.
+const LONGEST_URL: usize = 4096;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -45,14 +46,23 @@ pub(super) struct PostedLayer {
 /// What is wrong with a layer, in words for whoever made it.
 type Problem = String;
 
+/// How much the layers of a request may still unpack to.
+pub(super) struct Room(u64);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(LARGEST_ARCHIVES)
+    }
+}
+
 impl PostedLayer {
-    pub(super) fn read(&self) -> Result<(Layer, Option<InlineLayer>), Problem> {
+    pub(super) fn read(&self, room: &mut Room) -> Result<(Layer, Option<InlineLayer>), Problem> {
         let location = self.location.as_deref().unwrap_or_default();
         if let Some(text) = location.strip_prefix("data:") {
-            return self.inline(decode(text)?);
+            return self.inline(decode(text)?, room);
         }
         if let Some(text) = location.strip_prefix("gzip:") {
-            return self.inline(inflate(&decode(text)?)?);
+            return self.inline(inflate(&decode(text)?)?, room);
         }
         let place = match location.strip_prefix("docker://") {
             Some(text) => self.in_repository(text)?,
@@ -69,9 +79,7 @@ impl PostedLayer {
         };
         let missing = |name: &str| format!("it needs {name}, since its bytes are elsewhere");
         let layer = Layer {
-            digest: self
-                .gzip_digest()?
-                .ok_or_else(|| missing("a gzipDigest"))?,
+            digest: self.gzip_digest()?.ok_or_else(|| missing("a gzipDigest"))?,
             size: self.gzip_size.ok_or_else(|| missing("a gzipSize"))?,
             diff_id: self.tar_digest()?.ok_or_else(|| missing("a tarDigest"))?,
             compression: Compression::Gzip,
@@ -81,7 +89,11 @@ impl PostedLayer {
     }
 
     /// What the client leaves out is computed.
-    fn inline(&self, bytes: Vec<u8>) -> Result<(Layer, Option<InlineLayer>), Problem> {
+    fn inline(
+        &self,
+        bytes: Vec<u8>,
+        room: &mut Room,
+    ) -> Result<(Layer, Option<InlineLayer>), Problem> {
         let stated = self.gzip_digest()?;
         let digest = match stated {
             Some(stated) if stated.matches(&bytes) => stated,
@@ -99,7 +111,7 @@ impl PostedLayer {
         }
         let stated = self.tar_digest()?;
         let algorithm = stated.map_or(Algorithm::Sha256, |stated| stated.algorithm());
-        let diff_id = unpacked_digest(&bytes, algorithm)?;
+        let diff_id = unpacked_digest(&bytes, algorithm, room)?;
         if let Some(stated) = stated.filter(|stated| *stated != diff_id) {
             return Err(format!(
                 "its tarDigest is {stated}, and the archive in it has {diff_id}"
@@ -122,7 +134,9 @@ impl PostedLayer {
         let (registry, rest) = text.split_once("/v2/").ok_or_else(malformed)?;
         let (repository, digest) = rest.rsplit_once("/blobs/").ok_or_else(malformed)?;
         let image = format!("{registry}/{repository}@{digest}");
-        let image: Reference = image.parse().map_err(|error| format!("its location: {error}"))?;
+        let image: Reference = image
+            .parse()
+            .map_err(|error| format!("its location: {error}"))?;
         if let Some(stated) = self.gzip_digest()?
             && image.version != TagOrDigest::Digest(stated)
         {
@@ -154,9 +168,7 @@ fn parse_digest(name: &str, text: Option<&str>) -> Result<Option<Digest>, Proble
 
 fn on_the_web(location: &str) -> Result<Place, Problem> {
     if location.len() > LONGEST_URL {
-        return Err(format!(
-            "its URL is longer than {LONGEST_URL} characters"
-        ));
+        return Err(format!("its URL is longer than {LONGEST_URL} characters"));
     }
     let url: Url = location
         .parse()
@@ -189,7 +201,7 @@ fn inflate(packed: &[u8]) -> Result<Vec<u8>, Problem> {
     Ok(bytes)
 }
 
-fn unpacked_digest(bytes: &[u8], algorithm: Algorithm) -> Result<Digest, Problem> {
+fn unpacked_digest(bytes: &[u8], algorithm: Algorithm, room: &mut Room) -> Result<Digest, Problem> {
     struct Hashing(Hasher);
 
     impl Write for Hashing {
@@ -204,14 +216,15 @@ fn unpacked_digest(bytes: &[u8], algorithm: Algorithm) -> Result<Digest, Problem
     }
 
     let mut hashing = Hashing(Hasher::new(algorithm));
-    let mut archive = MultiGzDecoder::new(bytes).take(LARGEST_ARCHIVE + 1);
+    let mut archive = MultiGzDecoder::new(bytes).take(room.0 + 1);
     let size = io::copy(&mut archive, &mut hashing)
         .map_err(|error| format!("it is not a tar.gz: {error}"))?;
-    if size > LARGEST_ARCHIVE {
-        return Err(format!(
-            "it unpacks to more than {LARGEST_ARCHIVE} bytes; let it be fetched from an https:// location"
-        ));
-    }
+    let left = room.0.checked_sub(size);
+    room.0 = left.ok_or_else(|| {
+        format!(
+            "with it the layers unpack to more than {LARGEST_ARCHIVES} bytes; let large ones be fetched from an https:// location"
+        )
+    })?;
     Ok(hashing.0.finish())
 }
 
@@ -241,7 +254,7 @@ mod tests {
     }
 
     fn problem(layer: &PostedLayer) -> String {
-        match layer.read() {
+        match layer.read(&mut Room::default()) {
             Err(problem) => problem,
             Ok((layer, _)) => panic!("{layer:?}"),
         }
@@ -274,7 +287,9 @@ mod tests {
                     gzip_size: size,
                     tar_digest: diff_id,
                 };
-                let (layer, inline) = layer.read().unwrap_or_else(|problem| panic!("{problem}"));
+                let (layer, inline) = layer
+                    .read(&mut Room::default())
+                    .unwrap_or_else(|problem| panic!("{problem}"));
                 assert_eq!(layer.digest, Digest::of(&packed));
                 assert_eq!(layer.diff_id, Digest::of(&archive));
                 assert_eq!(layer.size, packed.len() as u64);
@@ -308,7 +323,7 @@ mod tests {
                 },
             ),
         ] {
-            let read = named(&location).read();
+            let read = named(&location).read(&mut Room::default());
             let (layer, inline) = read.unwrap_or_else(|problem| panic!("{problem}"));
             assert_eq!((layer.place, layer.digest, layer.size), (place, digest, 4));
             assert!(inline.is_none());
@@ -321,7 +336,7 @@ mod tests {
             ("/etc/passwd", "starts with none of"),
             ("https://", "no host"),
             ("https://a:b@f.example/", "user name"),
-            (long.as_str(), "longer than 8192"),
+            (long.as_str(), "longer than 4096"),
             ("docker://quay.io/a/b", "should read docker://"),
             ("docker://quay.io/v2/a/b/blobs/x", "is not a digest"),
             (other.as_str(), "its location names"),
@@ -353,10 +368,34 @@ mod tests {
         let mut trailed = packed.clone();
         trailed.extend_from_slice(b"more");
         for (layer, expected) in [
-            (PostedLayer { gzip_digest: Some(other.clone()), ..data(&packed) }, "its gzipDigest is"),
-            (PostedLayer { gzip_size: Some(1), ..data(&packed) }, "its gzipSize is 1, and it has"),
-            (PostedLayer { tar_digest: Some(other), ..data(&packed) }, "its tarDigest is"),
-            (PostedLayer { tar_digest: Some("sha256:".to_owned()), ..data(&packed) }, "its tarDigest: "),
+            (
+                PostedLayer {
+                    gzip_digest: Some(other.clone()),
+                    ..data(&packed)
+                },
+                "its gzipDigest is",
+            ),
+            (
+                PostedLayer {
+                    gzip_size: Some(1),
+                    ..data(&packed)
+                },
+                "its gzipSize is 1, and it has",
+            ),
+            (
+                PostedLayer {
+                    tar_digest: Some(other),
+                    ..data(&packed)
+                },
+                "its tarDigest is",
+            ),
+            (
+                PostedLayer {
+                    tar_digest: Some("sha256:".to_owned()),
+                    ..data(&packed)
+                },
+                "its tarDigest: ",
+            ),
             (data(b"not packed"), "not a tar.gz"),
             (data(&cut), "not a tar.gz"),
             (data(&trailed), "not a tar.gz"),
@@ -373,11 +412,11 @@ mod tests {
     fn what_unpacks_without_end_is_stopped() {
         let mut encoder = GzEncoder::new(Vec::new(), Level::best());
         let zeros = vec![0; 1 << 20];
-        for _ in 0..=LARGEST_ARCHIVE >> 20 {
+        for _ in 0..=LARGEST_ARCHIVES >> 20 {
             encoder.write_all(&zeros).expect("memory takes it");
         }
         let packed = encoder.finish().expect("memory takes it");
-        assert!(problem(&data(&packed)).contains("unpacks to more than"));
+        assert!(problem(&data(&packed)).contains("unpack to more than"));
 
         let mut encoder = ZlibEncoder::new(Vec::new(), Level::best());
         for _ in 0..=LARGEST_INLINE >> 20 {

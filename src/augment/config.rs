@@ -9,6 +9,7 @@ use super::{
     AugmentError, Layer, Overlay,
     json::{Member, Object, raw},
 };
+use crate::oci::Digest;
 
 const PART: &str = "its configuration";
 /// How the entrypoint of an overlay finds the image's own.
@@ -55,6 +56,19 @@ impl<'a> Config<'a> {
 
     pub(super) fn layer_count(&self) -> usize {
         self.diff_ids.len()
+    }
+
+    pub(super) fn diff_ids(&self) -> Result<Vec<Digest>, AugmentError> {
+        let malformed = |cause: String| AugmentError::Malformed { part: PART, cause };
+        let texts = self.diff_ids.iter();
+        texts
+            .map(|text| {
+                let text: String = serde_json::from_str(text.get())
+                    .map_err(|cause| malformed(cause.to_string()))?;
+                text.parse::<Digest>()
+                    .map_err(|cause| malformed(cause.to_string()))
+            })
+            .collect()
     }
 
     pub(super) fn with(

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
-    AugmentError, Family, Layer, Overlay,
+    AugmentError, Compression, Family, Layer, Overlay, Place,
     config::Config,
     json::{Member, Object, raw},
 };
@@ -115,6 +115,42 @@ pub(super) fn change(
         manifest: members.to_bytes(),
         config,
     })
+}
+
+pub(super) fn layers(
+    manifest: &[u8],
+    config: &[u8],
+    place: &Place,
+) -> Result<Vec<Layer>, AugmentError> {
+    let members = Object::parse(PART, manifest)?;
+    let named: Vec<Named> = members.get(PART, "layers")?.unwrap_or_default();
+    let diff_ids = Config::parse(config)?.diff_ids()?;
+    if named.len() != diff_ids.len() {
+        return Err(AugmentError::LayerCount {
+            layers: named.len(),
+            diff_ids: diff_ids.len(),
+        });
+    }
+    let layers = named.into_iter().zip(diff_ids);
+    layers
+        .map(|(named, diff_id)| {
+            let media_type = named.media_type.unwrap_or_default();
+            let Some(compression) = Compression::of_layer(&media_type) else {
+                return Err(AugmentError::Layer { media_type });
+            };
+            let digest = named.digest.parse::<Digest>();
+            Ok(Layer {
+                digest: digest.map_err(|cause| AugmentError::Malformed {
+                    part: PART,
+                    cause: cause.to_string(),
+                })?,
+                size: named.size,
+                diff_id,
+                compression,
+                place: place.clone(),
+            })
+        })
+        .collect()
 }
 
 /// All that a descriptor says of other bytes goes.

@@ -75,6 +75,8 @@ pub enum AugmentError {
     TooMany { wanted: String, count: usize },
     #[error("its manifest has {layers} layers, and its configuration knows {diff_ids}")]
     LayerCount { layers: usize, diff_ids: usize },
+    #[error("it has a layer of type {media_type}, which cannot be put on another image")]
+    Layer { media_type: String },
 }
 
 /// What of an image an overlay concerns, to be fetched before it can be applied.
@@ -89,12 +91,16 @@ pub enum Target {
     },
 }
 
-impl Overlay {
+impl Target {
     /// The media type is the registry's word for what may not say it itself.
-    pub fn target(&self, media_type: &str, manifest: &[u8]) -> Result<Target, AugmentError> {
+    pub fn of(
+        platform: &Platform,
+        media_type: &str,
+        manifest: &[u8],
+    ) -> Result<Self, AugmentError> {
         match media_type {
             media_type::OCI_INDEX | media_type::DOCKER_LIST => Ok(Target::Index {
-                images: index::matching(&self.platform, manifest)?,
+                images: index::matching(platform, manifest)?,
             }),
             media_type::OCI_MANIFEST | media_type::DOCKER_MANIFEST => Ok(Target::Image {
                 config: image::config_of(manifest)?,
@@ -103,6 +109,21 @@ impl Overlay {
                 kind: other.to_owned(),
             }),
         }
+    }
+}
+
+/// The layers of an image that is included in another one.
+pub fn layers_of(
+    manifest: &[u8],
+    config: &[u8],
+    place: &Place,
+) -> Result<Vec<Layer>, AugmentError> {
+    image::layers(manifest, config, place)
+}
+
+impl Overlay {
+    pub fn target(&self, media_type: &str, manifest: &[u8]) -> Result<Target, AugmentError> {
+        Target::of(&self.platform, media_type, manifest)
     }
 
     pub fn change_image(
@@ -154,8 +175,10 @@ impl Overlay {
         Digest::of(&serde_json::to_vec(&all).expect("texts, numbers and lists are always JSON"))
     }
 
+    /// One that came along before one that has to be fetched.
     pub fn layer(&self, digest: &Digest) -> Option<&Layer> {
-        self.layers.iter().find(|layer| layer.digest == *digest)
+        let layers = self.layers.iter().filter(|layer| layer.digest == *digest);
+        layers.min_by_key(|layer| layer.place != Place::Inline)
     }
 }
 

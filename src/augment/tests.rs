@@ -490,6 +490,57 @@ fn a_configuration_that_does_not_fit_its_manifest_is_refused() {
 }
 
 #[test]
+fn the_layers_of_an_included_image_are_taken_as_they_are() {
+    let place = Place::Repository {
+        registry: "quay.io".parse().expect("a registry"),
+        repository: "a/b".parse().expect("a repository"),
+    };
+    let types = [
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        "application/vnd.oci.image.layer.v1.tar",
+    ];
+    let of = |types: &[&str], diff_ids: &Value| {
+        let layers: Vec<Value> = types
+            .iter()
+            .map(|kind| json!({"mediaType": kind, "digest": Digest::of(kind.as_bytes()).to_string(), "size": 5}))
+            .collect();
+        let manifest = json!({"layers": layers}).to_string();
+        let config = json!({"rootfs": {"diff_ids": diff_ids}}).to_string();
+        layers_of(manifest.as_bytes(), config.as_bytes(), &place)
+    };
+    let diff_ids: Vec<String> = ["a", "b", "c"]
+        .map(|name| Digest::of(name.as_bytes()).to_string())
+        .to_vec();
+    let layers = of(&types, &json!(diff_ids)).unwrap_or_else(|error| panic!("{error}"));
+    let compressions: Vec<Compression> = layers.iter().map(|layer| layer.compression).collect();
+    assert_eq!(
+        compressions,
+        [Compression::Zstd, Compression::Gzip, Compression::None]
+    );
+    for ((layer, kind), diff_id) in layers.iter().zip(types).zip(&diff_ids) {
+        assert_eq!(layer.digest, Digest::of(kind.as_bytes()));
+        assert_eq!((layer.size, &layer.place), (5, &place));
+        assert_eq!(layer.diff_id.to_string(), *diff_id);
+    }
+    let foreign = ["application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"];
+    for (outcome, expected) in [
+        (
+            of(&foreign, &json!([diff_ids[0]])),
+            "which cannot be put on",
+        ),
+        (of(&types, &json!([diff_ids[0]])), "has 3 layers"),
+        (
+            of(&types[..1], &json!(["x"])),
+            "not JSON of the expected shape",
+        ),
+    ] {
+        let error = outcome.expect_err(expected).to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
 fn overlays_that_differ_have_other_digests() {
     let all = [
         overlay(),
