@@ -43,6 +43,8 @@ pub enum Errand {
     Hash,
     /// Bytes of what is being filled, into the page cache; a disk that cannot keep up makes the writer wait.
     Write,
+    /// Unpacking layers that come with container requests, to see whether they are what they say.
+    Layers,
     /// What an operator asks of the cache, which may go through all of it.
     Upkeep,
 }
@@ -56,7 +58,7 @@ struct Lane {
 }
 
 // Threads and queues are guesses on the generous side: a thread that waits costs a stack, an errand its closure.
-const LANES: [Lane; 12] = [
+const LANES: [Lane; 13] = [
     Lane {
         errand: Errand::Names,
         name: "names",
@@ -123,6 +125,13 @@ const LANES: [Lane; 12] = [
         name: "write",
         threads: 4,
         queue: 8192,
+    },
+    // Each that waits holds megabytes.
+    Lane {
+        errand: Errand::Layers,
+        name: "layers",
+        threads: 2,
+        queue: 16,
     },
     Lane {
         errand: Errand::Upkeep,

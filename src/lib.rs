@@ -11,6 +11,7 @@ pub mod sys;
 pub mod toml_file;
 pub mod units;
 // 1 wire
+pub mod augment;
 pub mod blocking;
 pub mod http;
 pub mod limits;

@@ -14,14 +14,16 @@ use super::{
     Api, Request, Response,
     basic_auth::is_account,
     error_response::{self, Shape},
+    overlay::described,
     route::ApiVersion,
-    submission::{Plain, Rejection, Submission},
+    submission::{Additions, Plain, Rejection, Submission},
 };
 use crate::{
     blocking::Errand,
     credentials::IdentityError,
     limits::client_key,
-    oci::{Reference, TagOrDigest},
+    oci::{Digest, Platform, Reference, TagOrDigest},
+    pull::PullError,
     requests::{ContainerRequest, Grant, Record, RequestDetails, Token},
     telemetry::metrics::{self, Counter},
 };
@@ -43,10 +45,13 @@ struct Submitted<'a> {
     succeeded: Option<bool>,
 }
 
+/// What is to be put on the image is not looked at yet.
+type Admitted = (ContainerRequest, Option<(Additions, Platform)>);
+
 impl Api {
     pub(super) async fn submit(&self, version: ApiVersion, request: &Request) -> Response {
-        let container_request = match self.admit(version, request).await {
-            Ok(container_request) => container_request,
+        let (mut container_request, additions) = match self.admit(version, request).await {
+            Ok(admitted) => admitted,
             Err(refusal) => return refusal,
         };
         let digest = match self
@@ -55,20 +60,35 @@ impl Api {
             .await
         {
             Ok(digest) => digest,
-            Err(error) => {
-                tracing::info!(caller = %container_request.caller, image = %container_request.image, %error,
-                    "a container request was refused");
-                return error_response::of_submit(&error);
+            Err(error) => return refused_image(&container_request, &error),
+        };
+        if let Some((additions, platform)) = additions {
+            let caller = &container_request.caller;
+            let (overlay, layers) = match self.overlay(caller, additions, platform).await {
+                Ok(overlay) => overlay,
+                Err(refusal) => return refusal,
+            };
+            let image = &container_request.image;
+            if let Err(error) = self.pull.rehearse(caller, image, digest, &overlay).await {
+                return refused_image(&container_request, &error);
             }
+            container_request.overlay = Some(overlay);
+            container_request.layers = layers;
+        }
+        // Layers are written to the disk.
+        let lane = match container_request.layers.is_empty() {
+            true => Errand::Grants,
+            false => Errand::Commit,
         };
         let requests = Arc::clone(&self.shared.requests);
-        let issued = self.shared.pool.run(Errand::Grants, move || {
+        let issued = self.shared.pool.run(lane, move || {
             requests.issue(container_request, Some(digest), SystemTime::now())
         });
         match issued.await {
             Ok(Ok(grant)) => {
                 metrics::add(Counter::RequestsIssued, 1);
-                tracing::info!(caller = %grant.caller, image = %grant.image, token = ?grant.token, "an ephemeral name was given out");
+                tracing::info!(caller = %grant.caller, image = %grant.image, token = ?grant.token,
+                    is_changed = grant.overlay.is_some(), "an ephemeral name was given out");
                 self.pull.note_resolution(&grant, digest);
                 Response::new(200).json(&self.submitted(version, &grant))
             }
@@ -78,14 +98,10 @@ impl Api {
     }
 
     /// Parses, checks and authenticates: on the pool, since a body may have megabytes.
-    async fn admit(
-        &self,
-        version: ApiVersion,
-        request: &Request,
-    ) -> Result<ContainerRequest, Response> {
+    async fn admit(&self, version: ApiVersion, request: &Request) -> Result<Admitted, Response> {
         let admitted = self.admit_by_rules(version, request).await?;
         match admitted {
-            Ok(container_request) => Ok(container_request),
+            Ok(admitted) => Ok(admitted),
             Err(refusal) => {
                 tracing::info!(client = %request.client, reason = %refusal, "a container request was refused");
                 Err(refusal.response())
@@ -97,7 +113,7 @@ impl Api {
         &self,
         version: ApiVersion,
         request: &Request,
-    ) -> Result<Result<ContainerRequest, Refusal>, Response> {
+    ) -> Result<Result<Admitted, Refusal>, Response> {
         let busy = |error| error_response::of_pool(Shape::Api, error);
         let (body, desk, client) = (
             request.body.clone(),
@@ -153,13 +169,21 @@ impl Api {
                     .and_then(|text| text.parse().ok()),
                 address: client,
             };
-            let Plain { image, platform } = submission.into_plain(version)?;
-            details.platform = platform.map(|platform| platform.to_string());
-            Ok::<_, Refusal>(ContainerRequest {
+            let Plain {
+                image,
+                platform,
+                additions,
+            } = submission.into_plain(version)?;
+            details.platform = platform.as_ref().map(Platform::to_string);
+            let container_request = ContainerRequest {
                 image,
                 caller: Arc::new(caller),
+                overlay: None,
+                layers: Vec::new(),
                 details,
-            })
+            };
+            let additions = additions.map(|it| (it, platform.unwrap_or_default()));
+            Ok::<_, Refusal>((container_request, additions))
         });
         admitted.await.map_err(busy)
     }
@@ -221,25 +245,25 @@ impl Api {
     }
 
     fn description(&self, record: &Record) -> Value {
-        let digest = digest_of(record);
+        let (source, served) = digests_of(record);
         without_nulls(json!({
             "token": record.token.as_str(),
             "expiration": instant(record.expires),
             "request": asked(record),
-            "source": {"image": record.image.to_string(), "digest": digest},
-            "wave": {"image": self.target_image(&record.token, &record.image), "digest": digest},
+            "source": {"image": record.image.to_string(), "digest": source},
+            "wave": {"image": self.target_image(&record.token, &record.image), "digest": served},
         }))
     }
 
     /// The newer shape: all in one.
     fn flat_record(&self, record: &Record) -> Value {
-        let digest = digest_of(record);
+        let (source, served) = digests_of(record);
         let mut flat = json!({
             "id": record.token.as_str(),
             "sourceImage": record.image.to_string(),
-            "sourceDigest": digest,
+            "sourceDigest": source,
             "waveImage": self.target_image(&record.token, &record.image),
-            "waveDigest": digest,
+            "waveDigest": served,
             "expiration": instant(record.expires),
             "freeze": false,
             "mirror": false,
@@ -310,6 +334,11 @@ impl Api {
     }
 }
 
+fn refused_image(request: &ContainerRequest, error: &PullError) -> Response {
+    tracing::info!(caller = %request.caller, image = %request.image, %error, "a container request was refused");
+    error_response::of_submit(error)
+}
+
 /// Why a submission did not become a container request.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
@@ -356,6 +385,7 @@ fn asked(record: &Record) -> Value {
         "user": record.user.as_ref().map(|user| json!({"userName": user.name})),
         "workspaceId": record.user.as_ref().and_then(|user| user.workspace),
         "containerImage": details.container_image,
+        "containerConfig": record.overlay.as_ref().map(described),
         "platform": details.platform.as_deref().unwrap_or("linux/amd64"),
         "towerEndpoint": details.tower_endpoint,
         "fingerprint": details.fingerprint,
@@ -365,13 +395,16 @@ fn asked(record: &Record) -> Value {
     })
 }
 
-/// What the image was when it was first pulled, or before that, when it was asked for. Nothing is changed in it on the
-/// way, so it is the digest on both sides.
-fn digest_of(record: &Record) -> Option<String> {
-    record
-        .source_digest
-        .or(record.resolved_digest)
-        .map(|digest| digest.to_string())
+/// What the image was when it was first pulled, or before that, when it was asked for; and what was served then. Without
+/// an overlay they are the same.
+fn digests_of(record: &Record) -> (Option<String>, Option<String>) {
+    let source = record.source_digest.or(record.resolved_digest);
+    let served = match record.overlay {
+        Some(_) => record.served_digest,
+        None => source,
+    };
+    let text = |digest: Option<Digest>| digest.map(|digest| digest.to_string());
+    (text(source), text(served))
 }
 
 /// Absent things are left out.

@@ -13,13 +13,15 @@ use crate::{
     blocking::PoolError,
     credentials::FindError,
     http::HeadError,
-    oci::ErrorCode,
+    oci::{ErrorCode, Reference},
     pull::{FetchError, PullError},
-    requests::StoreError,
+    requests::{KeepError, StoreError},
 };
 
 /// When a full queue is worth another try.
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
+/// When room is made: by those whose names expire.
+const FULL_PAUSE: Duration = Duration::from_secs(600);
 
 /// When a Platform that did not answer is worth another try.
 const SILENCE_PAUSE: Duration = Duration::from_secs(5);
@@ -146,6 +148,12 @@ pub(super) fn of_pull(wish: &Wish, error: &PullError) -> Response {
         PullError::Mismatch { .. } | PullError::Fill { .. } | PullError::Manifest { .. } => {
             (502, ErrorCode::Unavailable, None)
         }
+        // The tag means something else than when the name was given out.
+        PullError::Overlay(_) => (400, ErrorCode::Unsupported, None),
+        PullError::Belongings(error) => {
+            tracing::error!(%error, "what belongs to a name cannot be read; look at state_dir");
+            (503, ErrorCode::Unavailable, Some(BUSY_PAUSE))
+        }
     };
     let response = registry(status, code, &message);
     match wait {
@@ -177,7 +185,19 @@ pub(super) fn of_submit(error: &PullError) -> Response {
         PullError::Fetch(_)
         | PullError::Mismatch { .. }
         | PullError::Manifest { .. }
+        | PullError::Overlay(_)
+        | PullError::Belongings(_)
         | PullError::Fill { .. } => api(400, &error.to_string()),
+    }
+}
+
+/// The same of an image that is included.
+pub(super) fn of_include(image: &Reference, error: &PullError) -> Response {
+    match error {
+        PullError::Overlay(cause) => api(400, &format!("containerIncludes: {image}: {cause}")),
+        PullError::Fetch(FetchError::Busy(_)) => of_submit(error),
+        PullError::Fetch(cause) => api(400, &format!("containerIncludes: {cause}")),
+        error => of_submit(error),
     }
 }
 
@@ -197,6 +217,11 @@ pub(super) fn no_answer(shape: Shape, message: &str) -> Response {
 }
 
 pub(super) fn of_store(shape: Shape, error: &StoreError) -> Response {
+    if let StoreError::Layers(error @ KeepError::Full { .. }) = error {
+        tracing::warn!(%error, "a container request was refused");
+        return plain(shape, 503, &error.to_string())
+            .field("Retry-After", whole_seconds(FULL_PAUSE));
+    }
     tracing::error!(
         error = error as &dyn std::error::Error,
         "the store of container requests failed; look at state_dir"

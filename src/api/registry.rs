@@ -70,6 +70,7 @@ impl Api {
             digest,
             size,
             bytes,
+            source,
             is_stale,
         } = self.pull.manifest(access, version, extent).await?;
         if is_known(head, &digest) {
@@ -85,8 +86,8 @@ impl Api {
                 &message,
             ));
         }
-        if let (Holder::Token(token), Some(_)) = (&access.holder, &bytes) {
-            self.note_first_pull(*token, digest);
+        if let (Holder::Token(token), Some(_), Some(source)) = (&access.holder, &bytes, source) {
+            self.note_first_pull(*token, source, digest);
         }
         let response = Response::new(200)
             .content_digest(&digest)
@@ -110,10 +111,10 @@ impl Api {
     }
 
     /// For whoever looks the request up later. Nobody waits for it, and only the first one counts.
-    fn note_first_pull(&self, token: Token, digest: Digest) {
+    fn note_first_pull(&self, token: Token, source: Digest, served: Digest) {
         let requests = Arc::clone(&self.shared.requests);
         let noted = self.shared.pool.send(Errand::Grants, move || {
-            if let Err(error) = requests.note_source_digest(&token, digest) {
+            if let Err(error) = requests.note_pull(&token, source, served) {
                 tracing::warn!(%error, "the digest of a first pull could not be recorded");
             }
         });

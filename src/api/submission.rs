@@ -5,7 +5,7 @@
 
 use serde::Deserialize;
 
-use super::route::ApiVersion;
+use super::{layers::PostedLayer, route::ApiVersion};
 use crate::{
     credentials::Claim,
     oci::{Platform, Reference, TagOrDigest},
@@ -14,6 +14,8 @@ use crate::{
 
 const LONGEST_LAYER: usize = 14_000_000;
 const MOST_INCLUDES: usize = 10;
+/// What a kernel passes to a program is bounded, at 2 MiB mostly; a request is kept in memory and on disk.
+const LARGEST_SETTINGS: usize = 256 << 10;
 /// Well above any Platform's; both are kept with the request.
 const LONGEST_RUN_ID: usize = 256;
 const LONGEST_REFRESH_TOKEN: usize = 64 << 10;
@@ -44,19 +46,14 @@ pub(super) struct Submission {
     scan_mode: Option<ScanMode>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct ContainerConfig {
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
-    env: Option<Vec<String>>,
-    working_dir: Option<String>,
-    layers: Option<Vec<Layer>>,
-}
-
-#[derive(Deserialize)]
-struct Layer {
-    location: Option<String>,
+pub(super) struct ContainerConfig {
+    pub(super) entrypoint: Option<Vec<String>>,
+    pub(super) cmd: Option<Vec<String>>,
+    pub(super) env: Option<Vec<String>>,
+    pub(super) working_dir: Option<String>,
+    pub(super) layers: Option<Vec<PostedLayer>>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -81,15 +78,23 @@ pub(super) enum Rejection {
     #[error("{0}")]
     Invalid(String),
     /// Part of the API, and not of this server.
-    #[error("{0} is not supported by this server; it serves a plain containerImage")]
+    #[error(
+        "{0} is not supported by this server; it serves a containerImage, with a containerConfig and containerIncludes if you like"
+    )]
     Unsupported(&'static str),
 }
 
 /// What is left of a submission that keeps the rules.
-#[derive(Debug)]
 pub(super) struct Plain {
     pub image: Reference,
     pub platform: Option<Platform>,
+    pub additions: Option<Additions>,
+}
+
+/// What is to be put on the image.
+pub(super) struct Additions {
+    pub config: ContainerConfig,
+    pub includes: Vec<Reference>,
 }
 
 fn invalid(message: impl Into<String>) -> Rejection {
@@ -160,8 +165,39 @@ impl Submission {
         if refresh_token.is_some_and(|token| token.expose().len() > LONGEST_REFRESH_TOKEN) {
             return Err(invalid("towerRefreshToken is too long to be one"));
         }
-        if self.is_mirror() && version == ApiVersion::V1Alpha1 {
-            return Err(invalid("mirror needs the endpoint /v1alpha2/container"));
+        if self.is_mirror() {
+            self.check_mirror(version)?;
+        }
+        let config = self.container_config.as_ref();
+        if config.is_some_and(|config| config.settings_size() > LARGEST_SETTINGS) {
+            return Err(invalid(format!(
+                "containerConfig has more than {LARGEST_SETTINGS} bytes of entrypoint, cmd, env and workingDir"
+            )));
+        }
+        Ok(())
+    }
+
+    /// A copy stays as it is.
+    fn check_mirror(&self, version: ApiVersion) -> Result<(), Rejection> {
+        let includes = self.container_includes.as_ref();
+        let config = self.container_config.as_ref();
+        for (is_wrong, message) in [
+            (
+                version == ApiVersion::V1Alpha1,
+                "mirror needs the endpoint /v1alpha2/container",
+            ),
+            (
+                includes.is_some_and(|includes| !includes.is_empty()),
+                "mirror and containerIncludes exclude each other",
+            ),
+            (
+                config.is_some_and(|config| !config.is_empty()),
+                "mirror and containerConfig exclude each other",
+            ),
+        ] {
+            if is_wrong {
+                return Err(invalid(message));
+            }
         }
         Ok(())
     }
@@ -191,7 +227,7 @@ impl Submission {
                 }
             }
         }
-        let freeze = self.freeze.unwrap_or_default();
+        let (freeze, is_mirror) = (self.freeze.unwrap_or_default(), self.is_mirror());
         if freeze && present(&self.build_repository).is_none() && self.packages.is_none() {
             return Err(invalid("freeze needs a buildRepository to push to"));
         }
@@ -227,28 +263,35 @@ impl Submission {
         let is_digest = reference
             .as_ref()
             .is_some_and(|image| matches!(image.version, TagOrDigest::Digest(_)));
-        if is_digest && has_config && !freeze {
+        let includes = self.container_includes.unwrap_or_default();
+        let is_changed = has_config || !includes.is_empty();
+        if is_digest && is_changed && !freeze {
             return Err(invalid(
-                "an image named by digest cannot have a containerConfig: its digest would change",
+                "an image named by digest cannot have a containerConfig or containerIncludes: its digest would change",
             ));
         }
         let is_singularity = present(&self.format) == Some("sif");
         if is_singularity && !freeze {
             return Err(invalid("format sif needs freeze"));
         }
-        let includes = self.container_includes.as_ref().map_or(0, Vec::len);
-        if includes > MOST_INCLUDES {
+        if includes.len() > MOST_INCLUDES {
             return Err(invalid(format!(
-                "containerIncludes has {includes} images; {MOST_INCLUDES} is the most"
+                "containerIncludes has {} images; {MOST_INCLUDES} is the most",
+                includes.len()
             )));
         }
+        let includes = includes
+            .iter()
+            .map(|text| {
+                text.parse::<Reference>()
+                    .map_err(|error| invalid(format!("containerIncludes: {error}")))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
         for (is_asked, what) in [
             (self.scan_mode.is_some(), "scanMode"),
-            (self.is_mirror(), "mirror"),
+            (is_mirror, "mirror"),
             (is_build, "building (containerFile, packages, condaFile)"),
             (freeze, "freeze"),
-            (has_config, "containerConfig"),
-            (includes > 0, "containerIncludes"),
             (self.build_context.is_some(), "buildContext"),
         ] {
             if is_asked {
@@ -258,14 +301,22 @@ impl Submission {
         let Some(image) = reference else {
             return Err(invalid("containerImage is missing"));
         };
-        Ok(Plain { image, platform })
+        let additions = is_changed.then(|| Additions {
+            config: self.container_config.unwrap_or_default(),
+            includes,
+        });
+        Ok(Plain {
+            image,
+            platform,
+            additions,
+        })
     }
 
     fn is_mirror(&self) -> bool {
         self.mirror.unwrap_or_default()
     }
 
-    fn layers(&self) -> &[Layer] {
+    fn layers(&self) -> &[PostedLayer] {
         self.container_config
             .as_ref()
             .and_then(|config| config.layers.as_deref())
@@ -274,6 +325,14 @@ impl Submission {
 }
 
 impl ContainerConfig {
+    fn settings_size(&self) -> usize {
+        let lists = [&self.entrypoint, &self.cmd, &self.env];
+        let texts = lists.into_iter().flatten().flatten();
+        let texts = texts.chain(&self.working_dir);
+        // Each costs its quotes and comma too.
+        texts.map(|text| text.len() + 3).sum()
+    }
+
     /// A configuration whose fields are all null or empty counts as absent.
     fn is_empty(&self) -> bool {
         let none = |list: &Option<Vec<String>>| list.as_ref().is_none_or(Vec::is_empty);
@@ -325,6 +384,34 @@ mod tests {
             for version in [ApiVersion::V1Alpha1, ApiVersion::V1Alpha2] {
                 assert!(judge(version, body).is_ok(), "{body}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_to_be_put_on_an_image_is_told_from_nothing() {
+        for (body, is_changed) in [
+            (r#"{"containerImage":"a","containerConfig":{}}"#, false),
+            (
+                r#"{"containerImage":"a","containerConfig":{"cmd":[],"env":null}}"#,
+                false,
+            ),
+            (
+                r#"{"containerImage":"a","containerConfig":{"cmd":["x"]}}"#,
+                true,
+            ),
+            (
+                r#"{"containerImage":"a","containerConfig":{"workingDir":"/x"}}"#,
+                true,
+            ),
+            (
+                r#"{"containerImage":"a","containerConfig":{"layers":[{"location":"data:x"}]}}"#,
+                true,
+            ),
+            (r#"{"containerImage":"a","containerIncludes":["b"]}"#, true),
+        ] {
+            let plain = judge(ApiVersion::V1Alpha2, body);
+            let plain = plain.unwrap_or_else(|error| panic!("{body}: {error}"));
+            assert_eq!(plain.additions.is_some(), is_changed, "{body}");
         }
     }
 
@@ -431,12 +518,42 @@ mod tests {
                 ),
                 "10 is the most",
             ),
+            (
+                V1Alpha2,
+                r#"{"containerImage":"a","containerIncludes":["https://b"]}"#.to_owned(),
+                "containerIncludes: ",
+            ),
+            (
+                V1Alpha2,
+                format!(r#"{{"containerImage":"a@{digest}","containerIncludes":["b"]}}"#),
+                "digest would change",
+            ),
+            (
+                V1Alpha2,
+                r#"{"containerImage":"a","mirror":true,"containerIncludes":["b"]}"#.to_owned(),
+                "mirror and containerIncludes",
+            ),
+            (
+                V1Alpha2,
+                r#"{"containerImage":"a","mirror":true,"containerConfig":{"cmd":["b"]}}"#
+                    .to_owned(),
+                "mirror and containerConfig",
+            ),
+            (
+                V1Alpha2,
+                format!(
+                    r#"{{"containerImage":"a","containerConfig":{{"env":["A={}"]}}}}"#,
+                    "x".repeat(LARGEST_SETTINGS)
+                ),
+                "bytes of entrypoint, cmd, env",
+            ),
         ] {
             match judge(version, &body) {
                 Err(Rejection::Invalid(message)) => {
                     assert!(message.contains(expected), "{message}")
                 }
-                other => panic!("{}: {other:?}", body.get(..200).unwrap_or(&body)),
+                Err(other) => panic!("{}: {other:?}", body.get(..200).unwrap_or(&body)),
+                Ok(_) => panic!("{}: taken", body.get(..200).unwrap_or(&body)),
             }
         }
     }
@@ -454,23 +571,12 @@ mod tests {
             ),
             (r#"{"containerFile":"Zg=="}"#, "building"),
             (r#"{"packages":{"type":"CONDA"}}"#, "building"),
-            (
-                r#"{"containerImage":"a","containerConfig":{"cmd":["x"]}}"#,
-                "containerConfig",
-            ),
-            (
-                r#"{"containerImage":"a","containerConfig":{"layers":[{"location":"data:x"}]}}"#,
-                "containerConfig",
-            ),
-            (
-                r#"{"containerImage":"a","containerIncludes":["b"]}"#,
-                "containerIncludes",
-            ),
             (r#"{"containerImage":"a","scanMode":"none"}"#, "scanMode"),
         ] {
             match judge(ApiVersion::V1Alpha2, body) {
                 Err(Rejection::Unsupported(named)) => assert!(named.starts_with(what), "{named}"),
-                other => panic!("{body}: {other:?}"),
+                Err(other) => panic!("{body}: {other:?}"),
+                Ok(_) => panic!("{body}: taken"),
             }
         }
     }

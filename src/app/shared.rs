@@ -22,7 +22,7 @@ use crate::{
     net::Identity,
     oci::Registry,
     platform::{self, Https, KeyRecords, KeysError, Pairing, Transport, TransportKind},
-    pull::{Proofs, Shelf},
+    pull,
     requests::Requests,
     server::{self, Load},
     telemetry::metrics::Gauge,
@@ -35,9 +35,7 @@ pub(super) struct Shared {
     pub(super) docker: Arc<DockerLogins>,
     pub(super) desk: Arc<Desk>,
     pub(super) platforms: Option<Arc<platform::Client>>,
-    pub(super) exchange: Arc<Exchange>,
-    pub(super) proofs: Arc<Proofs>,
-    pub(super) shelf: Arc<Shelf>,
+    pub(super) pull: pull::Common,
     pub(super) endpoints: Arc<Endpoints>,
     pub(super) authorizer: Arc<Authorizer>,
     pub(super) api: Arc<api::Shared>,
@@ -120,6 +118,15 @@ impl Shared {
             Some(files) => Some(Arc::new(files.load()?)),
             None => None,
         };
+        let pull = pull::Common {
+            pool: Arc::clone(&pool),
+            desk: Arc::clone(&desk),
+            exchange,
+            requests: Arc::clone(&requests),
+            proofs: Arc::default(),
+            shelf: Arc::default(),
+            options: config.overlays.clone(),
+        };
         let api = Arc::new(api::Shared {
             pool: Arc::clone(&pool),
             requests,
@@ -137,9 +144,7 @@ impl Shared {
             docker,
             desk,
             platforms,
-            exchange,
-            proofs: Arc::default(),
-            shelf: Arc::default(),
+            pull,
             endpoints: Arc::new(endpoints),
             api,
             load: Load::of(core_count),
@@ -265,6 +270,11 @@ impl Readiness for Shared {
                 name: "tidegate_pairing_sockets",
                 help: "Open pairing sockets of Platforms.",
                 value: self.api.pairing.open_count() as u64,
+            },
+            Gauge {
+                name: "tidegate_layers_used_bytes",
+                help: "Layers of container requests on disk, with what was made of images for them.",
+                value: self.api.requests.layers_size(),
             },
             Gauge {
                 name: "tidegate_cache_used_bytes",

@@ -75,14 +75,7 @@ async fn work(plan: Plan) {
         exchange,
         shared.upstream.clone(),
     );
-    let pull = Pull::new(
-        upstream,
-        shared.cache.clone(),
-        Arc::clone(&shared.desk),
-        Arc::clone(&shared.exchange),
-        Arc::clone(&shared.proofs),
-        Arc::clone(&shared.shelf),
-    );
+    let pull = Pull::new(upstream, shared.cache.clone(), shared.pull.clone());
     let api = Rc::new(Api::new(Rc::clone(&pull), Arc::clone(&shared.api)));
     let edge = Edge::new(
         shared.listener.clone(),

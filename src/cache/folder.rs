@@ -201,7 +201,10 @@ impl Folder {
         let number = self.next_gone.fetch_add(1, Ordering::Relaxed);
         let path = self.gone.join(number.to_string());
         match fs::rename(self.path(key), &path) {
-            Ok(()) => Some(path),
+            Ok(()) => {
+                self.tidy(key);
+                Some(path)
+            }
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
                     remove_file(&self.path(key));
@@ -213,6 +216,21 @@ impl Folder {
 
     pub(super) fn remove(&self, key: &Key) {
         remove_file(&self.path(key));
+        self.tidy(key);
+    }
+
+    /// Registries are few and come again. Made-up ones have one blob each, and some never again.
+    fn tidy(&self, key: &Key) {
+        if !key.registry.is_made_up() {
+            return;
+        }
+        let path = self.path(key);
+        let folders = path.ancestors().skip(1);
+        for folder in folders.take_while(|folder| *folder != self.blobs) {
+            if fs::remove_dir(folder).is_err() {
+                return;
+            }
+        }
     }
 }
 
@@ -251,4 +269,39 @@ fn folders(path: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(folders)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_stays_of_a_made_up_registry() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let folder = Folder::load(home.path().join("cache")).unwrap_or_else(|e| panic!("{e}"));
+        for (registry, stays) in [
+            (Registry::docker_hub(), true),
+            (Registry::made_up("0123456789abcdef"), false),
+        ] {
+            assert_eq!(
+                registry.as_str().parse::<Registry>().ok().as_ref(),
+                Some(&registry),
+                "its folder is found again"
+            );
+            let key = Key {
+                registry: registry.clone(),
+                digest: Digest::of(b"blob"),
+            };
+            for _ in 0..2 {
+                let new = home.path().join("new");
+                fs::write(&new, "blob").expect("a writable folder");
+                let placed = folder.place(&new, &key);
+                placed.unwrap_or_else(|error| panic!("{registry}: {error}"));
+                assert!(folder.stored(&key).is_some());
+                assert!(folder.retire(&key).is_some());
+            }
+            let there = folder.registries().unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(there.contains(&registry), stays, "{registry}");
+        }
+    }
 }

@@ -43,6 +43,15 @@ impl Registry {
         Self(DOCKER_HUB.into())
     }
 
+    /// A name that nobody's host has (RFC 6761 §6.4), for content that is at no registry. `label`: letters and digits.
+    pub fn made_up(label: &str) -> Self {
+        Self(format!("{label}.invalid").into())
+    }
+
+    pub fn is_made_up(&self) -> bool {
+        self.0.ends_with(".invalid")
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

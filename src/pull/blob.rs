@@ -57,7 +57,7 @@ impl Pull {
             Some(blob) => Ok(stored(blob)),
             // In a box, so that those who wait for nothing need not carry its state along.
             None => {
-                let ask = || Box::pin(self.blob_by_asking(access, digest, first_part));
+                let ask = || Box::pin(self.overlaid_or_plain_blob(access, digest, first_part));
                 self.for_access(access, ask).await
             }
         }
@@ -79,7 +79,7 @@ impl Pull {
         })
     }
 
-    async fn blob_by_asking(
+    pub(super) async fn blob_by_asking(
         self: &Rc<Self>,
         access: &Access,
         digest: &Digest,
@@ -150,11 +150,11 @@ impl Pull {
         {
             return Ok(BlobHead::Found { size: Some(size) });
         }
-        self.for_access(access, || self.blob_head_by_asking(access, digest))
+        self.for_access(access, || self.overlaid_or_plain_head(access, digest))
             .await
     }
 
-    async fn blob_head_by_asking(
+    pub(super) async fn blob_head_by_asking(
         &self,
         access: &Access,
         digest: &Digest,
@@ -208,7 +208,7 @@ impl Pull {
         first_part: FirstPart<'_>,
     ) -> Result<Option<Content>, PullError> {
         let failed = |cause| PullError::Fill {
-            registry: access.registry.clone(),
+            registry: access.sender().clone(),
             digest: *digest,
             cause,
         };
@@ -382,6 +382,10 @@ impl Pull {
         digest: &Digest,
         part: Option<Range<u64>>,
     ) -> Result<FetchedBlob, PullError> {
+        if let Some(web) = &access.web {
+            let body = self.fetch_from_web(web, digest, part).await?;
+            return Ok(FetchedBlob::Inline(Box::new(body)));
+        }
         let login = self
             .login(&access.caller, &access.registry, &access.repository)
             .await?;
@@ -390,6 +394,13 @@ impl Pull {
             .blob(access.source(&login), digest, part)
             .await?)
     }
+}
+
+pub(super) fn collected(bytes: Vec<u8>) -> OpenBlob {
+    OpenBlob::Content(Content {
+        size: Some(bytes.len() as u64),
+        source: ContentSource::Collected(bytes),
+    })
 }
 
 pub(super) fn stored(blob: Blob) -> OpenBlob {

@@ -30,7 +30,7 @@ const MOST_SKIPPED: u64 = 1 << 20;
 #[derive(Clone)]
 pub(super) struct Filler {
     pull: Rc<Pull>,
-    access: Access,
+    access: Rc<Access>,
     digest: Digest,
     /// Why the registry gave these credentials nothing. It may give others what they ask for.
     refusal: Rc<RefCell<Option<String>>>,
@@ -64,7 +64,7 @@ impl Filler {
     pub(super) fn new(pull: &Rc<Pull>, access: &Access, digest: &Digest) -> Self {
         Self {
             pull: Rc::clone(pull),
-            access: access.clone(),
+            access: Rc::new(access.clone()),
             digest: *digest,
             refusal: Rc::default(),
         }
@@ -146,7 +146,7 @@ impl Filler {
                         return run.fail(FillError::Source(text));
                     }
                     broken += 1;
-                    tracing::info!(digest = %self.digest, registry = %self.access.registry, at = run.part().start, %error,
+                    tracing::info!(digest = %self.digest, registry = %self.access.sender(), at = run.part().start, %error,
                         "a download broke and is taken up again");
                 }
             }
@@ -294,7 +294,7 @@ impl Filler {
 
     fn malformed(&self, problem: &str) -> FetchError {
         FetchError::Malformed {
-            registry: self.access.registry.clone(),
+            registry: self.access.sender().clone(),
             problem: format!("{problem} for {}", self.digest),
         }
     }

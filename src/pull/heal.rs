@@ -46,6 +46,10 @@ impl Pull {
         if self.cache.presence(&key) != Presence::Absent {
             return;
         }
+        // Only a container request knows the URL.
+        if key.registry.is_made_up() {
+            return;
+        }
         let access = Access::anonymous(key.registry, repository);
         let (registry, repository, digest) = (&access.registry, &access.repository, key.digest);
         match self.fetch_again(&access, &digest).await {

@@ -30,6 +30,8 @@ pub struct ServedManifest {
     pub size: u64,
     /// Missing where only the head was asked for and no more was known.
     pub bytes: Option<Bytes>,
+    /// Of what it came from at the registry, if that is known.
+    pub source: Option<Digest>,
     /// The registry could not be asked whether the tag still means this.
     pub is_stale: bool,
 }
@@ -42,14 +44,26 @@ impl Pull {
         extent: Extent,
     ) -> Result<ServedManifest, PullError> {
         let ask = || async {
-            match version {
-                TagOrDigest::Digest(digest) => {
-                    self.manifest_by_digest(access, digest, extent).await
-                }
-                TagOrDigest::Tag(tag) => self.manifest_by_tag(access, tag, extent).await,
+            if let Some(overlaid) = &access.overlaid {
+                let overlaid = self.overlaid_manifest(access, overlaid, version);
+                return Box::pin(overlaid).await;
             }
+            self.plain_manifest(access, version, extent).await
         };
         self.for_access(access, ask).await
+    }
+
+    /// As the registry has it.
+    pub(super) async fn plain_manifest(
+        &self,
+        access: &Access,
+        version: &TagOrDigest,
+        extent: Extent,
+    ) -> Result<ServedManifest, PullError> {
+        match version {
+            TagOrDigest::Digest(digest) => self.manifest_by_digest(access, digest, extent).await,
+            TagOrDigest::Tag(tag) => self.manifest_by_tag(access, tag, extent).await,
+        }
     }
 
     async fn manifest_by_digest(
@@ -178,6 +192,18 @@ impl Pull {
         login: &Login,
         version: &TagOrDigest,
     ) -> Result<Arc<Stored>, PullError> {
+        let stored = self.fetch_unnoted(access, login, version).await?;
+        self.proofs.note_allowed(access, stored.digest, None);
+        Ok(stored)
+    }
+
+    /// Says nothing of what the holder of `access` may have.
+    pub(super) async fn fetch_unnoted(
+        &self,
+        access: &Access,
+        login: &Login,
+        version: &TagOrDigest,
+    ) -> Result<Arc<Stored>, PullError> {
         metrics::add(Counter::ManifestFetches, 1);
         let fetched = self
             .upstream
@@ -186,12 +212,11 @@ impl Pull {
         let stored = Arc::new(verify(access, version, fetched)?);
         self.shelf
             .put(&access.registry, &access.repository, Arc::clone(&stored));
-        self.proofs.note_allowed(access, stored.digest, None);
         Ok(stored)
     }
 
     /// Whoever is served a manifest has half the proof for all that it names.
-    fn serve(&self, access: &Access, stored: &Stored) -> ServedManifest {
+    pub(super) fn serve(&self, access: &Access, stored: &Stored) -> ServedManifest {
         for named in stored
             .manifest
             .manifests
@@ -206,6 +231,7 @@ impl Pull {
             digest: stored.digest,
             size: stored.bytes.len() as u64,
             bytes: Some(stored.bytes.clone()),
+            source: Some(stored.digest),
             is_stale: false,
         }
     }
@@ -253,6 +279,7 @@ fn served_head(head: &ManifestHead, digest: Digest) -> Option<ServedManifest> {
         digest,
         size: head.size?,
         bytes: None,
+        source: Some(digest),
         is_stale: false,
     })
 }
@@ -265,6 +292,8 @@ fn is_outage(error: &PullError) -> bool {
         PullError::Busy(_)
         | PullError::Mismatch { .. }
         | PullError::Manifest { .. }
+        | PullError::Overlay(_)
+        | PullError::Belongings(_)
         | PullError::Fill { .. } => false,
     }
 }

@@ -7,9 +7,12 @@
 mod blob;
 mod body;
 mod content;
+mod derived;
 mod fill;
 mod heal;
+mod include;
 mod manifest;
+mod overlay;
 mod proof;
 mod shelf;
 mod uncached;
@@ -26,14 +29,35 @@ pub use crate::upstream::{FetchError, List, next_page};
 
 use std::{cell::RefCell, collections::HashSet, rc::Rc, sync::Arc};
 
+use serde::Deserialize;
+
 use crate::{
-    blocking::PoolError,
+    augment::{AugmentError, Overlay},
+    blocking::{Pool, PoolError},
     cache::{self, Cache, FillError},
     credentials::{self, Desk, Exchange, Exchanged, FindError},
     oci::{Digest, ManifestError, Reference, Registry, Repository, TagOrDigest},
-    requests::{Caller, Grant},
-    upstream::{Login, Renewal, Source, Upstream},
+    requests::{Caller, Grant, Requests, Token},
+    upstream::{Login, Renewal, Source, Upstream, WebPlace},
 };
+
+/// `[overlays]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Layers that a container request names by `https://` or `http://`. `"fetch"`: tidegate fetches them, and caches
+    /// and verifies what it finds. A server with a private address is listed as a registry, with `allow_private`.
+    /// `"redirect"`: the client goes there itself.
+    pub web_layers: WebLayers,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WebLayers {
+    #[default]
+    Fetch,
+    Redirect,
+}
 
 /// Who pulls, and from where.
 #[derive(Clone, Debug)]
@@ -43,11 +67,40 @@ pub struct Access {
     pub caller: Arc<Caller>,
     pub registry: Registry,
     pub repository: Repository,
+    /// What is put on the image.
+    overlaid: Option<Arc<Overlaid>>,
+    /// Where the bytes are, if that is no registry.
+    web: Option<Arc<Web>>,
+}
+
+/// A grant's overlay and the image that it is for.
+#[derive(Debug)]
+struct Overlaid {
+    token: Token,
+    overlay: Arc<Overlay>,
+    version: TagOrDigest,
+}
+
+/// A layer's server. Its registry's name is made up for it then, so that whoever knows its URL shares what is cached of
+/// it, and nobody else.
+#[derive(Debug)]
+struct Web {
+    place: WebPlace,
+    size: u64,
 }
 
 impl Access {
     pub fn by_grant(grant: &Grant) -> Self {
+        let overlaid = grant.overlay.as_ref().map(|overlay| {
+            Arc::new(Overlaid {
+                token: grant.token,
+                overlay: Arc::clone(overlay),
+                version: grant.image.version.clone(),
+            })
+        });
         Self {
+            overlaid,
+            web: None,
             holder: Holder::Token(grant.token),
             caller: Arc::clone(&grant.caller),
             registry: grant.image.registry.clone(),
@@ -61,6 +114,8 @@ impl Access {
             caller: Arc::new(Caller::Anonymous),
             registry,
             repository,
+            overlaid: None,
+            web: None,
         }
     }
 }
@@ -81,6 +136,10 @@ pub enum PullError {
         registry: Registry,
         cause: Arc<ManifestError>,
     },
+    #[error("the layers and settings of the container request cannot be put on this image: {0}")]
+    Overlay(#[from] AugmentError),
+    #[error("what belongs to this name cannot be read: {0}")]
+    Belongings(Arc<std::io::Error>),
     #[error("{digest} could not be fetched from {registry}: {cause}")]
     Fill {
         registry: Registry,
@@ -93,28 +152,48 @@ pub enum PullError {
 pub struct Pull {
     upstream: Upstream,
     cache: Cache,
+    pool: Arc<Pool>,
     desk: Arc<Desk>,
     exchange: Arc<Exchange>,
+    requests: Arc<Requests>,
+    options: Options,
     proofs: Arc<Proofs>,
     shelf: Arc<Shelf>,
     /// Registries seen to redirect blobs: no claim is taken for what will not be filled.
     redirecting: RefCell<HashSet<Registry>>,
 }
 
+/// What all cores have in common.
+#[derive(Clone)]
+pub struct Common {
+    pub pool: Arc<Pool>,
+    pub desk: Arc<Desk>,
+    pub exchange: Arc<Exchange>,
+    pub requests: Arc<Requests>,
+    pub proofs: Arc<Proofs>,
+    pub shelf: Arc<Shelf>,
+    pub options: Options,
+}
+
 impl Pull {
-    pub fn new(
-        upstream: Upstream,
-        cache: Cache,
-        desk: Arc<Desk>,
-        exchange: Arc<Exchange>,
-        proofs: Arc<Proofs>,
-        shelf: Arc<Shelf>,
-    ) -> Rc<Self> {
+    pub fn new(upstream: Upstream, cache: Cache, common: Common) -> Rc<Self> {
+        let Common {
+            pool,
+            desk,
+            exchange,
+            requests,
+            proofs,
+            shelf,
+            options,
+        } = common;
         Rc::new(Self {
             upstream,
             cache,
+            pool,
             desk,
             exchange,
+            requests,
+            options,
             proofs,
             shelf,
             redirecting: RefCell::default(),
@@ -277,11 +356,32 @@ fn refused(error: FindError) -> PullError {
 }
 
 impl Access {
+    /// Its registry's name is made of the URL.
+    fn on_the_web(url: &str, place: WebPlace, size: u64) -> Self {
+        const URL_DIGITS: usize = 32;
+        let mut name = Digest::of(url.as_bytes()).hex();
+        name.truncate(URL_DIGITS);
+        let registry = Registry::made_up(&name);
+        let repository = "layer".parse::<Repository>();
+        let repository = repository.expect("a word is a repository's name");
+        Self {
+            web: Some(Arc::new(Web { place, size })),
+            ..Self::anonymous(registry, repository)
+        }
+    }
+
     fn key(&self, digest: &Digest) -> cache::Key {
         cache::Key {
             registry: self.registry.clone(),
             digest: *digest,
         }
+    }
+
+    /// For messages.
+    fn sender(&self) -> &Registry {
+        self.web
+            .as_ref()
+            .map_or(&self.registry, |web| &web.place.server)
     }
 
     fn source<'a>(&'a self, login: &'a Login) -> Source<'a> {

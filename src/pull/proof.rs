@@ -27,6 +27,9 @@ const MOST_PER_SHARD: usize = 8_192;
 pub enum Holder {
     Token(Token),
     Anyone(Registry, Repository),
+    /// A token, in a repository that is included in its image. Another registry's yes to it says nothing about the
+    /// token's own.
+    Included(Token, Registry, Repository),
 }
 
 /// What is remembered about a blob, and of whom.
@@ -35,6 +38,8 @@ enum About {
     Holder(Holder),
     /// The repository has it: it sent the bytes, or said so.
     Content(Registry, Repository),
+    /// It was made for the token and is kept for it.
+    Own(Token),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,6 +86,17 @@ impl Proofs {
         self.note(content, digest, |known| {
             remember(&mut known.allowed, size, CONTENT_AGE);
         });
+    }
+
+    /// It is on disk among the token's belongings.
+    pub fn note_kept(&self, token: Token, digest: Digest) {
+        self.note(About::Own(token), digest, |known| {
+            remember(&mut known.allowed, None, AGE);
+        });
+    }
+
+    pub fn is_kept(&self, token: Token, digest: &Digest) -> bool {
+        self.recall(About::Own(token), digest).allowed.is_some()
     }
 
     /// One look for whoever was let have it himself.

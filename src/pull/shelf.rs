@@ -11,8 +11,9 @@ use std::{
 
 use bytes::Bytes;
 
-use super::proof::Holder;
+use super::{derived::Derivations, proof::Holder};
 use crate::{
+    augment::AugmentError,
     blocking::lock,
     oci::{Digest, Manifest, Registry, Repository, Tag},
 };
@@ -31,6 +32,21 @@ pub struct Stored {
     pub manifest: Manifest,
 }
 
+impl Stored {
+    /// What was made here, or was verified before.
+    pub fn made(media_type: &str, bytes: Bytes) -> Result<Self, AugmentError> {
+        let manifest = Manifest::parse(Some(media_type), &bytes);
+        Ok(Self {
+            digest: Digest::of(&bytes),
+            manifest: manifest.map_err(|cause| AugmentError::Malformed {
+                part: "its manifest",
+                cause: cause.to_string(),
+            })?,
+            bytes,
+        })
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resolution {
     pub digest: Digest,
@@ -42,6 +58,8 @@ type Key = (Registry, Repository, Digest);
 
 #[derive(Default)]
 pub struct Shelf {
+    /// What was made of manifests.
+    pub(super) derived: Derivations,
     manifests: Mutex<Manifests>,
     tags: Mutex<HashMap<(Holder, Tag), (Digest, Instant)>>,
 }

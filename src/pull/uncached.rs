@@ -79,13 +79,13 @@ impl Pull {
             .collect(usize::try_from(HELD_BACK).unwrap_or(usize::MAX))
             .await
             .map_err(|error| FetchError::Malformed {
-                registry: access.registry.clone(),
+                registry: access.sender().clone(),
                 problem: format!("a blob that could not be read: {error}"),
             })?;
         if !digest.matches(&bytes) {
             metrics::add(Counter::BlobMismatches, 1);
             return Err(PullError::Mismatch {
-                registry: access.registry.clone(),
+                registry: access.sender().clone(),
                 digest: *digest,
             });
         }
@@ -96,7 +96,7 @@ impl Pull {
 
 pub(super) fn coded(access: &Access, digest: &Digest, coding: &str) -> FetchError {
     FetchError::Malformed {
-        registry: access.registry.clone(),
+        registry: access.sender().clone(),
         problem: format!(
             "{digest} with Content-Encoding {coding}, which nobody asked for; its bytes are not the blob's"
         ),

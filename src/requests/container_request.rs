@@ -5,7 +5,11 @@ use std::{fmt, net::IpAddr, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use super::ClientTime;
-use crate::{oci::Reference, secret::Secret};
+use crate::{
+    augment::Overlay,
+    oci::{Digest, Reference},
+    secret::Secret,
+};
 
 #[derive(Clone, Debug)]
 pub struct ContainerRequest {
@@ -13,7 +17,23 @@ pub struct ContainerRequest {
     pub image: Reference,
     /// Shared with the grant that comes of it.
     pub caller: Arc<Caller>,
+    pub overlay: Option<Arc<Overlay>>,
+    /// The layers that came with it.
+    pub layers: Vec<InlineLayer>,
     pub details: RequestDetails,
+}
+
+/// A layer's bytes, which have this digest.
+#[derive(Clone)]
+pub struct InlineLayer {
+    pub digest: Digest,
+    pub bytes: Vec<u8>,
+}
+
+impl fmt::Debug for InlineLayer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} with {} bytes", self.digest, self.bytes.len())
+    }
 }
 
 /// On whose behalf an image is pulled.

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::SystemTime};
 
 use super::{Caller, Lease, Token};
-use crate::oci::{Reference, Repository};
+use crate::{
+    augment::Overlay,
+    oci::{Reference, Repository},
+};
 
 /// Whoever has `token` may pull from one repository of one registry, on the caller's behalf, until `expires`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +16,8 @@ pub struct Grant {
     pub image: Reference,
     /// Shared, because each pull by this grant takes it along.
     pub caller: Arc<Caller>,
+    /// What is put on the image.
+    pub overlay: Option<Arc<Overlay>>,
     pub created: SystemTime,
     /// At the latest.
     pub expires: SystemTime,

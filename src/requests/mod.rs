@@ -7,6 +7,7 @@
 //! Invariants: an issued or revoked token is on disk before the caller hears of it. After `revoke` has returned, no
 //! `recent` and no `find` gives the grant. Access tokens are on disk only sealed.
 
+mod belongings;
 mod client_time;
 mod container_request;
 mod grant;
@@ -14,10 +15,12 @@ mod recent;
 mod record;
 mod redb;
 mod runs;
+mod stored_overlay;
 mod token;
 
+pub use belongings::KeepError;
 pub use client_time::{ClientTime, ClientTimeError};
-pub use container_request::{AtPlatform, Caller, ContainerRequest, RequestDetails};
+pub use container_request::{AtPlatform, Caller, ContainerRequest, InlineLayer, RequestDetails};
 pub use grant::Grant;
 pub use record::{Record, RecordError, RecordedUser};
 pub use runs::{DueRun, Lease, RunId, RunState};
@@ -25,7 +28,7 @@ pub use token::{Token, TokenError};
 
 use std::{
     error::Error,
-    fs::DirBuilder,
+    fs::{DirBuilder, File},
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -36,6 +39,7 @@ use std::{
 use serde::Deserialize;
 
 use self::{
+    belongings::Belongings,
     client_time::unix_nanoseconds,
     recent::Recent,
     record::Entry,
@@ -45,7 +49,7 @@ use self::{
 use crate::{
     oci::Digest,
     seal::{SealError, SealingKey},
-    units::HumanDuration,
+    units::{ByteSize, HumanDuration},
 };
 
 /// `[tokens]`
@@ -62,6 +66,9 @@ pub struct Options {
     pub run_lifetime: HumanDuration,
     /// How long a request can be described after its token has expired: `"7days"`.
     pub record_retention: HumanDuration,
+    /// What the layers may take up in `state_dir` that came with requests whose names can be pulled; equal ones are
+    /// kept once. Requests beyond it are refused: `"10GiB"`.
+    pub max_layers_size: ByteSize,
 }
 
 impl Default for Options {
@@ -72,6 +79,7 @@ impl Default for Options {
             run_interval: HumanDuration::seconds(3 * 60),
             run_lifetime: HumanDuration::hours(2 * 24),
             record_retention: HumanDuration::hours(7 * 24),
+            max_layers_size: ByteSize::gib(10),
         }
     }
 }
@@ -111,6 +119,8 @@ pub enum StoreError {
         #[source]
         cause: RecordError,
     },
+    #[error(transparent)]
+    Layers(#[from] KeepError),
 }
 
 /// One for the process, shared by all cores and the pool.
@@ -118,6 +128,7 @@ pub struct Requests {
     recent: Recent,
     runs: Runs,
     database: Database,
+    belongings: Belongings,
     key: Arc<SealingKey>,
     options: Options,
 }
@@ -150,10 +161,16 @@ impl Requests {
                 database: database.path().to_owned(),
             });
         }
+        let belongings = Belongings::open(state_directory, options.max_layers_size);
+        let belongings = belongings.map_err(|cause| OpenError::File {
+            path: state_directory.join("overlays"),
+            cause,
+        })?;
         let requests = Self {
             recent: Recent::new(),
             runs: Runs::new(options),
             database,
+            belongings,
             key,
             options: options.clone(),
         };
@@ -210,6 +227,7 @@ impl Requests {
                 token: Token::random(),
                 image: request.image.clone(),
                 caller: Arc::clone(&request.caller),
+                overlay: request.overlay.clone(),
                 created: unix_nanoseconds::to_time(created),
                 expires: unix_nanoseconds::to_time(expires),
                 lease: run.as_ref().map(|run| Arc::clone(&run.lease)),
@@ -222,6 +240,12 @@ impl Requests {
                 .database
                 .insert(&grant.token, expires, &entry.encode())?
             {
+                let layers = request.layers.iter();
+                let layers = layers.map(|layer| (&layer.digest, layer.bytes.as_slice()));
+                if let Err(error) = self.keep_if_any(&grant.token, layers) {
+                    self.revoke(&grant.token, now)?;
+                    return Err(error.into());
+                }
                 // If it is not remembered, the first pull finds it on disk.
                 let _ = self.recent.remember(&ticket, &grant);
                 return Ok(grant);
@@ -310,8 +334,44 @@ impl Requests {
         entry.record(token).map(Some).map_err(unusable(token))
     }
 
-    /// What the first manifest that was pulled came from. Later ones change nothing, and cost one read.
-    pub fn note_source_digest(&self, token: &Token, digest: Digest) -> Result<(), StoreError> {
+    /// What was made of an image for this token. On disk when it returns, as long as the token is good.
+    pub fn keep<'c>(
+        &self,
+        token: &Token,
+        contents: impl IntoIterator<Item = (&'c Digest, &'c [u8])>,
+    ) -> Result<(), KeepError> {
+        self.belongings.keep(token, contents)
+    }
+
+    fn keep_if_any<'c>(
+        &self,
+        token: &Token,
+        contents: impl ExactSizeIterator<Item = (&'c Digest, &'c [u8])>,
+    ) -> Result<(), KeepError> {
+        match contents.len() {
+            0 => Ok(()),
+            _ => self.belongings.keep(token, contents),
+        }
+    }
+
+    /// A layer that came with the token's request, or what was made for it, and its size.
+    pub fn belonging(&self, token: &Token, digest: &Digest) -> io::Result<Option<(File, u64)>> {
+        self.belongings.find(token, digest)
+    }
+
+    /// Of all belongings.
+    pub fn layers_size(&self) -> u64 {
+        self.belongings.used_bytes()
+    }
+
+    /// What the first manifest that was pulled came from, and what was served. Later ones change nothing, and cost one
+    /// read.
+    pub fn note_pull(
+        &self,
+        token: &Token,
+        source: Digest,
+        served: Digest,
+    ) -> Result<(), StoreError> {
         let Some(entry) = self.entry(token)? else {
             return Ok(());
         };
@@ -323,7 +383,7 @@ impl Requests {
             if entry.has_source_digest() {
                 return Ok(None);
             }
-            entry.note_source_digest(digest);
+            entry.note_pull(source, served);
             Ok(Some(entry.encode()))
         })?;
         Ok(())
@@ -337,6 +397,7 @@ impl Requests {
             let changes = over.iter().map(|id| (id.as_str(), None));
             self.database.write_runs(changes)?;
         }
+        self.purge_belongings(now);
         let retention = u64::try_from(self.options.record_retention.as_nanos()).unwrap_or(u64::MAX);
         let Some(before) = unix_nanoseconds::from_time(now).checked_sub(retention) else {
             return Ok(0);
@@ -347,6 +408,23 @@ impl Requests {
             purged += count;
             if count == 0 {
                 return Ok(purged);
+            }
+        }
+    }
+
+    fn purge_belongings(&self, now: SystemTime) {
+        // Whatever its lease says, which may be renewed. Better kept too long.
+        let is_alive = |token: &Token| match self.entry(token) {
+            Ok(entry) => entry.is_some_and(|entry| entry.is_valid(now)),
+            Err(_) => true,
+        };
+        match self.belongings.purge(is_alive) {
+            Ok(0) => {}
+            Ok(bytes) => {
+                tracing::debug!(bytes, "layers of expired container requests were removed")
+            }
+            Err(error) => {
+                tracing::warn!(%error, "layers of expired container requests could not be removed");
             }
         }
     }

@@ -143,6 +143,7 @@ mod tests {
             token: Token::random(),
             image: "alpine".parse().expect("it is an image"),
             caller: Arc::new(Caller::Anonymous),
+            overlay: None,
             created: SystemTime::UNIX_EPOCH,
             expires,
             lease: None,

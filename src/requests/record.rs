@@ -6,7 +6,8 @@
 //!          "platform":{"endpoint":…,"refresh_token":<sealed>,"workflow_id":…}},
 //!  "run":<id>,                                                           absent: lives for itself
 //!  "details":{…}, "created":<ns since 1970>, "expires":…, "revoked":…,
-//!  "resolved_digest":…, "source_digest":…}
+//!  "resolved_digest":…, "source_digest":…, "served_digest":…,
+//!  "overlay":{…}}                                  see stored_overlay.rs
 //! ```
 
 use std::{sync::Arc, time::SystemTime};
@@ -15,9 +16,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AtPlatform, Caller, Grant, Lease, RequestDetails, RunId, Token, client_time::unix_nanoseconds,
+    stored_overlay::StoredOverlay,
 };
 use crate::{
-    oci::{Digest, DigestError, Reference, ReferenceError},
+    augment::Overlay,
+    oci::{Digest, DigestError, PlatformError, Reference, ReferenceError},
     seal::{SealingKey, UnsealError},
 };
 
@@ -38,6 +41,9 @@ pub struct Record {
     pub resolved_digest: Option<Digest>,
     /// What it named when it was first pulled.
     pub source_digest: Option<Digest>,
+    /// What was served then: another digest if the request has an overlay.
+    pub served_digest: Option<Digest>,
+    pub overlay: Option<Overlay>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +62,8 @@ pub enum RecordError {
     Reference(#[from] ReferenceError),
     #[error(transparent)]
     Digest(#[from] DigestError),
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
     #[error("its access token cannot be unsealed")]
     Sealed(#[from] UnsealError),
 }
@@ -82,6 +90,10 @@ pub(super) struct Entry {
     resolved_digest: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     source_digest: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    served_digest: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    overlay: Option<StoredOverlay>,
 }
 
 /// A caller with a name. Sealed with a context: his tokens are of no use in another record.
@@ -180,6 +192,8 @@ impl Entry {
             revoked: None,
             resolved_digest: resolved.map(|digest| digest.to_string()),
             source_digest: None,
+            served_digest: None,
+            overlay: grant.overlay.as_deref().map(StoredOverlay::from),
         }
     }
 
@@ -212,8 +226,9 @@ impl Entry {
         self.source_digest.is_some()
     }
 
-    pub(super) fn note_source_digest(&mut self, digest: Digest) {
-        self.source_digest = Some(digest.to_string());
+    pub(super) fn note_pull(&mut self, source: Digest, served: Digest) {
+        self.source_digest = Some(source.to_string());
+        self.served_digest = Some(served.to_string());
     }
 
     /// The run on whose lease it hangs.
@@ -230,6 +245,11 @@ impl Entry {
         Ok(Grant {
             token: *token,
             image: self.image()?,
+            overlay: self
+                .overlay
+                .map(StoredOverlay::overlay)
+                .transpose()?
+                .map(Arc::new),
             created: unix_nanoseconds::to_time(self.created),
             expires: unix_nanoseconds::to_time(self.expires),
             lease,
@@ -249,6 +269,8 @@ impl Entry {
             revoked: self.revoked.map(unix_nanoseconds::to_time),
             resolved_digest: parse_digest(self.resolved_digest.as_deref())?,
             source_digest: parse_digest(self.source_digest.as_deref())?,
+            served_digest: parse_digest(self.served_digest.as_deref())?,
+            overlay: self.overlay.map(StoredOverlay::overlay).transpose()?,
             details: self.details,
             user: self.user.map(|user| RecordedUser {
                 name: user.name,

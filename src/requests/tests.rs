@@ -8,7 +8,11 @@ use std::{
 };
 
 use super::*;
-use crate::secret::Secret;
+use crate::{
+    augment::{Compression, Layer, Overlay, Place},
+    oci::Platform,
+    secret::Secret,
+};
 
 const ACCESS_TOKEN: &str = "eyJ0aWQiOiAxMjM0fS5hY2Nlc3MtdG9rZW4tb2YtYWRh";
 
@@ -42,6 +46,8 @@ fn request(image: &str, caller: Caller) -> ContainerRequest {
             .parse()
             .unwrap_or_else(|error| panic!("{image}: {error}")),
         caller: Arc::new(caller),
+        overlay: None,
+        layers: Vec::new(),
         details: RequestDetails {
             container_image: image.to_owned(),
             platform: Some("linux/amd64".to_owned()),
@@ -210,6 +216,95 @@ fn a_grant_that_is_looked_up_while_it_is_revoked_does_not_stay() {
 }
 
 #[test]
+fn an_overlay_and_its_layers_live_as_long_as_the_token() {
+    let folder = folder();
+    let now = SystemTime::now();
+    let bytes = b"a layer".to_vec();
+    let digest = Digest::of(&bytes);
+    let overlay = Arc::new(Overlay {
+        entrypoint: vec!["/entry".to_owned()],
+        cmd: Vec::new(),
+        working_dir: None,
+        env: Vec::new(),
+        layers: vec![Layer {
+            digest,
+            size: bytes.len() as u64,
+            diff_id: Digest::of(b"its archive"),
+            compression: Compression::Gzip,
+            place: Place::Inline,
+        }],
+        platform: Platform::default(),
+    });
+    let submit = |requests: &Requests| {
+        let request = ContainerRequest {
+            overlay: Some(Arc::clone(&overlay)),
+            layers: vec![InlineLayer {
+                digest,
+                bytes: bytes.clone(),
+            }],
+            ..request("alpine", ada())
+        };
+        let issued = requests.issue(request, None, now);
+        issued.unwrap_or_else(|error| panic!("{error}"))
+    };
+    let requests = open(folder.path());
+    let [first, second] = [submit(&requests), submit(&requests)];
+    let plain = issue(&requests, now);
+    drop(requests);
+    let requests = open(folder.path());
+    let has = |requests: &Requests, grant: &Grant| {
+        let found = requests.belonging(&grant.token, &digest);
+        found
+            .unwrap_or_else(|error| panic!("{error}"))
+            .map(|(_, size)| size)
+    };
+    for grant in [&first, &second] {
+        let found = find(&requests, &grant.token, now).expect("it was issued");
+        assert_eq!(found.overlay.as_ref(), Some(&overlay));
+        let told = record(&requests, &grant.token).expect("it was issued");
+        assert_eq!(told.overlay.as_ref(), Some(&*overlay));
+        assert_eq!(has(&requests, grant), Some(bytes.len() as u64));
+    }
+    assert_eq!(has(&requests, &plain), None, "it is another's");
+    assert_eq!(
+        requests.layers_size(),
+        bytes.len() as u64,
+        "equal ones are one"
+    );
+    assert!(revoke(&requests, &first.token, now));
+    assert!(requests.purge(now).is_ok());
+    assert_eq!(has(&requests, &first), None);
+    assert_eq!(has(&requests, &second), Some(bytes.len() as u64));
+    assert!(requests.purge(second.expires).is_ok());
+    assert_eq!(has(&requests, &second), None);
+    assert_eq!(requests.layers_size(), 0);
+}
+
+#[test]
+fn a_request_whose_layers_cannot_be_kept_has_no_token() {
+    let folder = folder();
+    let options = Options {
+        max_layers_size: ByteSize::mib(1),
+        ..Options::default()
+    };
+    let requests =
+        Requests::open(folder.path(), &options).unwrap_or_else(|error| panic!("{error}"));
+    let bytes = vec![0; 2 << 20];
+    let request = ContainerRequest {
+        layers: vec![InlineLayer {
+            digest: Digest::of(&bytes),
+            bytes,
+        }],
+        ..request("alpine", ada())
+    };
+    let error = requests.issue(request, None, SystemTime::now());
+    assert!(
+        matches!(error, Err(StoreError::Layers(KeepError::Full { .. }))),
+        "{error:?}"
+    );
+}
+
+#[test]
 fn a_record_tells_all_but_the_access_token() {
     let folder = folder();
     let requests = open(folder.path());
@@ -232,16 +327,12 @@ fn a_record_tells_all_but_the_access_token() {
     assert_eq!(told.user, Some(user));
     for digest in [pulled, later] {
         requests
-            .note_source_digest(&grant.token, digest)
+            .note_pull(&grant.token, digest, digest)
             .unwrap_or_else(|error| panic!("{error}"));
         let told = record(&requests, &grant.token).expect("it was issued");
         assert_eq!(told.source_digest, Some(pulled), "the first pull's stays");
     }
-    assert!(
-        requests
-            .note_source_digest(&Token::random(), pulled)
-            .is_ok()
-    );
+    assert!(requests.note_pull(&Token::random(), pulled, pulled).is_ok());
     assert_eq!(record(&requests, &Token::random()), None);
 }
 

@@ -313,15 +313,27 @@ impl Endpoints {
     /// not make every address that it names a good one, such as a cloud's metadata service: only its own host,
     /// and those that are listed as registries themselves, are reached by other rules than anybody's.
     pub(super) fn way_to(&self, from: &Endpoint, target: &Origin) -> Way {
-        let listed = self
-            .configured
-            .values()
-            .find(|endpoint| endpoint.base.origin == *target);
-        match listed {
+        match self.listed_at(target) {
             Some(endpoint) => endpoint.way.clone(),
             None if target.host == from.base.origin.host => from.way.clone(),
             None => self.platform.reach.way.clone(),
         }
+    }
+
+    /// How a place is reached that is no registry's, unless it is one of those that are listed.
+    pub(super) fn way_anywhere(&self, target: &Origin) -> Way {
+        let listed = self.listed_at(target);
+        listed.map_or_else(
+            || self.platform.reach.way.clone(),
+            |endpoint| endpoint.way.clone(),
+        )
+    }
+
+    fn listed_at(&self, target: &Origin) -> Option<&Endpoint> {
+        self.configured
+            .values()
+            .find(|endpoint| endpoint.base.origin == *target)
+            .map(|endpoint| &**endpoint)
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     auth::{Authorizer, Login},
     endpoint::{Endpoint, Endpoints, Redirects},
     error::{FetchError, Said},
-    exchange::{Body, Exchange},
+    exchange::{Body, Exchange, Response},
     send::{Follow, Wish, is_redirect},
 };
 use crate::{
@@ -168,39 +168,33 @@ impl Upstream {
             response.body.discard().await;
             return Ok(FetchedBlob::Redirect { status, location });
         }
+        let body = blob_body(source.registry, digest, response)?;
+        Ok(FetchedBlob::Inline(Box::new(body)))
+    }
+
+    /// A small blob in memory, wherever the registry redirects to, and verified.
+    pub async fn whole_blob(
+        &self,
+        source: Source<'_>,
+        digest: &Digest,
+        limit: usize,
+    ) -> Result<Vec<u8>, FetchError> {
+        let mut wish = self.blob_wish(Method::Get, source, digest)?;
+        wish.follow = Follow::Always;
+        let response = self.send(source, wish).await?;
         let malformed = |problem: String| FetchError::Malformed {
             registry: source.registry.clone(),
             problem,
         };
-        let head = &response.head;
-        let (start, size) = match head.status {
-            206 => {
-                let field = head.headers.get("content-range");
-                let range = field
-                    .and_then(parse_content_range)
-                    .ok_or_else(|| malformed(format!("a part of {digest} without saying which")))?;
-                let length = range.end - range.start;
-                if content_length(head).is_some_and(|stated| stated != length) {
-                    return Err(malformed(format!(
-                        "another length than its range has for {digest}"
-                    )));
-                }
-                (range.start, range.size)
-            }
-            _ => (0, content_length(head)),
-        };
-        let coding = head
-            .headers
-            .get("content-encoding")
-            .filter(|coding| !coding.eq_ignore_ascii_case("identity"))
-            .map(str::to_owned);
-        Ok(FetchedBlob::Inline(Box::new(BlobBody {
-            start,
-            is_part: response.head.status == 206,
-            size,
-            coding,
-            body: response.body,
-        })))
+        let bytes = response
+            .body
+            .collect(limit)
+            .await
+            .map_err(|error| malformed(format!("a blob that could not be read: {error}")))?;
+        if !digest.matches(&bytes) {
+            return Err(malformed(format!("content that is not {digest}")));
+        }
+        Ok(bytes)
     }
 
     /// How often a broken download may be taken up again.
@@ -347,6 +341,46 @@ impl Upstream {
             .map_err(|_| malformed("a redirect that is not a URL"))?;
         Ok(Some((head.status, absolute.to_string())))
     }
+}
+
+pub(super) fn blob_body(
+    registry: &Registry,
+    digest: &Digest,
+    response: Response,
+) -> Result<BlobBody, FetchError> {
+    let malformed = |problem: String| FetchError::Malformed {
+        registry: registry.clone(),
+        problem,
+    };
+    let head = &response.head;
+    let (start, size) = match head.status {
+        206 => {
+            let field = head.headers.get("content-range");
+            let range = field
+                .and_then(parse_content_range)
+                .ok_or_else(|| malformed(format!("a part of {digest} without saying which")))?;
+            let length = range.end - range.start;
+            if content_length(head).is_some_and(|stated| stated != length) {
+                return Err(malformed(format!(
+                    "another length than its range has for {digest}"
+                )));
+            }
+            (range.start, range.size)
+        }
+        _ => (0, content_length(head)),
+    };
+    let coding = head
+        .headers
+        .get("content-encoding")
+        .filter(|coding| !coding.eq_ignore_ascii_case("identity"))
+        .map(str::to_owned);
+    Ok(BlobBody {
+        start,
+        is_part: response.head.status == 206,
+        size,
+        coding,
+        body: response.body,
+    })
 }
 
 /// What a HEAD says about a blob.

@@ -9,6 +9,7 @@ mod fetch;
 mod known_hosts;
 mod send;
 mod token;
+mod web;
 
 pub use auth::{Authorizer, Login, Renewal};
 pub use endpoint::{CloudIdentity, Endpoint, EndpointError, Endpoints, Redirects, RegistryOptions};
@@ -18,6 +19,7 @@ pub use fetch::{
     BlobBody, BlobHead, FetchedBlob, FetchedManifest, List, ManifestHead, Source, Upstream,
     next_page,
 };
+pub use web::WebPlace;
 
 use serde::Deserialize;
 

@@ -20,13 +20,13 @@ use crate::{
     telemetry::metrics::{self, Counter},
 };
 
-const MOST_REDIRECTS: usize = 10;
+pub(super) const MOST_REDIRECTS: usize = 10;
 /// A token that has ended, and then another scope or scheme than was known. More would go in circles.
 const MOST_RENEWALS: u32 = 2;
 const LARGEST_ERROR: usize = 64 << 10;
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// A registry that asks for more patience than this is not waited for; its client is told.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What to do with a redirect.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub(super) struct Wish<'a> {
 }
 
 /// RFC 9110 §14.1.2. An end beyond every body stands for the rest.
-fn range_field(part: &Range<u64>) -> String {
+pub(super) fn range_field(part: &Range<u64>) -> String {
     match part.end {
         u64::MAX => format!("bytes={}-", part.start),
         end => format!("bytes={}-{}", part.start, end.saturating_sub(1)),
@@ -86,7 +86,7 @@ impl Upstream {
                     self.pause(pause, &endpoint.registry).await;
                     continue;
                 }
-                (Err(problem), _) => return Err(problem.into_error(&endpoint)),
+                (Err(problem), _) => return Err(problem.into_error(&endpoint.registry)),
                 (Ok(sent), _) => sent,
             };
             let status = response.head.status;
@@ -255,7 +255,7 @@ impl Upstream {
         }
     }
 
-    async fn pause(&self, pause: Duration, registry: &Registry) {
+    pub(super) async fn pause(&self, pause: Duration, registry: &Registry) {
         metrics::add(Counter::UpstreamRetries, 1);
         tracing::debug!(%registry, ?pause, "asking again");
         // Up to a quarter more, so that clients that failed together do not come back together.
@@ -428,7 +428,7 @@ impl Refusal {
     }
 }
 
-enum Problem {
+pub(super) enum Problem {
     Exchange(ExchangeError),
     Redirect(&'static str),
 }
@@ -440,8 +440,8 @@ impl From<ExchangeError> for Problem {
 }
 
 impl Problem {
-    fn into_error(self, endpoint: &Endpoint) -> FetchError {
-        let registry = endpoint.registry.clone();
+    pub(super) fn into_error(self, registry: &Registry) -> FetchError {
+        let registry = registry.clone();
         match self {
             Self::Redirect(problem) => FetchError::Malformed {
                 registry,
@@ -471,7 +471,7 @@ impl Problem {
 }
 
 /// Whether the same request may fare better in a moment.
-fn is_passing(error: &ExchangeError) -> bool {
+pub(super) fn is_passing(error: &ExchangeError) -> bool {
     match error {
         ExchangeError::Broken(_) => true,
         ExchangeError::Connect(ConnectError::Refused { .. }) => true,
@@ -482,7 +482,7 @@ fn is_passing(error: &ExchangeError) -> bool {
     }
 }
 
-fn retry_after(head: &ResponseHead) -> Option<Duration> {
+pub(super) fn retry_after(head: &ResponseHead) -> Option<Duration> {
     head.headers
         .get("retry-after")
         .and_then(|text| text.trim().parse().ok())

@@ -115,6 +115,7 @@ const LAYERS: [(&str, &[&str]); 27] = [
     (
         "api",
         &[
+            "augment",
             "pull",
             // The operator's requests; all others take the way through the story.
             "cache",

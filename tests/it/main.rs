@@ -38,6 +38,7 @@ mod load_limits;
 mod lying_upstream;
 mod manifests;
 mod operations;
+mod overlays;
 mod pairing;
 mod pairing_calls;
 mod partial_pulls;

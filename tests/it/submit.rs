@@ -263,14 +263,6 @@ fn what_is_no_request_is_refused_with_a_reason() {
 #[test]
 fn services_that_are_not_there_are_said_to_be_so() {
     let scene = Scene::new("", "");
-    for (key, value) in [
-        ("containerConfig", json!({"env": ["A=b"]})),
-        ("containerIncludes", json!(["alpine"])),
-    ] {
-        let (status, body) = scene.tidegate.submit(&scene.request_with(key, value));
-        assert_eq!(status, 501, "{key}: {body}");
-        message(&body);
-    }
     for service in ["freeze", "mirror"] {
         let mut request = scene.request_with(service, json!(true));
         request["buildRepository"] = json!("quay.io/acme/frozen");

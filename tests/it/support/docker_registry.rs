@@ -125,10 +125,16 @@ impl DockerRegistry {
 
     /// Copies an image in, bytes untouched.
     pub fn push(&self, image: &Image, repository: &str, tag: &str) {
+        self.push_as(image, repository, tag, &["--all", "--preserve-digests"]);
+    }
+
+    /// Copies an image in as skopeo is told to change it.
+    pub fn push_as(&self, image: &Image, repository: &str, tag: &str, how: &[&str]) {
         run(Command::new("skopeo")
             .args(["--insecure-policy", "--tmpdir"])
             .arg(self.home.path())
-            .args(["copy", "--all", "--preserve-digests"])
+            .arg("copy")
+            .args(how)
             .args(["--dest-tls-verify=false", "--dest-creds"])
             .arg(format!("{USER}:{PASSWORD}"))
             .arg(format!("oci:{}:image", image.folder.display()))

@@ -156,6 +156,18 @@ fn blob_file(digest: &str) -> String {
     format!("blobs/{}", digest.replace(':', "/"))
 }
 
+/// An archive with these files.
+pub fn archive(files: &[(&str, &str)]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    for (name, content) in files {
+        archive.extend(tar_header(name, content.len() as u64));
+        archive.extend(content.as_bytes());
+        archive.resize(archive.len().next_multiple_of(512), 0);
+    }
+    archive.extend([0; 1024]);
+    archive
+}
+
 /// A ustar header (POSIX.1-1988) of a regular file.
 fn tar_header(name: &str, size: u64) -> Vec<u8> {
     let mut header = vec![0; 512];

@@ -9,6 +9,7 @@ pub mod docker_registry;
 pub mod fake_platform;
 pub mod http;
 pub mod image;
+pub mod layer;
 pub mod liar;
 pub mod moto;
 pub mod programs;

@@ -1,12 +1,19 @@
 //! The programs that pull: skopeo, podman, containerd. Each in folders of its own.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
 
 use tempfile::TempDir;
 
 use super::{
     image::file_digest,
     programs::{Process, command, output, run},
+    tidegate::files_below,
 };
 
 /// Copies with skopeo into a folder and returns the digest of everything that arrived there, manifest first.
@@ -61,22 +68,73 @@ fn skopeo(target: &str, folder: &Path, tls: &[&str]) -> Command {
 /// Pulls with podman, unpacked, and returns the digest it knows the image by.
 pub fn podman_pull(target: &str) -> String {
     let home = tempfile::tempdir().expect("a temporary folder");
-    let podman = || {
-        let mut podman = command("podman");
-        podman
-            .arg("--root")
-            .arg(home.path().join("root"))
-            .arg("--runroot")
-            .arg(home.path().join("runroot"))
-            .args(["--storage-driver=vfs", "--cgroup-manager=cgroupfs"])
-            .args(["--events-backend=file"])
-            .env("TMPDIR", home.path());
-        podman
-    };
-    run(podman().args(["pull", "--tls-verify=false", target]));
+    run(podman(&home).args(["pull", "--tls-verify=false", target]));
     let inspect = ["image", "inspect", "--format={{.Digest}}", target];
-    let digest = run(podman().args(inspect)).stdout;
+    let digest = run(podman(&home).args(inspect)).stdout;
     String::from_utf8_lossy(&digest).trim().to_owned()
+}
+
+/// An image on disk, as somebody unpacked it.
+pub struct Unpacked {
+    _home: TempDir,
+    pub root: PathBuf,
+    /// Of the image, or what was made of it for a container.
+    pub config: Value,
+}
+
+impl Unpacked {
+    pub fn file(&self, name: &str) -> String {
+        let path = self.root.join(name);
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+}
+
+pub fn podman_unpack(target: &str) -> Unpacked {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    run(podman(&home).args(["pull", "--tls-verify=false", target]));
+    let inspect = ["image", "inspect", "--format={{json .Config}}", target];
+    let config = run(podman(&home).args(inspect)).stdout;
+    let root = run(podman(&home).args(["image", "mount", target])).stdout;
+    Unpacked {
+        _home: home,
+        root: PathBuf::from(String::from_utf8_lossy(&root).trim()),
+        config: serde_json::from_slice(&config).expect("JSON"),
+    }
+}
+
+/// Fetched by skopeo. It knows no layers in zstd.
+pub fn umoci_unpack(target: &str) -> Unpacked {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let (layout, bundle) = (home.path().join("layout"), home.path().join("bundle"));
+    let image = format!("{}:image", layout.display());
+    run(command("skopeo")
+        .args(["--insecure-policy", "--tmpdir"])
+        .arg(home.path())
+        .args(["copy", "--src-no-creds", "--src-tls-verify=false"])
+        .arg(format!("docker://{target}"))
+        .arg(format!("oci:{image}")));
+    run(command("umoci")
+        .args(["unpack", "--rootless", "--image", &image])
+        .arg(&bundle));
+    let config = fs::read(bundle.join("config.json")).expect("a bundle has one");
+    Unpacked {
+        _home: home,
+        root: bundle.join("rootfs"),
+        config: serde_json::from_slice(&config).expect("JSON"),
+    }
+}
+
+fn podman(home: &TempDir) -> Command {
+    let mut podman = command("podman");
+    podman
+        .arg("--root")
+        .arg(home.path().join("root"))
+        .arg("--runroot")
+        .arg(home.path().join("runroot"))
+        .args(["--storage-driver=vfs", "--cgroup-manager=cgroupfs"])
+        .args(["--events-backend=file"])
+        .env("TMPDIR", home.path());
+    podman
 }
 
 /// A podman that fetches only those chunks of a layer that it has not yet (`zstd:chunked`, `enable_partial_images`).
@@ -228,6 +286,16 @@ impl Containerd {
             .args(["content", "fetch", "--hosts-dir"])
             .arg(self.home.path().join("hosts"))
             .arg(image));
+    }
+
+    /// What is in the files of this name that it has unpacked.
+    pub fn unpacked(&self, name: &str) -> Vec<String> {
+        let folder = "root/io.containerd.snapshotter.v1.native";
+        let files = files_below(&self.home.path().join(folder)).into_iter();
+        files
+            .filter(|(path, _)| path.ends_with(name))
+            .filter_map(|(path, _)| fs::read_to_string(path).ok())
+            .collect()
     }
 
     /// sha256 of the content it has stored under this digest.

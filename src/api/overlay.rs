@@ -1,0 +1,139 @@
+//! From what a container request wants on its image to an overlay: its layers are checked, the images that it includes
+//! are looked up with the caller's own credentials, and all of it is tried on the image, so that what cannot work is told
+//! to whoever asks and not to whoever pulls.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::{
+    Api, Response,
+    error_response::{self, Shape},
+    layers::Room,
+    submission::{Additions, ContainerConfig, Rejection},
+};
+use crate::{
+    augment::{Layer, Overlay, Place},
+    blocking::Errand,
+    oci::{Platform, Reference},
+    requests::{Caller, InlineLayer},
+};
+
+/// What overlayfs takes less than (it has 128 in Docker), the image's own not counted.
+const MOST_LAYERS: usize = 127;
+
+impl Api {
+    /// Everything but the image's own part in it.
+    pub(super) async fn overlay(
+        &self,
+        caller: &Arc<Caller>,
+        additions: Additions,
+        platform: Platform,
+    ) -> Result<(Arc<Overlay>, Vec<InlineLayer>), Response> {
+        let Additions { config, includes } = additions;
+        let checked = match config.layers.as_ref().is_none_or(Vec::is_empty) {
+            true => check(config),
+            // Unpacking takes as long as there is to unpack.
+            false => {
+                let checking = self.shared.pool.run(Errand::Layers, move || check(config));
+                let checked = checking.await;
+                checked.map_err(|error| error_response::of_pool(Shape::Api, error))?
+            }
+        };
+        let (mut overlay, inline) = checked.map_err(|rejection| {
+            tracing::info!(%caller, reason = %rejection, "a container request was refused");
+            error_response::api(400, &rejection.to_string())
+        })?;
+        overlay.platform = platform;
+        for image in &includes {
+            let layers = self.included(caller, image, &overlay.platform).await?;
+            overlay.layers.extend(layers);
+        }
+        if overlay.layers.len() > MOST_LAYERS {
+            let message = too_many(overlay.layers.len());
+            return Err(error_response::api(400, &message));
+        }
+        Ok((Arc::new(overlay), inline))
+    }
+
+    async fn included(
+        &self,
+        caller: &Arc<Caller>,
+        image: &Reference,
+        platform: &Platform,
+    ) -> Result<Vec<Layer>, Response> {
+        let layers = self.pull.layers_of(caller, image, platform).await;
+        layers.map_err(|error| {
+            tracing::info!(%caller, %image, %error, "a container request was refused");
+            error_response::of_include(image, &error)
+        })
+    }
+}
+
+fn too_many(count: usize) -> String {
+    format!("containerConfig and containerIncludes have {count} layers; {MOST_LAYERS} is the most")
+}
+
+fn check(config: ContainerConfig) -> Result<(Overlay, Vec<InlineLayer>), Rejection> {
+    let mut layers = Vec::new();
+    let mut inline = Vec::new();
+    let posted = config.layers.unwrap_or_default();
+    if posted.len() > MOST_LAYERS {
+        return Err(Rejection::Invalid(too_many(posted.len())));
+    }
+    let mut room = Room::default();
+    for (number, posted) in (1..).zip(posted) {
+        let (layer, bytes) = posted
+            .read(&mut room)
+            .map_err(|problem| Rejection::Invalid(format!("layer {number}: {problem}")))?;
+        layers.push(layer);
+        inline.extend(bytes);
+    }
+    let overlay = Overlay {
+        entrypoint: config.entrypoint.unwrap_or_default(),
+        cmd: config.cmd.unwrap_or_default(),
+        working_dir: config.working_dir.filter(|folder| !folder.is_empty()),
+        env: config.env.unwrap_or_default(),
+        layers,
+        platform: Platform::default(),
+    };
+    Ok((overlay, inline))
+}
+
+/// As it was posted, without the bytes of layers, and without the parts of URLs that may be signatures.
+pub(super) fn described(overlay: &Overlay) -> Value {
+    let some = |list: &Vec<String>| (!list.is_empty()).then(|| list.clone());
+    let layers: Vec<Value> = overlay
+        .layers
+        .iter()
+        .map(|layer| {
+            json!({
+                "location": location(layer),
+                "gzipDigest": layer.digest.to_string(),
+                "gzipSize": layer.size,
+                "tarDigest": layer.diff_id.to_string(),
+            })
+        })
+        .collect();
+    json!({
+        "entrypoint": some(&overlay.entrypoint),
+        "cmd": some(&overlay.cmd),
+        "env": some(&overlay.env),
+        "workingDir": overlay.working_dir,
+        "layers": (!layers.is_empty()).then_some(layers),
+    })
+}
+
+fn location(layer: &Layer) -> String {
+    match &layer.place {
+        Place::Inline => "data:DATA+OMITTED".to_owned(),
+        Place::Web { url } => match url.split_once('?') {
+            Some((path, _)) => format!("{path}?OMITTED"),
+            None => url.clone(),
+        },
+        Place::Repository {
+            registry,
+            repository,
+        } => format!("docker://{registry}/v2/{repository}/blobs/{}", layer.digest),
+    }
+}

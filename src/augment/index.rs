@@ -1,0 +1,161 @@
+//! An index: images for several platforms, some of which are changed.
+
+use std::collections::HashSet;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::{
+    AugmentError,
+    image::point_to,
+    json::{Member, Object, raw},
+};
+use crate::oci::{Descriptor, Digest, Platform, media_type};
+
+const PART: &str = "its index";
+/// Some indexes have an image for each version of an operating system. Each is fetched: what goes far beyond that is meant
+/// to cost us.
+const MOST_IMAGES: usize = 16;
+/// Of what an error lists.
+const MOST_LISTED: usize = 12;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry {
+    #[serde(default)]
+    media_type: Option<String>,
+    #[serde(default)]
+    digest: String,
+    #[serde(default)]
+    size: u64,
+    #[serde(default)]
+    platform: Option<EntryPlatform>,
+}
+
+#[derive(Deserialize)]
+struct EntryPlatform {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    variant: Option<String>,
+}
+
+impl Entry {
+    fn parse(member: &RawValue) -> Result<Self, AugmentError> {
+        Object::parse(PART, member.get().as_bytes())?;
+        serde_json::from_str(member.get()).map_err(|cause| AugmentError::Malformed {
+            part: PART,
+            cause: cause.to_string(),
+        })
+    }
+
+    fn is_image(&self) -> bool {
+        matches!(
+            self.media_type.as_deref(),
+            None | Some(media_type::OCI_MANIFEST | media_type::DOCKER_MANIFEST)
+        )
+    }
+
+    fn is_for(&self, wanted: &Platform) -> bool {
+        self.platform.as_ref().is_some_and(|platform| {
+            let variant = platform.variant.as_deref();
+            wanted.is_met_by(&platform.os, &platform.architecture, variant)
+        })
+    }
+}
+
+/// Each once, however often it is named.
+pub(super) fn matching(wanted: &Platform, index: &[u8]) -> Result<Vec<Descriptor>, AugmentError> {
+    let members = Object::parse(PART, index)?;
+    let named: Vec<&RawValue> = members.get(PART, "manifests")?.unwrap_or_default();
+    let entries = named.into_iter().map(Entry::parse);
+    let entries = entries.collect::<Result<Vec<_>, _>>()?;
+    let mut images: Vec<Descriptor> = Vec::new();
+    let mut seen = HashSet::new();
+    for entry in &entries {
+        if !entry.is_image() || !entry.is_for(wanted) {
+            continue;
+        }
+        let digest = entry.digest.parse::<Digest>();
+        let digest = digest.map_err(|cause| AugmentError::Malformed {
+            part: PART,
+            cause: cause.to_string(),
+        })?;
+        if seen.insert(digest) {
+            images.push(Descriptor {
+                digest,
+                media_type: entry.media_type.clone().unwrap_or_default(),
+                size: entry.size,
+            });
+        }
+    }
+    if images.len() > MOST_IMAGES {
+        return Err(AugmentError::TooMany {
+            wanted: wanted.to_string(),
+            count: images.len(),
+        });
+    }
+    if images.is_empty() {
+        return Err(AugmentError::NoPlatform {
+            wanted: wanted.to_string(),
+            present: present(&entries),
+        });
+    }
+    Ok(images)
+}
+
+fn present(entries: &[Entry]) -> String {
+    let mut listed: Vec<String> = Vec::new();
+    for platform in entries.iter().filter_map(|entry| entry.platform.as_ref()) {
+        let variant = platform.variant.as_deref();
+        let text = match variant.filter(|variant| !variant.is_empty()) {
+            Some(variant) => format!("{}/{}/{variant}", platform.os, platform.architecture),
+            None => format!("{}/{}", platform.os, platform.architecture),
+        };
+        // How attestations are kept out of the way of runtimes.
+        let is_image = text != "unknown/unknown";
+        if is_image && !listed.contains(&text) && listed.len() < MOST_LISTED {
+            listed.push(text.chars().take(60).collect());
+        }
+    }
+    if listed.is_empty() {
+        "unnamed platforms".to_owned()
+    } else {
+        listed.join(", ")
+    }
+}
+
+pub(super) fn change(
+    index: &[u8],
+    changed: &[(Digest, Descriptor)],
+) -> Result<Vec<u8>, AugmentError> {
+    if changed
+        .iter()
+        .all(|(before, after)| *before == after.digest)
+    {
+        return Ok(index.to_owned());
+    }
+    let mut members = Object::parse(PART, index)?;
+    let named: Vec<&RawValue> = members.get(PART, "manifests")?.unwrap_or_default();
+    let mut manifests: Vec<Member<'_>> = Vec::with_capacity(named.len());
+    for member in named {
+        let mut entry = Object::parse(PART, member.get().as_bytes())?;
+        let digest: Option<String> = entry.get(PART, "digest")?;
+        let digest = digest.and_then(|text| text.parse::<Digest>().ok());
+        let after = changed
+            .iter()
+            .find(|(before, after)| Some(*before) == digest && *before != after.digest);
+        manifests.push(match after {
+            Some((_, after)) => {
+                point_to(&mut entry, &after.digest, after.size);
+                raw(&entry)
+            }
+            None => Member::Borrowed(member),
+        });
+    }
+    let manifests = raw(&manifests);
+    members.set("manifests", &manifests);
+    Ok(members.to_bytes())
+}

@@ -1,0 +1,110 @@
+//! What was made of images by overlays, in memory: the same overlay on the same image is worked out once, whoever asks.
+//!
+//! That it stands here says nothing about who may have it: whoever looks has been let have the image that it came from.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+
+use super::{Access, shelf::Stored};
+use crate::{
+    augment::Overlay,
+    blocking::lock,
+    oci::{Digest, Registry, Repository},
+};
+
+/// Some KiB each. Beyond it all are forgotten, and worked out again by whoever needs them.
+const MOST_BYTES: usize = 32 << 20;
+
+/// An image with its overlay.
+#[derive(Debug)]
+pub(super) struct Derived {
+    /// What the tag means now.
+    pub(super) top: Arc<Stored>,
+    /// The images of an index that became others.
+    pub(super) images: Vec<Arc<Stored>>,
+    pub(super) configs: Vec<(Digest, Bytes)>,
+    /// What the tag means at the registry.
+    pub(super) source: Digest,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Origin {
+    pub(super) registry: Registry,
+    pub(super) repository: Repository,
+    pub(super) source: Digest,
+    pub(super) overlay: Digest,
+}
+
+impl Origin {
+    pub(super) fn of(access: &Access, source: Digest, overlay: &Overlay) -> Self {
+        Self {
+            registry: access.registry.clone(),
+            repository: access.repository.clone(),
+            source,
+            overlay: overlay.digest(),
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Derivations(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    derived: HashMap<Origin, Arc<Derived>>,
+    manifests: HashMap<Digest, Arc<Stored>>,
+    byte_count: usize,
+}
+
+impl Derived {
+    pub(super) fn manifest(&self, digest: &Digest) -> Option<&Arc<Stored>> {
+        self.manifests().find(|stored| stored.digest == *digest)
+    }
+
+    pub(super) fn config(&self, digest: &Digest) -> Option<&Bytes> {
+        let mut configs = self.configs.iter();
+        configs
+            .find(|(known, _)| known == digest)
+            .map(|(_, bytes)| bytes)
+    }
+
+    pub(super) fn manifests(&self) -> impl Iterator<Item = &Arc<Stored>> {
+        [&self.top].into_iter().chain(&self.images)
+    }
+
+    /// All that did not come from the registry.
+    pub(super) fn contents(&self) -> impl Iterator<Item = (&Digest, &[u8])> {
+        let manifests = self.manifests();
+        let manifests = manifests.map(|stored| (&stored.digest, stored.bytes.as_ref()));
+        let configs = self.configs.iter();
+        manifests.chain(configs.map(|(digest, bytes)| (digest, bytes.as_ref())))
+    }
+}
+
+impl Derivations {
+    pub(super) fn find(&self, origin: &Origin) -> Option<Arc<Derived>> {
+        lock(&self.0).derived.get(origin).map(Arc::clone)
+    }
+
+    /// For those to whom it belongs.
+    pub(super) fn manifest(&self, digest: &Digest) -> Option<Arc<Stored>> {
+        lock(&self.0).manifests.get(digest).map(Arc::clone)
+    }
+
+    pub(super) fn put(&self, origin: Origin, derived: &Arc<Derived>) {
+        let size: usize = derived.contents().map(|(_, bytes)| bytes.len()).sum();
+        let mut known = lock(&self.0);
+        if known.byte_count + size > MOST_BYTES {
+            *known = Known::default();
+        }
+        known.byte_count += size;
+        for stored in derived.manifests() {
+            known.manifests.insert(stored.digest, Arc::clone(stored));
+        }
+        known.derived.insert(origin, Arc::clone(derived));
+    }
+}

@@ -1,0 +1,135 @@
+//! Images that are included in another one: their layers are put on it, and stay where they are.
+
+use std::{ops::Range, sync::Arc};
+
+use super::{Access, Pull, PullError, Web, proof::Holder, shelf::Stored};
+use crate::{
+    augment::{Layer, Place, Target, layers_of},
+    oci::{Descriptor, Digest, Platform, Reference, TagOrDigest},
+    requests::Caller,
+    upstream::{BlobBody, FetchError, Login},
+};
+
+/// Of an image. Most have some KiB; those of large histories some hundred.
+pub(super) const LARGEST_CONFIG: usize = 8 << 20;
+
+impl Pull {
+    /// What of an image is included in another one for this platform.
+    pub async fn layers_of(
+        &self,
+        caller: &Arc<Caller>,
+        image: &Reference,
+        platform: &Platform,
+    ) -> Result<Vec<Layer>, PullError> {
+        let ask = || self.layers_of_once(caller, image, platform);
+        self.with_another_login(caller, &image.registry, &image.repository, ask)
+            .await
+    }
+
+    async fn layers_of_once(
+        &self,
+        caller: &Arc<Caller>,
+        image: &Reference,
+        platform: &Platform,
+    ) -> Result<Vec<Layer>, PullError> {
+        let access = Access::unproven(caller, image);
+        let login = self
+            .login(caller, &access.registry, &access.repository)
+            .await?;
+        let top = self.fetch_unnoted(&access, &login, &image.version).await?;
+        let (manifest, config) = match Target::of(platform, &top.manifest.media_type, &top.bytes)? {
+            Target::Image { config } => (top, config),
+            Target::Index { images } => {
+                let first = images.into_iter().next();
+                let image = first.ok_or(FetchError::Malformed {
+                    registry: access.registry.clone(),
+                    problem: "an index without images".to_owned(),
+                })?;
+                self.image_of_index(&access, &login, platform, &image)
+                    .await?
+            }
+        };
+        let config = self.config_of(&access, &login, &config).await?;
+        let place = Place::Repository {
+            registry: access.registry,
+            repository: access.repository,
+        };
+        Ok(layers_of(&manifest.bytes, &config, &place)?)
+    }
+
+    /// A manifest that an index names, and its configuration's descriptor.
+    pub(super) async fn image_of_index(
+        &self,
+        access: &Access,
+        login: &Login,
+        platform: &Platform,
+        image: &Descriptor,
+    ) -> Result<(Arc<Stored>, Descriptor), PullError> {
+        let known = self
+            .shelf
+            .find(&access.registry, &access.repository, &image.digest);
+        let stored = match known {
+            Some(stored) => stored,
+            None => {
+                let version = TagOrDigest::Digest(image.digest);
+                self.fetch_unnoted(access, login, &version).await?
+            }
+        };
+        match Target::of(platform, &stored.manifest.media_type, &stored.bytes)? {
+            Target::Image { config } => Ok((stored, config)),
+            Target::Index { .. } => Err(FetchError::Malformed {
+                registry: access.registry.clone(),
+                problem: format!("an index in an index, {}", image.digest),
+            }
+            .into()),
+        }
+    }
+
+    pub(super) async fn config_of(
+        &self,
+        access: &Access,
+        login: &Login,
+        config: &Descriptor,
+    ) -> Result<Vec<u8>, PullError> {
+        let source = access.source(login);
+        Ok(self
+            .upstream
+            .whole_blob(source, &config.digest, LARGEST_CONFIG)
+            .await?)
+    }
+
+    pub(super) async fn fetch_from_web(
+        &self,
+        web: &Web,
+        digest: &Digest,
+        part: Option<Range<u64>>,
+    ) -> Result<BlobBody, PullError> {
+        let body = self.upstream.web_blob(&web.place, digest, part).await?;
+        // Nobody who asked for it would take it.
+        match body.size.filter(|size| *size != web.size) {
+            Some(size) => Err(FetchError::Malformed {
+                registry: web.place.server.clone(),
+                problem: format!(
+                    "{size} bytes for layer {digest}, of which the container request says that it has {}",
+                    web.size
+                ),
+            }
+            .into()),
+            None => Ok(body),
+        }
+    }
+}
+
+impl Access {
+    /// To ask a registry with somebody's login. Nothing may be noted under it: its holder is nobody.
+    pub(super) fn unproven(caller: &Arc<Caller>, image: &Reference) -> Self {
+        Self {
+            holder: Holder::Anyone(image.registry.clone(), image.repository.clone()),
+            caller: Arc::clone(caller),
+            registry: image.registry.clone(),
+            repository: image.repository.clone(),
+            overlaid: None,
+            web: None,
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! An image with its overlay. A manifest by tag is what the registry has, changed; by digest it is what was made for this
+//! token, or the registry's own. What was made is kept with the token before its name is told to anybody, so that it can be
+//! had by digest for as long as the token is good, whatever the tag means by then.
+//!
+//! A blob may be one of four: a layer that came with the request, the configuration that was made for it, a layer that lies
+//! elsewhere, or the image's own.
+
+use std::{io::Read, rc::Rc, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{
+    Access, BlobHead, Extent, Overlaid, Pull, PullError, ServedManifest, WebLayers,
+    blob::{FirstPart, OpenBlob, collected, stored},
+    derived::{Derived, Origin},
+    proof::Holder,
+    shelf::Stored,
+};
+use crate::{
+    augment::{AugmentError, ChangedImage, Layer, Overlay, Place, Target},
+    blocking::Errand,
+    cache::Blob,
+    oci::{Descriptor, Digest, Manifest, Reference, TagOrDigest},
+    requests::{Caller, Token},
+    upstream::{FetchError, Login, WebPlace},
+};
+
+/// Where a layer's bytes are to be had.
+enum Elsewhere {
+    /// The client goes there itself.
+    Redirect(String),
+    At(Box<Access>),
+}
+
+/// What was made of one that was fetched is hardly larger.
+const LARGEST_MANIFEST: u64 = 16 << 20;
+
+impl Pull {
+    /// Whether the overlay can be put on the image at all. The work is not done twice: it is remembered for the first pull.
+    pub async fn rehearse(
+        &self,
+        caller: &Arc<Caller>,
+        image: &Reference,
+        source: Digest,
+        overlay: &Arc<Overlay>,
+    ) -> Result<(), PullError> {
+        let ask = || async {
+            let access = Access::unproven(caller, image);
+            let login = self
+                .login(caller, &access.registry, &access.repository)
+                .await?;
+            let version = TagOrDigest::Digest(source);
+            let known = self
+                .shelf
+                .find(&access.registry, &access.repository, &source);
+            let base = match known {
+                Some(base) => base,
+                None => self.fetch_unnoted(&access, &login, &version).await?,
+            };
+            self.derive(&access, &login, overlay, &base).await
+        };
+        self.with_another_login(caller, &image.registry, &image.repository, ask)
+            .await
+            .map(|_| ())
+    }
+
+    pub(super) async fn overlaid_manifest(
+        &self,
+        access: &Access,
+        overlaid: &Overlaid,
+        version: &TagOrDigest,
+    ) -> Result<ServedManifest, PullError> {
+        let digest = match version {
+            TagOrDigest::Tag(_) => {
+                let (derived, is_stale) = self.derive_by_tag(access, overlaid, version).await?;
+                let mut served = self.serve(access, &derived.top);
+                served.source = Some(derived.source);
+                served.is_stale = is_stale;
+                return Ok(served);
+            }
+            TagOrDigest::Digest(digest) => digest,
+        };
+        if let Some(own) = self.own_manifest(overlaid, digest).await? {
+            let mut served = self.serve(access, &own);
+            served.source = None;
+            return Ok(served);
+        }
+        match self.plain_manifest(access, version, Extent::Whole).await {
+            Err(PullError::Fetch(unknown @ FetchError::Unknown { .. })) => {
+                // Of another server's making, maybe.
+                let (derived, _) = self
+                    .derive_by_tag(access, overlaid, &overlaid.version)
+                    .await?;
+                let made = derived.manifest(digest).ok_or(unknown)?;
+                let mut served = self.serve(access, made);
+                served.source = None;
+                Ok(served)
+            }
+            served => served,
+        }
+    }
+
+    pub(super) async fn overlaid_or_plain_blob(
+        self: &Rc<Self>,
+        access: &Access,
+        digest: &Digest,
+        first_part: FirstPart<'_>,
+    ) -> Result<OpenBlob, PullError> {
+        let Some(overlaid) = &access.overlaid else {
+            return self.blob_by_asking(access, digest, first_part).await;
+        };
+        let layer = overlaid.overlay.layer(digest);
+        match layer.map(|layer| (layer, &layer.place)) {
+            Some((layer, Place::Web { url })) => match self.elsewhere_on_the_web(layer, url) {
+                Elsewhere::Redirect(location) => {
+                    return Ok(OpenBlob::Redirect {
+                        status: 307,
+                        location,
+                    });
+                }
+                Elsewhere::At(access) => {
+                    return Box::pin(self.blob(&access, digest, first_part)).await;
+                }
+            },
+            Some((layer, Place::Repository { .. })) => {
+                let access = Self::included(access, overlaid, layer);
+                return Box::pin(self.blob(&access, digest, first_part)).await;
+            }
+            Some((_, Place::Inline)) | None => {}
+        }
+        if let Some(own) = self.own_blob(overlaid, digest).await? {
+            return Ok(stored(own));
+        }
+        match self.blob_by_asking(access, digest, first_part).await {
+            Err(PullError::Fetch(unknown @ FetchError::Unknown { .. })) => {
+                let made = self.made_config(access, overlaid, digest).await?;
+                Ok(collected(made.ok_or(unknown)?.to_vec()))
+            }
+            opened => opened,
+        }
+    }
+
+    pub(super) async fn overlaid_or_plain_head(
+        &self,
+        access: &Access,
+        digest: &Digest,
+    ) -> Result<BlobHead, PullError> {
+        let Some(overlaid) = &access.overlaid else {
+            return self.blob_head_by_asking(access, digest).await;
+        };
+        let layer = overlaid.overlay.layer(digest);
+        match layer.map(|layer| (layer, &layer.place)) {
+            Some((layer, Place::Web { url })) => {
+                return Ok(match self.elsewhere_on_the_web(layer, url) {
+                    Elsewhere::Redirect(location) => BlobHead::Redirect {
+                        status: 307,
+                        location,
+                    },
+                    Elsewhere::At(_) => BlobHead::Found {
+                        size: Some(layer.size),
+                    },
+                });
+            }
+            Some((layer, Place::Repository { .. })) => {
+                let access = Self::included(access, overlaid, layer);
+                return Box::pin(self.blob_head(&access, digest)).await;
+            }
+            Some((_, Place::Inline)) | None => {}
+        }
+        if let Some(own) = self.own_blob(overlaid, digest).await? {
+            return Ok(BlobHead::Found {
+                size: Some(own.size),
+            });
+        }
+        match self.blob_head_by_asking(access, digest).await {
+            Err(PullError::Fetch(unknown @ FetchError::Unknown { .. })) => {
+                let made = self.made_config(access, overlaid, digest).await?;
+                let size = made.ok_or(unknown)?.len() as u64;
+                Ok(BlobHead::Found { size: Some(size) })
+            }
+            head => head,
+        }
+    }
+
+    /// Of another server's making, or there was no room to keep it.
+    async fn made_config(
+        &self,
+        access: &Access,
+        overlaid: &Overlaid,
+        digest: &Digest,
+    ) -> Result<Option<Bytes>, PullError> {
+        let version = &overlaid.version;
+        let (derived, _) = self.derive_by_tag(access, overlaid, version).await?;
+        Ok(derived.config(digest).cloned())
+    }
+
+    /// What a tag means, with the overlay on it, kept with the token; and whether the registry could not be asked.
+    async fn derive_by_tag(
+        &self,
+        access: &Access,
+        overlaid: &Overlaid,
+        version: &TagOrDigest,
+    ) -> Result<(Arc<Derived>, bool), PullError> {
+        let base = self.plain_manifest(access, version, Extent::Whole).await?;
+        let origin = Origin::of(access, base.digest, &overlaid.overlay);
+        let derived = match self.shelf.derived.find(&origin) {
+            Some(derived) => derived,
+            None => {
+                let login = self
+                    .login(&access.caller, &access.registry, &access.repository)
+                    .await?;
+                let bytes = base.bytes.unwrap_or_default();
+                let base = Stored::made(&base.media_type, bytes)?;
+                self.derive(access, &login, &overlaid.overlay, &base)
+                    .await?
+            }
+        };
+        self.keep(overlaid.token, &derived).await?;
+        Ok((derived, base.is_stale))
+    }
+
+    async fn derive(
+        &self,
+        access: &Access,
+        login: &Login,
+        overlay: &Arc<Overlay>,
+        base: &Stored,
+    ) -> Result<Arc<Derived>, PullError> {
+        let origin = Origin::of(access, base.digest, overlay);
+        if let Some(derived) = self.shelf.derived.find(&origin) {
+            return Ok(derived);
+        }
+        let derived = match overlay.target(&base.manifest.media_type, &base.bytes)? {
+            Target::Image { config } => {
+                let config = self.config_of(access, login, &config).await?;
+                let (top, config) = self.change_image(overlay, base, config).await?;
+                Derived {
+                    top,
+                    images: Vec::new(),
+                    configs: vec![config],
+                    source: base.digest,
+                }
+            }
+            Target::Index { images } => {
+                let (mut changed, mut configs) = (Vec::new(), Vec::new());
+                let mut after = Vec::new();
+                for image in &images {
+                    let (stored, config) = self
+                        .image_of_index(access, login, &overlay.platform, image)
+                        .await?;
+                    let config = self.config_of(access, login, &config).await?;
+                    let (stored, config) = self.change_image(overlay, &stored, config).await?;
+                    let descriptor = Descriptor {
+                        digest: stored.digest,
+                        media_type: stored.manifest.media_type.clone(),
+                        size: stored.bytes.len() as u64,
+                    };
+                    after.push((image.digest, descriptor));
+                    changed.push(stored);
+                    configs.push(config);
+                }
+                Derived {
+                    top: self.change_index(overlay, base, after).await?,
+                    images: changed,
+                    configs,
+                    source: base.digest,
+                }
+            }
+        };
+        let derived = Arc::new(derived);
+        self.shelf.derived.put(origin, &derived);
+        Ok(derived)
+    }
+
+    /// On the pool: nobody knows how large they are.
+    async fn change_image(
+        &self,
+        overlay: &Arc<Overlay>,
+        image: &Stored,
+        config: Vec<u8>,
+    ) -> Result<(Arc<Stored>, (Digest, Bytes)), PullError> {
+        let (overlay, bytes) = (Arc::clone(overlay), image.bytes.clone());
+        let media_type = image.manifest.media_type.clone();
+        let changed = self.pool.run(Errand::Hash, move || {
+            let ChangedImage { manifest, config } =
+                overlay.change_image(&media_type, &bytes, &config)?;
+            let config = (Digest::of(&config), Bytes::from(config));
+            Ok::<_, AugmentError>((Stored::made(&media_type, manifest.into())?, config))
+        });
+        let (stored, config) = changed.await??;
+        Ok((Arc::new(stored), config))
+    }
+
+    async fn change_index(
+        &self,
+        overlay: &Arc<Overlay>,
+        index: &Stored,
+        changed: Vec<(Digest, Descriptor)>,
+    ) -> Result<Arc<Stored>, PullError> {
+        let (overlay, bytes) = (Arc::clone(overlay), index.bytes.clone());
+        let media_type = index.manifest.media_type.clone();
+        let made = self.pool.run(Errand::Hash, move || {
+            let index = overlay.change_index(&bytes, &changed)?;
+            Stored::made(&media_type, index.into())
+        });
+        Ok(Arc::new(made.await??))
+    }
+
+    /// Without it there is no harm until we are started again, and then the tag is asked what it means.
+    async fn keep(&self, token: Token, derived: &Arc<Derived>) -> Result<(), PullError> {
+        if self.proofs.is_kept(token, &derived.top.digest) {
+            return Ok(());
+        }
+        let (requests, contents) = (Arc::clone(&self.requests), Arc::clone(derived));
+        let kept = self.pool.run(Errand::Commit, move || {
+            requests.keep(&token, contents.contents())
+        });
+        match kept.await? {
+            Ok(()) => {
+                for stored in derived.manifests() {
+                    self.proofs.note_kept(token, stored.digest);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(?token, %error, "what was made of an image for a name is not kept");
+            }
+        }
+        Ok(())
+    }
+
+    async fn own_manifest(
+        &self,
+        overlaid: &Overlaid,
+        digest: &Digest,
+    ) -> Result<Option<Arc<Stored>>, PullError> {
+        if self.proofs.is_kept(overlaid.token, digest)
+            && let Some(stored) = self.shelf.derived.manifest(digest)
+        {
+            return Ok(Some(stored));
+        }
+        let (requests, token, digest) = (Arc::clone(&self.requests), overlaid.token, *digest);
+        let read = self.pool.run(Errand::Disk, move || {
+            let Some((file, size)) = requests.belonging(&token, &digest)? else {
+                return Ok(None);
+            };
+            // A layer, which is no manifest.
+            if size > LARGEST_MANIFEST {
+                return Ok(None);
+            }
+            let mut bytes = Vec::new();
+            file.take(LARGEST_MANIFEST).read_to_end(&mut bytes)?;
+            Ok(Some(bytes))
+        });
+        let bytes = read
+            .await?
+            .map_err(|error| PullError::Belongings(Arc::new(error)))?;
+        let made = bytes.map(|bytes| {
+            let manifest = Manifest::parse(None, &bytes).ok()?;
+            Some(Arc::new(Stored {
+                digest,
+                bytes: Bytes::from(bytes),
+                manifest,
+            }))
+        });
+        Ok(made.flatten())
+    }
+
+    async fn own_blob(
+        &self,
+        overlaid: &Overlaid,
+        digest: &Digest,
+    ) -> Result<Option<Blob>, PullError> {
+        let (requests, token, digest) = (Arc::clone(&self.requests), overlaid.token, *digest);
+        let opened = self
+            .pool
+            .run(Errand::Disk, move || requests.belonging(&token, &digest));
+        let opened = opened
+            .await?
+            .map_err(|error| PullError::Belongings(Arc::new(error)))?;
+        Ok(opened.map(|(file, size)| Blob {
+            file: Arc::new(file),
+            size,
+        }))
+    }
+
+    /// Whoever knows the URL may have what it gives, and has the digest from the same request.
+    fn elsewhere_on_the_web(&self, layer: &Layer, url: &str) -> Elsewhere {
+        let place = match self.options.web_layers {
+            WebLayers::Redirect => None,
+            WebLayers::Fetch => WebPlace::parse(url),
+        };
+        let Some(place) = place else {
+            return Elsewhere::Redirect(url.to_owned());
+        };
+        let access = Access::on_the_web(url, place, layer.size);
+        self.proofs
+            .note_allowed(&access, layer.digest, Some(layer.size));
+        Elsewhere::At(Box::new(access))
+    }
+
+    fn included(access: &Access, overlaid: &Overlaid, layer: &Layer) -> Access {
+        let Place::Repository {
+            registry,
+            repository,
+        } = &layer.place
+        else {
+            return access.clone();
+        };
+        // That the request names it proves nothing, not even with a repository that has it: its registry is asked.
+        Access {
+            holder: Holder::Included(overlaid.token, registry.clone(), repository.clone()),
+            caller: Arc::clone(&access.caller),
+            registry: registry.clone(),
+            repository: repository.clone(),
+            overlaid: None,
+            web: None,
+        }
+    }
+}
