@@ -23,7 +23,7 @@ const BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// When room is made: by those whose names expire.
 const FULL_PAUSE: Duration = Duration::from_secs(600);
 
-/// When a Platform that did not answer is worth another try.
+/// When a Platform, or AWS, that did not answer is worth another try.
 const SILENCE_PAUSE: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,12 +137,11 @@ pub(super) fn of_pull(wish: &Wish, error: &PullError) -> Response {
             FetchError::Busy(_) => (503, ErrorCode::Unavailable, Some(BUSY_PAUSE)),
         },
         PullError::Caller(error) => match **error {
-            FindError::CallerRevoked { .. } | FindError::Denied { .. } => {
-                (403, ErrorCode::Denied, None)
-            }
-            FindError::NoAnswer { .. } => (503, ErrorCode::Unavailable, Some(SILENCE_PAUSE)),
-            FindError::Aws { .. } if error.is_outage() => (502, ErrorCode::Unavailable, None),
-            FindError::Aws { .. } => (403, ErrorCode::Denied, None),
+            _ if error.is_outage() => (503, ErrorCode::Unavailable, Some(SILENCE_PAUSE)),
+            FindError::CallerRevoked { .. }
+            | FindError::Denied { .. }
+            | FindError::NoAnswer { .. }
+            | FindError::Aws { .. } => (403, ErrorCode::Denied, None),
         },
         PullError::Busy(_) => (503, ErrorCode::Unavailable, Some(BUSY_PAUSE)),
         PullError::Mismatch { .. } | PullError::Fill { .. } | PullError::Manifest { .. } => {
@@ -206,12 +205,12 @@ fn of_caller(error: &FindError) -> Response {
         // With an empty body, as clients know it: they renew their token then.
         FindError::CallerRevoked { .. } => Response::new(401),
         FindError::Denied { .. } => api(403, &error.to_string()),
-        FindError::NoAnswer { .. } => no_answer(Shape::Api, &error.to_string()),
-        FindError::Aws { .. } => api(400, &error.to_caller()),
+        error if error.is_outage() => no_answer(Shape::Api, &error.to_caller()),
+        FindError::NoAnswer { .. } | FindError::Aws { .. } => api(400, &error.to_caller()),
     }
 }
 
-/// A Platform did not say what it was asked.
+/// A Platform, or AWS, did not say what it was asked.
 pub(super) fn no_answer(shape: Shape, message: &str) -> Response {
     plain(shape, 503, message).field("Retry-After", whole_seconds(SILENCE_PAUSE))
 }

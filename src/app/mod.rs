@@ -152,7 +152,9 @@ pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError>
     if let Some(client) = &shared.platforms {
         for (number, endpoint) in config.platform.endpoints.iter().enumerate() {
             let (requests, client) = (Arc::clone(&shared.api.requests), Arc::clone(client));
-            let (endpoint, interval) = (endpoint.clone(), *config.tokens.run_interval);
+            let tokens = &config.tokens;
+            let interval = (*tokens.run_interval).min(*tokens.refresh_interval);
+            let endpoint = endpoint.clone();
             let call_timeout = *config.platform.call_timeout;
             let keep = move || {
                 let keeper = RunKeeper {
@@ -237,6 +239,13 @@ fn listen(address: SocketAddr, setting: &'static str) -> Result<SocketAddr, Star
     reason = "a thread of its own, which serves nobody"
 )]
 fn sweep(shared: &Shared) {
+    let taken_up = match shared.platforms {
+        Some(_) => shared.api.requests.take_up_callers(SystemTime::now()),
+        None => Ok(()),
+    };
+    if let Err(error) = taken_up {
+        tracing::warn!(%error, "access tokens of names from before the start may expire before these");
+    }
     loop {
         thread::sleep(SWEEP_INTERVAL);
         let now = SystemTime::now();

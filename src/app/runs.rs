@@ -1,4 +1,5 @@
-//! Keeps the names of active workflow runs alive: asks their Platform once per run and interval whether they go on.
+//! Keeps alive what would end if nobody asked the Platform about it: the names of active workflow runs, once per run and
+//! interval, and access tokens that have to be refreshed while somebody has names.
 
 use std::{
     thread,
@@ -7,7 +8,7 @@ use std::{
 
 use crate::{
     platform::{CallError, Client, RunStatus, Session},
-    requests::{Caller, DueRun, Requests, RunId, RunState},
+    requests::{Caller, DueCaller, DueRun, Requests, RunId, RunState, Standing},
     telemetry::metrics::{self, Counter},
 };
 
@@ -15,6 +16,10 @@ use crate::{
 const TICK: Duration = Duration::from_secs(10);
 /// What has been found out is on disk after so many at the latest.
 const MOST_AT_ONCE: usize = 250;
+
+/// Access tokens of one turn, and how long it may take: runs must not wait for them. Guessed.
+const MOST_TOKENS_AT_ONCE: usize = 64;
+const LONGEST_TURN: Duration = Duration::from_secs(30);
 
 /// Those of one Platform: another one that is slow must not hold them up.
 pub(super) struct RunKeeper<'k> {
@@ -34,7 +39,59 @@ impl RunKeeper<'_> {
         loop {
             thread::sleep(TICK.min(interval / 2).max(Duration::from_millis(10)));
             self.look(&mut outage);
+            self.show_tokens();
         }
+    }
+
+    /// Whatever is remembered of these users, the Platform is asked; and who asks it with a token that has ended refreshes
+    /// that.
+    fn show_tokens(&self) {
+        let end = Instant::now() + LONGEST_TURN;
+        let now = SystemTime::now();
+        for due in self
+            .requests
+            .due_callers(self.endpoint, now, MOST_TOKENS_AT_ONCE)
+        {
+            if Instant::now() >= end {
+                // They are due again next time.
+                return;
+            }
+            let standing = self.standing(&due);
+            if standing == Standing::Refused {
+                tracing::info!(
+                    endpoint = self.endpoint,
+                    user = %due.caller,
+                    "the Platform does not take a user's access token any more, nor the refresh token; names that were got with it cannot be pulled"
+                );
+            }
+            self.requests
+                .note_caller(&due.id, standing, SystemTime::now());
+        }
+    }
+
+    fn standing(&self, due: &DueCaller) -> Standing {
+        let Some((session, ..)) = session(&due.caller) else {
+            return Standing::Refused;
+        };
+        let now = Instant::now();
+        if self.is_not_to_be_asked(now) {
+            return Standing::Unasked;
+        }
+        match self.client.user(&session, now + self.call_timeout) {
+            Ok(_) => Standing::Good,
+            Err(CallError::Unauthorized { .. }) => Standing::Refused,
+            Err(
+                CallError::Denied { .. }
+                | CallError::Silent { .. }
+                | CallError::NotPaired { .. }
+                | CallError::Malformed { .. },
+            ) => Standing::Unasked,
+        }
+    }
+
+    /// Another has waited for it, that is enough.
+    fn is_not_to_be_asked(&self, now: Instant) -> bool {
+        self.client.is_silent(self.endpoint) && !self.client.is_probe_due(self.endpoint, now)
     }
 
     /// `outage`: since when the Platform does not answer. Said once when it begins, and once when it ends.
@@ -56,28 +113,16 @@ impl RunKeeper<'_> {
     }
 
     fn state(&self, run: &DueRun) -> RunState {
-        let Caller::User {
-            workspace,
-            access_token,
-            platform: Some(platform),
-            ..
-        } = &*run.caller
-        else {
+        let Some((session, workspace, run)) = session(&run.caller) else {
             return RunState::Ended;
         };
         let now = Instant::now();
-        if self.client.is_silent(self.endpoint) && !self.client.is_probe_due(self.endpoint, now) {
-            // Another has waited for it, that is enough.
+        if self.is_not_to_be_asked(now) {
             return RunState::Unasked;
         }
-        let session = Session {
-            endpoint: platform.endpoint.clone(),
-            access_token: access_token.clone(),
-            refresh_token: platform.refresh_token.clone(),
-        };
-        let id = platform.workflow_id.as_deref().unwrap_or_default();
+        let run = run.unwrap_or_default();
         let deadline = now + self.call_timeout;
-        match self.client.run_status(&session, *workspace, id, deadline) {
+        match self.client.run_status(&session, workspace, run, deadline) {
             Ok(RunStatus::Active) => RunState::Active,
             Ok(RunStatus::Ended)
             | Err(CallError::Unauthorized { .. } | CallError::Denied { .. }) => RunState::Ended,
@@ -121,4 +166,23 @@ impl RunKeeper<'_> {
             None | Some(_) => {}
         }
     }
+}
+
+/// `None`: no Platform's user. Besides, the workspace and the run.
+fn session(caller: &Caller) -> Option<(Session, Option<i64>, Option<&str>)> {
+    let Caller::User {
+        workspace,
+        access_token,
+        platform: Some(platform),
+        ..
+    } = caller
+    else {
+        return None;
+    };
+    let session = Session {
+        endpoint: platform.endpoint.clone(),
+        access_token: access_token.clone(),
+        refresh_token: platform.refresh_token.clone(),
+    };
+    Some((session, *workspace, platform.workflow_id.as_deref()))
 }

@@ -11,7 +11,7 @@ use std::{
 use super::StartError;
 use crate::{
     api::{self, Readiness},
-    aws::{Aws, EcrHost, Environment, RoleArn, Source},
+    aws::{Aws, EcrHost, Environment, RoleArn, SessionName, Source},
     blocking::Pool,
     cache::Cache,
     config::{BaseUrl, Config},
@@ -231,6 +231,7 @@ fn ecr(config: &Config, logins: &[OperatorLogin]) -> Result<Ecr, StartError> {
                     role,
                     external_id,
                     jump: own_jump.clone().or_else(|| jump.clone()),
+                    session: SessionName::own(),
                 },
                 None => Source::Own,
             });

@@ -27,7 +27,7 @@ pub use error::AwsError;
 pub use region::Region;
 pub use registry_host::{EcrHost, PrivateHost};
 pub use renewing::Lease;
-pub use role::{ExternalId, ExternalIdError, RoleArn};
+pub use role::{ExternalId, ExternalIdError, RoleArn, SessionName};
 pub use settings::{Options, SourceChoice};
 
 use std::{sync::OnceLock, time::Duration};
@@ -60,6 +60,8 @@ pub enum Source {
         role: RoleArn,
         external_id: Option<ExternalId>,
         jump: Option<RoleArn>,
+        /// For whom.
+        session: SessionName,
     },
 }
 
@@ -194,6 +196,7 @@ impl Aws {
                 role,
                 external_id,
                 jump,
+                session,
             } => {
                 let client = self.client()?;
                 let region = client.settings.sts_region(region);
@@ -202,12 +205,14 @@ impl Aws {
                         role: jump.clone(),
                         external_id: None,
                         jump: None,
+                        session: SessionName::own(),
                     },
                     None => Source::Own,
                 };
                 let session = Session {
                     external_id: external_id.as_ref(),
-                    ..Session::default()
+                    name: Some(session.as_str()),
+                    seconds: None,
                 };
                 let kept = self.sessions.of((source.clone(), region.clone()));
                 kept.current(|| {

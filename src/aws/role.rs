@@ -1,4 +1,4 @@
-//! Names of roles, and the ids that their owners agreed on with us.
+//! Names of roles, the ids that their owners agreed on with us, and the names under which they see us.
 
 use std::{fmt, str::FromStr};
 
@@ -88,6 +88,40 @@ impl ExternalId {
     }
 }
 
+/// Under which name a role is used: the account's CloudTrail shows it, and so who of our tenants it was.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SessionName(String);
+
+impl SessionName {
+    /// For nobody in particular.
+    pub fn own() -> Self {
+        Self(OWN.to_owned())
+    }
+
+    /// What AWS does not take, and the `=` of workspaces, is replaced.
+    pub fn of_user(name: &str) -> Self {
+        let taken = |char: char| match char {
+            'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | '+' | ',' | '.' | '@' | '-' => char,
+            _ => '-',
+        };
+        let shown = name.chars().map(taken);
+        let name: String = format!("{OWN}-").chars().chain(shown).collect();
+        Self(name.chars().take(LONGEST_SESSION_NAME).collect())
+    }
+
+    pub fn of_workspace(id: i64) -> Self {
+        Self(format!("{OWN}-workspace={id}"))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+const OWN: &str = "tidegate";
+/// Of AWS.
+const LONGEST_SESSION_NAME: usize = 64;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +156,29 @@ mod tests {
         assert!("acme-1:x/y".parse::<ExternalId>().is_ok());
         for text in ["", "a", "a b", "a\nb", "é1", &"x".repeat(1225)] {
             assert!(text.parse::<ExternalId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sessions_are_named_after_tenants_as_aws_takes_it() {
+        let long = "x".repeat(100);
+        for (name, expected) in [
+            (SessionName::own(), "tidegate"),
+            (SessionName::of_user("ada"), "tidegate-ada"),
+            (
+                SessionName::of_user("ada@acme.org"),
+                "tidegate-ada@acme.org",
+            ),
+            (SessionName::of_user("Ada Løve/l"), "tidegate-Ada-L-ve-l"),
+            (SessionName::of_user(""), "tidegate-"),
+            (SessionName::of_user("workspace=1"), "tidegate-workspace-1"),
+            (SessionName::of_workspace(17), "tidegate-workspace=17"),
+            (
+                SessionName::of_user(&long),
+                &format!("tidegate-{}", "x".repeat(55)),
+            ),
+        ] {
+            assert_eq!(name.as_str(), expected);
         }
     }
 }

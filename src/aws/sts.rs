@@ -3,7 +3,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use super::{
-    AwsError, Client, ExternalId, Keys, Lease, Region, RoleArn,
+    AwsError, Client, ExternalId, Keys, Lease, Region, RoleArn, SessionName,
     answer::{assumed_role, caller_identity},
     call::{Answer, Call, CallError, form},
     error::Action,
@@ -17,9 +17,6 @@ const SESSION: &str = "3600";
 pub(super) const EARLY: Duration = Duration::from_secs(15 * 60);
 const FORM: &str = "application/x-www-form-urlencoded; charset=utf-8";
 const VERSION: &str = "2011-06-15";
-/// What CloudTrail shows of us.
-const SESSION_NAME: &str = "tidegate";
-
 /// What is asked for besides a role.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Session<'a> {
@@ -36,11 +33,12 @@ impl Client {
         session: Session<'_>,
         region: &Region,
     ) -> Result<Lease<Keys>, AwsError> {
+        let own = SessionName::own();
         let mut pairs = vec![
             ("Action", "AssumeRole"),
             ("Version", VERSION),
             ("RoleArn", role.as_str()),
-            ("RoleSessionName", session.name.unwrap_or(SESSION_NAME)),
+            ("RoleSessionName", session.name.unwrap_or(own.as_str())),
             ("DurationSeconds", session.seconds.unwrap_or(SESSION)),
         ];
         if let Some(id) = session.external_id {
@@ -67,13 +65,14 @@ impl Client {
         region: &Region,
     ) -> Result<Lease<Keys>, AwsError> {
         let action = Action::AssumeRoleWithWebIdentity(role);
+        let own = SessionName::own();
         let ask = || {
             let token = read_token(token_file)?;
             let mut pairs = vec![
                 ("Action", "AssumeRoleWithWebIdentity"),
                 ("Version", VERSION),
                 ("RoleArn", role.as_str()),
-                ("RoleSessionName", session.name.unwrap_or(SESSION_NAME)),
+                ("RoleSessionName", session.name.unwrap_or(own.as_str())),
                 ("WebIdentityToken", token.expose()),
             ];
             if let Some(seconds) = session.seconds {

@@ -150,6 +150,7 @@ impl Check<'_> {
             (["tokens", "run_lease"], tokens.run_lease),
             (["tokens", "run_interval"], tokens.run_interval),
             (["tokens", "run_lifetime"], tokens.run_lifetime),
+            (["tokens", "refresh_interval"], tokens.refresh_interval),
             (["upstream", "connect_timeout"], upstream.connect_timeout),
             (["upstream", "response_timeout"], upstream.response_timeout),
             (["upstream", "body_timeout"], upstream.body_timeout),

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 
 use super::{FindError, Login, OperatorLogin, Side, identity};
 use crate::{
-    aws::{Aws, AwsError, EcrHost, ExternalId, Keys, REGISTRY_USER, RoleArn, Source},
+    aws::{Aws, AwsError, EcrHost, ExternalId, Keys, REGISTRY_USER, RoleArn, SessionName, Source},
     oci::{Credentials, Registry, RegistryPattern},
     secret::Secret,
 };
@@ -97,7 +97,7 @@ impl Ecr {
         let own = || table.and_then(|table| table.own.clone());
         let (source, identity, description) = match (&found.credentials, found.side) {
             (Some(credentials), side) => {
-                let source = self.source(side, credentials, table);
+                let source = self.source(found, credentials, table);
                 let source = source.map_err(|cause| failed(registry, side, cause))?;
                 let (identity, description) = (found.identity.clone(), found.description.clone());
                 (source, identity, description)
@@ -119,6 +119,7 @@ impl Ecr {
             host,
             identity,
             description,
+            session: found.session.clone(),
         }))
     }
 
@@ -151,18 +152,19 @@ impl Ecr {
     /// `None`: they are what the registry takes, or nothing that AWS knows.
     fn source(
         &self,
-        side: Side,
+        found: &Login,
         credentials: &Credentials,
         table: Option<&EcrTable>,
     ) -> Result<Option<Source>, AwsError> {
         let username = credentials.username.trim();
         if let Ok(role) = username.parse::<RoleArn>() {
-            let external_id = self.external_id(side, &role, &credentials.password)?;
+            let external_id = self.external_id(found.side, &role, &credentials.password)?;
             let own = table.and_then(|table| table.jump.clone());
             return Ok(Some(Source::Role {
                 role,
                 external_id,
                 jump: own.or_else(|| self.jump.clone()),
+                session: found.session.clone(),
             }));
         }
         Ok(is_access_key_id(username).then(|| {
@@ -210,6 +212,7 @@ pub(super) struct Order {
     host: EcrHost,
     identity: String,
     description: String,
+    session: SessionName,
 }
 
 impl Order {
@@ -222,6 +225,7 @@ impl Order {
             identity: self.identity.clone(),
             description: format!("{}, by AWS", self.description),
             side: self.side,
+            session: self.session.clone(),
         }
     }
 
@@ -262,6 +266,7 @@ fn own_identity(source: &Source) -> String {
             role,
             external_id,
             jump,
+            session: _,
         } => (
             role.as_str(),
             external_id.as_ref().map_or("", ExternalId::expose),
@@ -319,6 +324,7 @@ mod tests {
             description: String::new(),
             credentials,
             side,
+            session: SessionName::own(),
         }
     }
 
@@ -334,6 +340,7 @@ mod tests {
             role: ROLE.parse().expect("an ARN"),
             external_id: None,
             jump: None,
+            session: SessionName::own(),
         })
     }
 
@@ -463,6 +470,7 @@ mod tests {
             role: ROLE.parse().expect("an ARN"),
             external_id: Some("agreed".parse().expect("an id")),
             jump: None,
+            session: SessionName::own(),
         };
         let all = [Source::Own, own_role().expect("a role"), with_id];
         let names: HashSet<String> = all.iter().map(own_identity).collect();

@@ -46,7 +46,7 @@ use self::{
     tenants::{Answer, Found, Reach, Tenant, Tenants},
 };
 use crate::{
-    aws::AwsError,
+    aws::{AwsError, SessionName},
     oci::{Credentials, Digest, Registry, Repository},
     platform::{self, CallError, Client, Session},
     requests::{AtPlatform, Caller},
@@ -122,6 +122,8 @@ pub struct Login {
     /// Whose it is and why it was chosen, for the operator's log.
     pub description: String,
     pub side: Side,
+    /// Under which name a role is assumed for it.
+    pub session: SessionName,
 }
 
 /// Who answers for a login.
@@ -432,7 +434,7 @@ impl Keyring {
             Reach::Platform(_) => Effort::Ask,
         };
         let operators = || self.operator.find(registry, repository, effort);
-        let (owner, found) = match caller {
+        let (session, owner, found) = match caller {
             Caller::Anonymous => {
                 let found = match operators() {
                     Known::Login(login) => Some(Found::of_operator(login)),
@@ -441,6 +443,7 @@ impl Keyring {
                 };
                 return Ok(Some(Login::of(
                     Side::Operator,
+                    SessionName::own(),
                     "operator",
                     found,
                     registry,
@@ -457,9 +460,11 @@ impl Keyring {
                 let (owner, entries) =
                     entries.ok_or_else(|| FindError::CallerRevoked { name: name.clone() })?;
                 let found = longest_match(entries, registry, repository);
-                (owner, found.map(Found::of))
+                (session(name, *workspace), owner, found.map(Found::of))
             }
-            Caller::User { name, .. } => {
+            Caller::User {
+                name, workspace, ..
+            } => {
                 // Without Platforms, since the configuration has changed, he is nobody's user any more.
                 let (Some(tenants), Some(tenant)) = (&self.tenants, Tenant::of(caller)) else {
                     return Err(FindError::CallerRevoked { name: name.clone() });
@@ -471,7 +476,7 @@ impl Keyring {
                     Answer::None => None,
                     Answer::Unknown => return Ok(None),
                 };
-                (tenant.owner(name), found)
+                (session(name, *workspace), tenant.owner(name), found)
             }
         };
         if found.is_none() && self.own.contains(registry) {
@@ -483,12 +488,19 @@ impl Keyring {
             if found.is_some() {
                 let owner =
                     format!("{owner}: none, but the operator has one for his own repositories");
-                let side = Side::Operator;
-                return Ok(Some(Login::of(side, &owner, found, registry, repository)));
+                return Ok(Some(Login::of(
+                    Side::Operator,
+                    SessionName::own(),
+                    &owner,
+                    found,
+                    registry,
+                    repository,
+                )));
             }
         }
         Ok(Some(Login::of(
             Side::Tenant,
+            session,
             &owner,
             found,
             registry,
@@ -533,6 +545,7 @@ impl Found {
 impl Login {
     fn of(
         side: Side,
+        session: SessionName,
         owner: &str,
         found: Option<Found>,
         registry: &Registry,
@@ -547,12 +560,14 @@ impl Login {
                 description: format!("{owner}: {reason} as {}", shown_user(&credentials)),
                 credentials: Some(credentials),
                 side,
+                session,
             },
             None => Self {
                 credentials: None,
                 identity: identity::ANONYMOUS.to_owned(),
                 description: format!("{owner}: no login for {registry}/{repository}, so anonymous"),
                 side,
+                session,
             },
         }
     }
@@ -603,6 +618,14 @@ impl Tenant {
             | CallError::Silent { .. }
             | CallError::Malformed { .. } => FindError::NoAnswer { cause },
         }
+    }
+}
+
+/// Whose credentials they are.
+fn session(user: &str, workspace: Option<i64>) -> SessionName {
+    match workspace {
+        Some(id) => SessionName::of_workspace(id),
+        None => SessionName::of_user(user),
     }
 }
 

@@ -14,6 +14,7 @@ mod grant;
 mod recent;
 mod record;
 mod redb;
+mod refreshable;
 mod runs;
 mod stored_overlay;
 mod token;
@@ -23,6 +24,7 @@ pub use client_time::{ClientTime, ClientTimeError};
 pub use container_request::{AtPlatform, Caller, ContainerRequest, InlineLayer, RequestDetails};
 pub use grant::Grant;
 pub use record::{Record, RecordError, RecordedUser};
+pub use refreshable::{CallerId, DueCaller, Standing};
 pub use runs::{DueRun, Lease, RunId, RunState};
 pub use token::{Token, TokenError};
 
@@ -44,6 +46,7 @@ use self::{
     recent::Recent,
     record::Entry,
     redb::Database,
+    refreshable::Refreshable,
     runs::{Joined, Runs},
 };
 use crate::{
@@ -64,6 +67,9 @@ pub struct Options {
     pub run_interval: HumanDuration,
     /// How long such a name can be pulled at the most: `"2days"`.
     pub run_lifetime: HumanDuration,
+    /// How often the Platform is shown the access token of a user who has names and gave a refresh token, so that the token
+    /// stays refreshable: `"1h"`.
+    pub refresh_interval: HumanDuration,
     /// How long a request can be described after its token has expired: `"7days"`.
     pub record_retention: HumanDuration,
     /// What the layers may take up in `state_dir` that came with requests whose names can be pulled; equal ones are
@@ -78,6 +84,7 @@ impl Default for Options {
             run_lease: HumanDuration::seconds(20 * 60),
             run_interval: HumanDuration::seconds(3 * 60),
             run_lifetime: HumanDuration::hours(2 * 24),
+            refresh_interval: HumanDuration::hours(1),
             record_retention: HumanDuration::hours(7 * 24),
             max_layers_size: ByteSize::gib(10),
         }
@@ -127,6 +134,7 @@ pub enum StoreError {
 pub struct Requests {
     recent: Recent,
     runs: Runs,
+    refreshable: Refreshable,
     database: Database,
     belongings: Belongings,
     key: Arc<SealingKey>,
@@ -169,6 +177,7 @@ impl Requests {
         let requests = Self {
             recent: Recent::new(),
             runs: Runs::new(options),
+            refreshable: Refreshable::new(options),
             database,
             belongings,
             key,
@@ -248,6 +257,7 @@ impl Requests {
                 }
                 // If it is not remembered, the first pull finds it on disk.
                 let _ = self.recent.remember(&ticket, &grant);
+                self.refreshable.join(&grant, now);
                 return Ok(grant);
             }
         }
@@ -271,6 +281,37 @@ impl Requests {
         let changes = settled.iter();
         let changes = changes.map(|(id, run)| (id.as_str(), Some(run.encode())));
         self.database.write_runs(changes)
+    }
+
+    /// To be called once: callers whose names were there at the start. Reads them all.
+    pub fn take_up_callers(&self, now: SystemTime) -> Result<(), StoreError> {
+        let now_nanoseconds = unix_nanoseconds::from_time(now);
+        self.database
+            .each_expiring_after(now_nanoseconds, |token, bytes| {
+                // A record that cannot be read is told of when it is asked for.
+                let Ok(token) = token.parse::<Token>() else {
+                    return;
+                };
+                let Ok(entry) = Entry::decode(bytes) else {
+                    return;
+                };
+                if !entry.is_valid(now) || !entry.is_refreshable() {
+                    return;
+                }
+                if let Ok(grant) = entry.grant(&token, None, &self.key) {
+                    self.refreshable.take_up(&grant, now);
+                }
+            })
+    }
+
+    /// Users of this Platform whose access tokens are to be shown to it, so that they stay refreshable.
+    pub fn due_callers(&self, endpoint: &str, now: SystemTime, most: usize) -> Vec<DueCaller> {
+        self.refreshable.due(endpoint, now, most)
+    }
+
+    /// What the Platform said.
+    pub fn note_caller(&self, id: &CallerId, standing: Standing, now: SystemTime) {
+        self.refreshable.note(id, standing, now);
     }
 
     /// From memory only: for the cores, which must not wait. `None` says nothing; ask `find` then.
@@ -323,6 +364,7 @@ impl Requests {
             Ok(Some(entry.encode()))
         })?;
         self.recent.forget_revoked(token);
+        self.refreshable.forget(token);
         Ok(was_valid)
     }
 

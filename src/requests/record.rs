@@ -236,6 +236,12 @@ impl Entry {
         self.run.as_deref().map(RunId::parse)
     }
 
+    /// Whether its caller's access token can be refreshed, and no run sees to that.
+    pub(super) fn is_refreshable(&self) -> bool {
+        let platform = self.user.as_ref().and_then(|user| user.platform.as_ref());
+        self.run.is_none() && platform.is_some_and(|it| it.refresh_token.is_some())
+    }
+
     pub(super) fn grant(
         self,
         token: &Token,

@@ -203,6 +203,26 @@ impl Database {
         })
     }
 
+    /// Calls `see` with each request that expires after an instant.
+    pub(super) fn each_expiring_after(
+        &self,
+        after: u64,
+        mut see: impl FnMut(&str, &[u8]),
+    ) -> Result<(), StoreError> {
+        self.run(|database| {
+            let reading = database.begin_read()?;
+            let requests = reading.open_table(REQUESTS)?;
+            for expiry in reading.open_table(EXPIRIES)?.range((after, "")..)? {
+                let (key, _) = expiry?;
+                let (_, token) = key.value();
+                if let Some(entry) = requests.get(token)? {
+                    see(token, entry.value());
+                }
+            }
+            Ok(())
+        })
+    }
+
     fn run<T>(
         &self,
         errand: impl FnOnce(&redb::Database) -> Result<T, redb::Error>,

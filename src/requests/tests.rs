@@ -667,6 +667,128 @@ fn refresh_tokens_are_on_disk_only_sealed() {
     );
 }
 
+/// Ada, outside of runs.
+fn ada_at_her_platform(access_token: &str) -> Caller {
+    let mut caller = ada_in("", access_token);
+    if let Caller::User {
+        platform: Some(platform),
+        ..
+    } = &mut caller
+    {
+        platform.workflow_id = None;
+    }
+    caller
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// The access tokens that are due.
+fn due_tokens(requests: &Requests, now: SystemTime) -> Vec<String> {
+    let due = requests.due_callers(ENDPOINT, now, 100);
+    let tokens = due.iter().map(|due| match &*due.caller {
+        Caller::User { access_token, .. } => access_token.expose().clone(),
+        Caller::Anonymous => panic!("nobody has no token"),
+    });
+    let mut tokens: Vec<String> = tokens.collect();
+    tokens.sort();
+    tokens
+}
+
+fn note_all(requests: &Requests, standing: Standing, now: SystemTime) {
+    for due in requests.due_callers(ENDPOINT, now, 100) {
+        requests.note_caller(&due.id, standing, now);
+    }
+}
+
+#[test]
+fn a_token_is_shown_once_an_hour_until_its_last_name_has_ended() {
+    let folder = folder();
+    let requests = open(folder.path());
+    let start = SystemTime::now();
+    let first = issue_in(&requests, ada_at_her_platform("t"), start);
+    let last = issue_in(&requests, ada_at_her_platform("t"), start + HOUR / 2);
+    // A run's is looked after anyway; who cannot refresh has nothing to keep.
+    issue_in(&requests, ada_in("run-1", "u"), start);
+    issue_in(&requests, ada(), start);
+    assert_eq!(due_tokens(&requests, start + HOUR / 2), [""; 0]);
+    assert!(
+        requests
+            .due_callers("https://elsewhere.example.com", start + HOUR, 100)
+            .is_empty()
+    );
+    let mut looks = 0;
+    let mut now = start;
+    while now < last.expires {
+        if !due_tokens(&requests, now).is_empty() {
+            assert_eq!(due_tokens(&requests, now), ["t"]);
+            note_all(&requests, Standing::Good, now);
+            assert_eq!(due_tokens(&requests, now), [""; 0]);
+            looks += 1;
+        }
+        now += MINUTE;
+    }
+    // For 36.5 hours, with up to a tenth of chance.
+    assert!((35..=42).contains(&looks), "{looks}");
+    assert!(first.expires < last.expires);
+    assert_eq!(due_tokens(&requests, last.expires + HOUR), [""; 0]);
+}
+
+#[test]
+fn a_token_is_shown_again_soon_after_silence_and_never_after_a_refusal() {
+    let folder = folder();
+    let requests = open(folder.path());
+    let start = SystemTime::now();
+    issue_in(&requests, ada_at_her_platform("t"), start);
+    let later = start + HOUR;
+    note_all(&requests, Standing::Unasked, later);
+    assert_eq!(due_tokens(&requests, later + MINUTE * 5), [""; 0]);
+    assert_eq!(due_tokens(&requests, later + MINUTE * 12), ["t"]);
+    note_all(&requests, Standing::Refused, later + MINUTE * 12);
+    assert_eq!(due_tokens(&requests, later + HOUR * 2), [""; 0]);
+    // Unless somebody comes with it anew.
+    issue_in(&requests, ada_at_her_platform("t"), later + HOUR * 2);
+    assert_eq!(due_tokens(&requests, later + HOUR * 3), ["t"]);
+}
+
+#[test]
+fn tokens_of_names_that_are_left_are_shown_after_a_restart() {
+    let folder = folder();
+    let start = SystemTime::now();
+    {
+        let requests = open(folder.path());
+        issue_in(&requests, ada_at_her_platform("t"), start);
+        let revoked = issue_in(&requests, ada_at_her_platform("u"), start);
+        issue_in(&requests, ada_at_her_platform("u"), start - HOUR * 40);
+        issue_in(&requests, ada_in("run-1", "v"), start);
+        issue_in(&requests, ada(), start);
+        assert_eq!(due_tokens(&requests, start + HOUR), ["t", "u"]);
+        assert!(revoke(&requests, &revoked.token, start));
+        assert_eq!(due_tokens(&requests, start + HOUR), ["t"]);
+    }
+    let requests = open(folder.path());
+    requests
+        .take_up_callers(start)
+        .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(due_tokens(&requests, start + MINUTE * 15), ["t"]);
+}
+
+#[test]
+fn callers_that_are_kept_refreshable_are_bounded() {
+    let folder = folder();
+    let requests = open(folder.path());
+    let start = SystemTime::now();
+    for number in 0..10 {
+        issue_in(&requests, ada_at_her_platform(&number.to_string()), start);
+    }
+    assert_eq!(due_tokens(&requests, start + HOUR), ["0", "1", "2", "3"]);
+    assert_eq!(requests.due_callers(ENDPOINT, start + HOUR, 2).len(), 2);
+    // Who has no names any more makes room.
+    let later = start + HOUR * 40;
+    assert_eq!(due_tokens(&requests, later), [""; 0]);
+    issue_in(&requests, ada_at_her_platform("another"), later);
+    assert_eq!(due_tokens(&requests, later + HOUR), ["another"]);
+}
+
 #[test]
 fn options_have_defaults() {
     let options: Options = toml::from_str("").expect("all is optional");

@@ -9,7 +9,7 @@ const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 
 /// Twelve characters of `[a-z0-9]`, 62 bits from the system's generator. Lower-case, because it is part of
 /// a repository's name. Whoever has it may pull, so its `Debug` shows a few characters only.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Token([u8; LENGTH]);
 
 #[derive(Debug, thiserror::Error)]

@@ -2,15 +2,16 @@
 
 use std::fs;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{
     docker_registry::{DockerRegistry, Login},
+    fake_platform::{self, FakePlatform},
     image::Image,
     moto::{ACCOUNT, Moto},
     programs::require,
-    tidegate::{Directory, Setup, Tidegate},
+    tidegate::{Directory, Grant, Setup, Tidegate},
 };
 
 const ECR: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
@@ -63,6 +64,10 @@ impl Scene {
             Some(token) => tidegate.grant_as(token, &reference),
             None => tidegate.grant(&reference),
         };
+        self.assert_pulls(tidegate, &grant);
+    }
+
+    fn assert_pulls(&self, tidegate: &Tidegate, grant: &Grant) {
         let manifest = tidegate.get(&grant.manifest("v1"));
         assert_eq!(manifest.status(), 200, "{}", manifest.text());
         assert_eq!(manifest.digest(), self.image.digest);
@@ -209,4 +214,123 @@ fn a_profile_leads_to_a_role() {
         .environment("AWS_CONFIG_FILE", &config.display().to_string())
         .start();
     scene.assert_pulled(&tidegate, None);
+}
+
+const ENDPOINT: &str = "https://platform.test/api";
+const WORKSPACE: i64 = 7;
+const OTHER_WORKSPACE: i64 = 8;
+const STRANGER: &str = "stranger-access-token";
+
+/// A Platform with a run, which is computed with these credentials of AWS.
+fn platform_with(secrets: &Value) -> FakePlatform {
+    let platform = FakePlatform::start();
+    platform.user(ACCESS_TOKEN, 1, &[WORKSPACE]);
+    platform.user(STRANGER, 2, &[OTHER_WORKSPACE]);
+    let list = json!([
+        {"id": "quay", "registry": "quay.io", "userName": "ada", "password": "of quay"},
+        {"id": "batch", "provider": "aws", "secrets": secrets},
+    ]);
+    platform.order("credentials", json!({"workspace": WORKSPACE, "list": list}));
+    let environment = json!({"id": "ce", "platform": "aws-batch", "credentialsId": "batch"});
+    platform.order(
+        "workflow",
+        json!({"id": "run-1", "workspace": WORKSPACE, "computeEnv": environment}),
+    );
+    platform
+}
+
+fn paired(setup: Setup, platform: &FakePlatform) -> Tidegate {
+    let tidegate = setup
+        .section(&format!(
+            "[platform]\nendpoints = [{ENDPOINT:?}]\nallow_any_pairing_token = true\n\
+             [log]\nlevel = \"debug\""
+        ))
+        .start();
+    platform.paired(tidegate.registry, ENDPOINT, 1);
+    tidegate
+}
+
+fn in_run(access_token: &str, workspace: i64, run: Option<&str>) -> Value {
+    json!({
+        "containerImage": format!("{ECR}/acme/app:v1"), "towerAccessToken": access_token,
+        "towerWorkspaceId": workspace, "workflowId": run,
+    })
+}
+
+#[test]
+fn a_run_pulls_from_ecr_with_the_keys_of_its_compute_environment() {
+    require!("docker-registry", "skopeo", "moto_server");
+    if !fake_platform::is_here() {
+        return;
+    }
+    let moto = Moto::checking_after(3);
+    let user = moto.user("batch", Some("ecr%3AGetAuthorizationToken"));
+    let scene = Scene::of(ACCOUNT);
+    let platform = platform_with(&json!({
+        "discriminator": "aws", "accessKey": user.key_id, "secretKey": user.secret, "mode": "keys",
+    }));
+    let tidegate = paired(scene.setup(&moto, ""), &platform);
+    let before = moto.calls();
+    for _ in 0..2 {
+        let grant = tidegate.grant_of(&in_run(ACCESS_TOKEN, WORKSPACE, Some("run-1")));
+        scene.assert_pulls(&tidegate, &grant);
+    }
+    assert_eq!(moto.calls() - before, 1, "one password serves all of a run");
+    for call in ["GET /workflow/run-1/launch", "GET /credentials/batch/keys"] {
+        assert_eq!(platform.count(call), 1, "{call}");
+    }
+    // They are the run's, and nobody else's.
+    for (access_token, workspace, run) in [
+        (ACCESS_TOKEN, WORKSPACE, None),
+        (ACCESS_TOKEN, WORKSPACE, Some("run-2")),
+        (STRANGER, OTHER_WORKSPACE, Some("run-1")),
+    ] {
+        let (status, body) = tidegate.submit(&in_run(access_token, workspace, run));
+        assert_eq!(status, 400, "{access_token} {run:?}: {body}");
+    }
+    assert_eq!(moto.calls() - before, 1);
+    let log = tidegate.log().text();
+    assert!(
+        log.contains("the compute environment of run run-1"),
+        "{log}"
+    );
+    assert!(!log.contains(&user.secret), "{log}");
+}
+
+#[test]
+fn a_run_pulls_from_ecr_with_the_role_of_its_compute_environment() {
+    require!("docker-registry", "skopeo", "moto_server");
+    if !fake_platform::is_here() {
+        return;
+    }
+    let moto = Moto::start();
+    let scene = Scene::of(OTHER_ACCOUNT);
+    let role = |external_id: &str| {
+        json!({
+            "discriminator": "aws", "mode": "role", "assumeRoleArn": PULL, "externalId": external_id,
+        })
+    };
+    let setup = || {
+        scene
+            .setup(&moto, "")
+            .environment("AWS_ACCESS_KEY_ID", "AKIAOWNOWNOWNOWN")
+            .environment("AWS_SECRET_ACCESS_KEY", "own/secret")
+    };
+    let platform = platform_with(&role("agreed-between-us"));
+    let tidegate = paired(setup(), &platform);
+    let before = moto.calls();
+    let grant = tidegate.grant_of(&in_run(ACCESS_TOKEN, WORKSPACE, Some("run-1")));
+    scene.assert_pulls(&tidegate, &grant);
+    // The role and the password.
+    assert_eq!(moto.calls() - before, 2);
+    assert!(!tidegate.log().text().contains("agreed-between-us"));
+
+    // A role is not assumed for whoever knows its name.
+    let platform = platform_with(&role(""));
+    let tidegate = paired(setup(), &platform);
+    let (status, body) = tidegate.submit(&in_run(ACCESS_TOKEN, WORKSPACE, Some("run-1")));
+    assert_eq!(status, 400, "{body}");
+    let message = body["message"].as_str().unwrap_or_default();
+    assert!(message.contains("without an external id"), "{message}");
+    assert_eq!(moto.calls() - before, 2);
 }

@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use crate::support::{
     aws_double::{AwsDouble, KEY_ID, OTHER_KEY_ID, SECRET},
     content::Content,
+    http::Response,
     liar::{Auth, Behaviour, Liar, LiarImage, blob_path},
+    programs::free_port,
     server::Request,
     tidegate::{Directory, Setup, Tidegate, files_below},
 };
@@ -81,6 +83,12 @@ impl Scene {
     fn submit(&self, tidegate: &Tidegate, access_token: &str) -> (u16, Value) {
         tidegate
             .submit(&json!({"containerImage": self.reference(), "towerAccessToken": access_token}))
+    }
+
+    /// Ada's request.
+    fn submit_text(&self, tidegate: &Tidegate) -> Response {
+        let request = json!({"containerImage": self.reference(), "towerAccessToken": ADA});
+        tidegate.post_text("/v1alpha2/container", &request.to_string())
     }
 
     fn refusal(&self, tidegate: &Tidegate, access_token: &str) -> String {
@@ -251,27 +259,60 @@ fn a_password_that_aws_will_not_replace_is_a_refusal() {
 
 #[test]
 fn trouble_at_aws_is_not_called_a_refusal_and_what_is_cached_is_served() {
+    for (status, body, said) in [
+        (
+            500,
+            r#"{"__type":"ServerException"}"#,
+            "says nothing about the credentials",
+        ),
+        (400, r#"{"__type":"ThrottlingException"}"#, "throttles"),
+        (429, "", "throttles"),
+    ] {
+        let scene = Scene::private();
+        let tidegate = scene.with_key();
+        let grant = tidegate.grant_as(ADA, &scene.reference());
+        let [first, second, ..] = &scene.image.layers[..] else {
+            panic!("there are layers");
+        };
+        assert_eq!(&tidegate.pull(&grant.blob(first)).digest, first);
+        scene.aws.passwords().end_all();
+        scene.aws.fail("ecr", status, body);
+        // The registry's own word is all that is known at first.
+        assert_eq!(tidegate.get(&grant.blob(second)).status(), 403);
+        let response = tidegate.get(&grant.blob(second));
+        assert_is_told_to_come_back(&response);
+        assert_eq!(response.error_code(), "UNAVAILABLE");
+        assert_eq!(&tidegate.pull(&grant.blob(first)).digest, first);
+        let response = scene.submit_text(&tidegate);
+        assert_is_told_to_come_back(&response);
+        assert!(response.text().contains(said), "{}", response.text());
+    }
+}
+
+fn assert_is_told_to_come_back(response: &Response) {
+    assert_eq!(response.status(), 503, "{}", response.text());
+    let wait = response.header("Retry-After");
+    let wait = wait.and_then(|it| it.parse::<u64>().ok());
+    assert!(wait.is_some_and(|seconds| seconds > 0), "{response:?}");
+}
+
+#[test]
+fn who_needs_aws_while_it_cannot_be_reached_is_told_to_come_back() {
     let scene = Scene::private();
-    let tidegate = scene.with_key();
-    let grant = tidegate.grant_as(ADA, &scene.reference());
-    let [first, second, ..] = &scene.image.layers[..] else {
-        panic!("there are layers");
-    };
-    assert_eq!(&tidegate.pull(&grant.blob(first)).digest, first);
-    scene.aws.passwords().end_all();
-    scene
-        .aws
-        .fail("ecr", 500, r#"{"__type":"ServerException"}"#);
-    // The registry's own word is all that is known at first.
-    assert_eq!(tidegate.get(&grant.blob(second)).status(), 403);
-    let response = tidegate.get(&grant.blob(second));
-    assert_eq!(response.status(), 502, "{}", response.text());
-    assert_eq!(&tidegate.pull(&grant.blob(first)).digest, first);
-    let message = scene.refusal(&tidegate, ADA);
-    assert!(
-        message.contains("says nothing about the credentials"),
-        "{message}"
-    );
+    let directory = Directory::new()
+        .user("ada", ADA, &[])
+        .user_login(scene.name, KEY_ID, SECRET);
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let tidegate = scene
+        .setup("")
+        .environment("AWS_ENDPOINT_URL", &nobody)
+        .directory(&directory)
+        .start();
+    let response = scene.submit_text(&tidegate);
+    assert_is_told_to_come_back(&response);
+    let text = response.text();
+    assert!(text.contains("cannot be reached"), "{text}");
+    assert!(!text.contains(SECRET), "{text}");
 }
 
 #[test]
@@ -387,6 +428,57 @@ fn a_role_is_assumed_with_the_external_id_and_never_without() {
     let other = &scene.image.layers[1];
     assert_eq!(&tidegate.pull(&grant.blob(other)).digest, other);
     assert_eq!(roles(role).len(), 2);
+}
+
+/// As the account's CloudTrail shows it.
+#[test]
+fn each_tenant_uses_a_role_under_a_name_of_his_own() {
+    const CYD: &str = "cyd-access-token";
+    let scene = Scene::private();
+    let role = "arn:aws:iam::210987654321:role/pull";
+    let own = "arn:aws:iam::123456789012:role/operator";
+    let directory = Directory::new()
+        .user("ada", ADA, &[7])
+        .user_login(ECR, role, "agreed-between-us")
+        .user("Bob B.", BOB, &[])
+        .user_login(ECR, role, "agreed-between-us")
+        .user("cyd", CYD, &[7])
+        .workspace(7, "research")
+        .workspace_login(ECR, role, "agreed-between-us");
+    let tidegate = scene
+        .setup(&format!("identity = \"aws\"\nassume_role = \"{own}\""))
+        .environment("AWS_ACCESS_KEY_ID", KEY_ID)
+        .environment("AWS_SECRET_ACCESS_KEY", SECRET)
+        .directory(&directory)
+        .start();
+    for (access_token, workspace) in [
+        (Some(ADA), None),
+        (Some(BOB), None),
+        (Some(ADA), Some(7)),
+        // The same workspace, and so the same session.
+        (Some(CYD), Some(7)),
+        (Some(ADA), None),
+        (None, None),
+    ] {
+        let (status, body) = tidegate.submit(&json!({
+            "containerImage": scene.reference(), "towerAccessToken": access_token,
+            "towerWorkspaceId": workspace,
+        }));
+        assert_eq!(status, 200, "{body}");
+    }
+    let sessions: Vec<_> = scene
+        .aws
+        .requests("AssumeRole")
+        .iter()
+        .map(|it| [it.form("RoleArn"), it.form("RoleSessionName")].map(Option::unwrap_or_default))
+        .collect();
+    let expected = [
+        [role, "tidegate-ada"],
+        [role, "tidegate-Bob-B."],
+        [role, "tidegate-workspace=7"],
+        [own, "tidegate"],
+    ];
+    assert_eq!(sessions, expected);
 }
 
 #[test]

@@ -411,6 +411,88 @@ fn one_expired_token_is_refreshed_once_however_many_pull_with_it() {
 }
 
 #[test]
+fn a_short_lived_token_stays_refreshable_while_names_live() {
+    needs_a_platform!();
+    let setup = Setup::new().section(
+        "[tokens]\nrefresh_interval = \"100ms\"\n[accounts]\nadmin = \
+         \"1c8bfe8f801d79745c4631d09fff36c82aa37fc4cce4fc946683d7b336b63032\"",
+    );
+    let mut scene = Scene::with("", setup);
+    let token = |number: u64| format!("jwt-{number}");
+    for number in 0..4 {
+        scene.platform.user(&token(number), 1, &[RESEARCH]);
+    }
+    let mut request = scene.request(&token(0), Some(RESEARCH));
+    request["towerRefreshToken"] = json!("r-0");
+    let grants = [0, 1].map(|_| scene.tidegate.grant_of(&request));
+    let looks = |scene: &Scene, token: &str| {
+        let authorization = format!("Bearer {token}");
+        let calls = scene.platform.calls();
+        let is_look = |call: &&Value| {
+            call["path"] == "/user-info" && call["authorization"] == authorization.as_str()
+        };
+        calls.iter().filter(is_look).count()
+    };
+    // Each pair can be traded for the next one and is worth nothing then, and nobody pulls meanwhile.
+    let expire = |scene: &Scene, number: u64| {
+        let [from, next] = [number, number + 1].map(|number| format!("r-{number}"));
+        let order = json!({"refresh": from, "token": token(number + 1), "next": next});
+        scene.platform.order("refresh", order);
+        let order = json!({"token": token(number)});
+        scene.platform.order("revoke", order);
+        wait_until("the next token", || looks(scene, &token(number + 1)) > 0);
+        let spent = json!({"refresh": from, "status": 401});
+        scene.platform.order("refresh", spent);
+    };
+    expire(&scene, 0);
+    expire(&scene, 1);
+    scene.tidegate.restart();
+    expire(&scene, 2);
+    for grant in &grants {
+        assert_eq!(scene.tags(grant), 200);
+    }
+    // None for names that are revoked: another user's looks are the clock.
+    let mut request = scene.request(BOB, Some(CLINIC));
+    request["towerRefreshToken"] = json!("r-of-bob");
+    let other = scene.tidegate.grant_of(&request);
+    for grant in &grants {
+        let path = format!("/container-token/{}", grant.token);
+        let admin = [("Authorization", "Basic YWRtaW46bGV0bWVpbg==")];
+        let response = scene.tidegate.request("DELETE", &path, &admin);
+        assert_eq!(response.status(), 200, "{}", response.text());
+    }
+    let [before, of_other] = [token(3).as_str(), BOB].map(|token| looks(&scene, token));
+    wait_until("several looks", || looks(&scene, BOB) > of_other + 5);
+    // One may have been on its way.
+    assert!(looks(&scene, &token(3)) <= before + 1);
+    assert_eq!(scene.tags(&other), 200);
+}
+
+#[test]
+fn a_platform_that_holds_on_to_a_former_key_is_understood() {
+    needs_a_platform!();
+    let scene = Scene::new("key_lease = \"0s\"");
+    let former = scene.platform.sessions()[0].pairing_id();
+    scene.platform.order("key", json!({"pairingId": former}));
+    scene.platform.order("close", json!({}));
+    scene
+        .platform
+        .wait_for_sessions("another key", 1, |session| {
+            session.is_paired() && session.pairing_id() != former
+        });
+    scene.assert_pulls(&scene.grant(ADA, Some(RESEARCH)));
+    assert_eq!(scene.logins(), ["research"]);
+    // It was asked with the new one.
+    let calls = scene.platform.calls();
+    let asked = calls
+        .iter()
+        .find(|call| call["path"] == "/credentials/cred-1/keys")
+        .expect("the keys were asked for");
+    let current = scene.platform.sessions()[0].pairing_id();
+    assert_eq!(asked["query"]["pairingId"], current.as_str());
+}
+
+#[test]
 fn of_two_logins_for_one_host_the_longer_prefix_serves() {
     needs_a_platform!();
     let scene = Scene::new("");
@@ -449,12 +531,16 @@ fn five_hundred_first_pulls_ask_each_once() {
     });
     scene.platform.order("forget", json!({}));
     let realm = scene.tokens.requests().len();
+    let path = grant.manifest(&scene.image.manifest);
     let together = Barrier::new(CROWD);
     thread::scope(|scope| {
         for _ in 0..CROWD {
             scope.spawn(|| {
+                let mut connection = scene.tidegate.connect();
+                // All of them are open before the first asks.
                 together.wait();
-                let manifest = scene.tidegate.get(&grant.manifest(&scene.image.manifest));
+                connection.request("GET", &path, &[], b"");
+                let manifest = connection.response("GET");
                 assert_eq!(manifest.status(), 200, "{}", manifest.text());
             });
         }

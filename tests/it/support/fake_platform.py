@@ -21,6 +21,7 @@ Control, on its own port: bodies and answers are JSON, an unknown name is 400.
     POST /credentials  {workspace: 1 | null, user?: id, list: [{id, registry?, userName?, password?, provider?, name?,
                        status?, deleted?, secrets?: {whole decrypted object}}]}      replaces; null: personal, of `user`
     POST /workflow     {id, workspace?, status?, computeEnv?: {id, platform, credentialsId}}
+    POST /key          {pairingId: ID | null}           whatever pairing id is asked with, that one's key encrypts
     POST /hold         {path}                           calls whose path contains it wait …
     POST /release      {path}                           … until then
     POST /answer       {path, status, body?, count?}    the next `count` (1) such calls are answered so, and not obeyed
@@ -76,6 +77,7 @@ class Platform:
         self.credentials = {}  # ("workspace", id) or ("user", id) → list
         self.workflows = {}
         self.public_keys = {}  # pairing id → key
+        self.held_on_to = None  # pairing id
         self.held = set()
         self.answers = []
         self.pads = {}
@@ -179,7 +181,7 @@ class Platform:
         }
 
     def keys(self, owner, identifier, pairing_id):
-        key = self.public_keys.get(pairing_id)
+        key = self.public_keys.get(self.held_on_to or pairing_id)
         if key is None:
             return 400, [], {"message": "unknown pairingId"}
         for entry in self.credentials.get(owner, []):
@@ -436,6 +438,8 @@ def control(platform, pairer, method, path, order):
             platform.credentials[owner] = order["list"]
         elif path == "/workflow":
             platform.workflows[order["id"]] = {"status": "RUNNING", **order}
+        elif path == "/key":
+            platform.held_on_to = order["pairingId"]
         elif path == "/hold":
             platform.held.add(order["path"])
         elif path == "/release":
