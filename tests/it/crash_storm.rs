@@ -203,6 +203,14 @@ fn sixteen_large_fills_are_resumed_after_a_kill() {
             });
         }
     });
+    // What was received within the last second may not be written down yet.
+    wait_until("a note of each download's progress", || {
+        let files = scene.tidegate.fill_files().into_iter();
+        let notes = files.filter(|(path, metadata)| {
+            metadata.len() > 0 && path.extension().is_some_and(|kind| kind == "extents")
+        });
+        notes.count() == CLIENTS as usize
+    });
     scene.tidegate.kill();
     Verified::default().assert_every_file_is_what_its_name_says(&scene.tidegate);
     scene.tidegate.restart();
