@@ -39,6 +39,7 @@ mod lying_upstream;
 mod manifests;
 mod operations;
 mod overlays;
+mod pages;
 mod pairing;
 mod pairing_calls;
 mod partial_pulls;
