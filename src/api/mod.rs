@@ -24,6 +24,7 @@ pub use admin::{Admin, Readiness};
 pub use cache_upkeep::CACHE_GUARD;
 pub use explain::{CREDENTIALS_GUARD, Explained, Verdict};
 pub use operator::GUARD;
+pub use pages::inspection;
 pub use response::{Length, Response, Upgrade};
 
 pub use crate::pull::{Body, BodyError, Piece};

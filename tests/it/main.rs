@@ -50,6 +50,7 @@ mod private_pull;
 mod range_on_miss;
 mod redirects;
 mod registries;
+mod request_command;
 mod resumed_fills;
 mod secrets_stay;
 mod several_ranges;

@@ -5,6 +5,7 @@
 
 mod container;
 mod html;
+pub mod inspection;
 
 use std::sync::LazyLock;
 
