@@ -8,7 +8,10 @@ use serde_json::json;
 use crate::support::{
     accounts::Accounts,
     content::{Content, sha256_hex},
+    docker_registry::{DockerRegistry, Login},
     http::Response,
+    image::Image,
+    layer::Layer,
     liar::{Auth, Liar},
     programs::{command, output, require},
     tidegate::{Directory, Setup, Tidegate},
@@ -112,6 +115,39 @@ fn a_containers_page_says_what_the_name_stands_for() {
     let beginning = format!("path=/view/containers/{}…", &token[..4]);
     assert!(log.wait_for(|line| line.contains(&beginning)).is_some());
     assert!(!log.text().contains(&token), "{}", log.text());
+}
+
+#[test]
+fn what_is_put_on_an_image_is_shown_without_what_is_secret() {
+    require!("docker-registry", "skopeo");
+    let registry = DockerRegistry::start(&Login::Open);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let image = Image::build(&folder.path().join("image"), &[3000]);
+    registry.push(&image, "acme/app", "v1");
+    let tidegate = Setup::new().registry(registry.name()).start();
+    let layer = Layer::of(&[("opt/tool", "a tool")]);
+    let posted = layer.posted();
+    let grant = tidegate.grant_of(&json!({
+        "containerImage": format!("{}/acme/app:v1", registry.name()),
+        "containerConfig": {
+            "entrypoint": ["/opt/tool", "<script>alert(1)</script>"], "env": ["PASSWORD=hunter2"],
+            "workingDir": "/<b>", "layers": [posted],
+        },
+    }));
+    let text = assert_self_contained(&tidegate.get(&format!("/view/containers/{}", grant.token)));
+    let location = posted["location"].as_str().expect("a location");
+    for hidden in [&location[..40], "hunter2", "<b>"] {
+        assert!(!text.contains(hidden), "{hidden} is in {text}");
+    }
+    for part in [
+        "PASSWORD",
+        "&lt;script&gt;",
+        "/&lt;b&gt;",
+        &layer.digest,
+        "sent with the request",
+    ] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 use std::{
     fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
     process::{Command, Output},
     sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
 };
 
 use serde_json::{Value, json};
@@ -11,8 +13,11 @@ use serde_json::{Value, json};
 use crate::support::{
     accounts::Accounts,
     authority::Authority,
+    docker_registry::{DockerRegistry, Login},
+    image::Image,
     liar::{Auth, Liar},
-    programs,
+    programs::{self, require},
+    runtimes::umoci_unpack,
     server::{Server, respond},
     tidegate::{BINARY, Directory, Grant, Setup, Tidegate},
 };
@@ -112,6 +117,55 @@ fn a_name_alone_is_printed_and_can_be_pulled() {
         .tidegate
         .get(&format!("/v2/{repository}/manifests/{tag}"));
     assert_eq!(manifest.status(), 200, "{}", manifest.excerpt());
+}
+
+/// The same twice: a digest, and a folder whose files are as they were, but for their times.
+#[test]
+fn the_files_of_a_folder_are_in_the_image() {
+    require!("docker-registry", "skopeo", "umoci");
+    let registry = DockerRegistry::start(&Login::Open);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let image = Image::build(&folder.path().join("image"), &[3000]);
+    registry.push(&image, "acme/app", "v1");
+    let tidegate = Setup::new().registry(registry.name()).start();
+    let files = folder.path().join("files");
+    let tool = files.join("opt/tool");
+    fs::create_dir_all(files.join("opt")).expect("a writable folder");
+    fs::write(&tool, "a tool").expect("a writable folder");
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).expect("our own file");
+    symlink("tool", files.join("opt/link")).expect("a writable folder");
+    let names = [0, 1].map(|day| {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(day * 24 * 3600);
+        let file = fs::File::open(&tool).expect("our own file");
+        file.set_modified(time).expect("our own file");
+        let mut request = command(&url(&tidegate), "request");
+        request.arg(format!("{}/acme/app:v1", registry.name()));
+        request
+            .arg("--layer")
+            .arg(&files)
+            .args(["--env", "TOOL=a b"]);
+        request.args(["--entrypoint", "/opt/tool", "--workdir", "/opt"]);
+        let (code, name, told) = said(&mut request);
+        assert_eq!(code, Some(0), "{told}");
+        name.trim_end().to_owned()
+    });
+    let unpacked = umoci_unpack(&names[0]);
+    assert_eq!(unpacked.file("opt/tool"), "a tool");
+    assert_eq!(unpacked.file("opt/link"), "a tool");
+    let mode = fs::metadata(unpacked.root.join("opt/tool")).expect("it is there");
+    assert_eq!(mode.permissions().mode() & 0o777, 0o755);
+    let process = &unpacked.config["process"];
+    assert_eq!(process["cwd"], json!("/opt"));
+    assert_eq!(process["args"][0], json!("/opt/tool"));
+    assert!(process["env"].to_string().contains("TOOL=a b"), "{process}");
+    let [first, second] = names.map(|name| {
+        let (_, path) = name.split_once('/').expect("a path");
+        let (repository, tag) = path.rsplit_once(':').expect("a tag");
+        let manifest = tidegate.get(&format!("/v2/{repository}/manifests/{tag}"));
+        assert_eq!(manifest.status(), 200, "{}", manifest.excerpt());
+        manifest.digest()
+    });
+    assert_eq!(first, second);
 }
 
 #[test]
