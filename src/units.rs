@@ -38,6 +38,22 @@ impl ByteSize {
     pub const fn bytes(self) -> u64 {
         self.0
     }
+
+    /// For people: two or three digits that matter.
+    pub fn rounded(self) -> String {
+        for (suffix, unit) in [("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)] {
+            if self.0 < unit {
+                continue;
+            }
+            let whole = self.0 / unit;
+            if whole >= 10 {
+                return format!("{whole}{suffix}");
+            }
+            let tenths = self.0 % unit * 10 / unit;
+            return format!("{whole}.{tenths}{suffix}");
+        }
+        format!("{}B", self.0)
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -231,6 +247,23 @@ mod tests {
         assert_eq!(Percent(95).of(1000), 950);
         assert_eq!(Percent(50).of(u64::MAX), u64::MAX / 2);
         assert_eq!(Percent(1).of(99), 0);
+    }
+
+    #[test]
+    fn rounded_sizes_are_short() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1024, "1.0KiB"),
+            (70_000, "68KiB"),
+            (MIB - 1, "1023KiB"),
+            (3 * MIB / 2, "1.5MiB"),
+            (10 * GIB - 1, "9.9GiB"),
+            (200 * GIB, "200GiB"),
+            (u64::MAX, "16777215TiB"),
+        ] {
+            assert_eq!(ByteSize(bytes).rounded(), text, "{bytes}");
+        }
     }
 
     #[test]

@@ -69,6 +69,7 @@ fn print(route: &Route) -> String {
             let token = percent_encode_query(token.expose());
             format!("/pairing/tower/token/{token}")
         }
+        Route::ContainerPage(token) => format!("/view/containers/{token}"),
         Route::ServiceInfo => "/service-info".to_owned(),
         Route::Health => "/health".to_owned(),
         Route::Landing => "/".to_owned(),

@@ -256,7 +256,7 @@ impl Api {
     }
 
     /// The newer shape: all in one.
-    fn flat_record(&self, record: &Record) -> Value {
+    pub(super) fn flat_record(&self, record: &Record) -> Value {
         let (source, served) = digests_of(record);
         let mut flat = json!({
             "id": record.token.as_str(),

@@ -1,13 +1,13 @@
 //! From errors to answers: the one place where errors get status codes. Each API has its own shape: `/v2` that of
-//! the distribution specification, the rest `{"message"}`.
+//! the distribution specification, pages are pages, the rest is `{"message"}`.
 
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::{
-    Response,
-    route::{RouteError, Wish, is_registry_path},
+    Response, pages,
+    route::{RouteError, Wish, is_page_path, is_registry_path},
 };
 use crate::{
     blocking::PoolError,
@@ -30,12 +30,16 @@ const SILENCE_PAUSE: Duration = Duration::from_secs(5);
 pub(super) enum Shape {
     Registry,
     Api,
+    /// For people.
+    Page,
 }
 
 impl Shape {
     pub(super) fn of(path: &str) -> Self {
         if is_registry_path(path) {
             Self::Registry
+        } else if is_page_path(path) {
+            Self::Page
         } else {
             Self::Api
         }
@@ -54,6 +58,7 @@ pub(super) fn api(status: u16, message: &str) -> Response {
 pub(super) fn plain(shape: Shape, status: u16, message: &str) -> Response {
     match shape {
         Shape::Api => api(status, message),
+        Shape::Page => pages::problem(status, message),
         Shape::Registry => {
             let code = match status {
                 401 => ErrorCode::Unauthorized,
@@ -105,7 +110,7 @@ pub(super) fn of_route(shape: Shape, error: &RouteError) -> Response {
     match (shape, code) {
         (Shape::Registry, ErrorCode::NameInvalid) => registry(404, code, &message),
         (Shape::Registry, _) => registry(400, code, &message),
-        (Shape::Api, _) => api(400, &message),
+        (Shape::Api | Shape::Page, _) => plain(shape, 400, &message),
     }
 }
 

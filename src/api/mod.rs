@@ -12,6 +12,7 @@ mod explain;
 mod layers;
 mod operator;
 mod overlay;
+mod pages;
 mod pairing;
 mod registry;
 mod response;
@@ -23,6 +24,7 @@ pub use admin::{Admin, Readiness};
 pub use cache_upkeep::CACHE_GUARD;
 pub use explain::{CREDENTIALS_GUARD, Explained, Verdict};
 pub use operator::GUARD;
+pub use pages::inspection;
 pub use response::{Length, Response, Upgrade};
 
 pub use crate::pull::{Body, BodyError, Piece};
@@ -137,6 +139,7 @@ impl Api {
             Ok(Route::Record(token)) => self.record(token, request.client).await,
             Ok(Route::Status(token)) => self.status(token, request.client).await,
             Ok(Route::Pair(token)) => self.pair(token, request),
+            Ok(Route::ContainerPage(token)) => self.container_page(token, request.client).await,
             Ok(Route::ServiceInfo) => status::service_info(),
             Ok(Route::Health) => status::health(),
             Ok(Route::Landing) => status::landing(&self.shared.authority),

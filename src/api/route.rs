@@ -33,6 +33,8 @@ pub enum Route {
     Status(Token),
     /// `GET /pairing/tower/token/{token}`, for Seqera Platform
     Pair(Secret<String>),
+    /// `GET /view/containers/{token}`, for people
+    ContainerPage(Token),
     /// `GET /service-info`
     ServiceInfo,
     /// `GET /health`
@@ -123,6 +125,9 @@ impl Route {
             (["v1alpha2", "container", token, "status"], Get | Head) => {
                 Ok(Self::Status(parse_token(token)?))
             }
+            (["view", "containers", token], Get | Head) => {
+                Ok(Self::ContainerPage(parse_token(token)?))
+            }
             (["pairing", "tower", "token", token], Get) if !token.is_empty() => {
                 Ok(Self::Pair(Secret::new(decode(token).into_owned())))
             }
@@ -140,6 +145,7 @@ impl Route {
                 | ["service-info"]
                 | ["health"]
                 | ["v1alpha2", "container", _]
+                | ["view", "containers", _]
                 | ["v1alpha2", "container", _, "status"],
                 _,
             ) => Err(RouteError::MethodNotAllowed { allow: READ }),
@@ -152,6 +158,11 @@ impl Route {
 /// request API.
 pub fn is_registry_path(path: &str) -> bool {
     path == "/v2" || path.starts_with("/v2/")
+}
+
+/// Errors under these paths are pages.
+pub fn is_page_path(path: &str) -> bool {
+    path.starts_with("/view/")
 }
 
 fn parse_registry_path(path: &str) -> Result<Route, RouteError> {
@@ -620,6 +631,19 @@ mod tests {
             (Get, "/v1alpha2/container/x/status", Err("token")),
             (Delete, "/v1alpha2/container/0123456789ab/status", Err(READ)),
             (Get, "/v1alpha2/container/0123456789ab/status/", Err("path")),
+            (
+                Get,
+                "/view/containers/0123456789ab",
+                Ok(Route::ContainerPage(token)),
+            ),
+            (
+                Head,
+                "/view/containers/0123456789ab",
+                Ok(Route::ContainerPage(token)),
+            ),
+            (Post, "/view/containers/0123456789ab", Err(READ)),
+            (Get, "/view/containers/x", Err("token")),
+            (Get, "/view/", Err("path")),
             (Get, "/v1alpha2", Err("path")),
             (Get, "/v20/", Err("path")),
             (Get, "/V2/", Err("path")),

@@ -1,19 +1,14 @@
 //! `tidegate creds …`: whose login is used for an image, asked of the running server, which is the one that would use it.
 
-use std::{
-    fmt::Write as _,
-    fs,
-    io::{self, Read as _},
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{fmt::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::{
-    MISCONFIGURED, print_line, print_problems,
+    MISCONFIGURED,
+    access_token::{self, TokenFileError},
+    print_line, print_problems,
     server::{AskError, Server},
 };
 use crate::{
@@ -23,9 +18,6 @@ use crate::{
     telemetry::log::OneLine,
     toml_file::Problem,
 };
-
-/// Well above any access token.
-const LONGEST_TOKEN: u64 = 64 << 10;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -93,8 +85,8 @@ enum Output {
 enum Failure {
     #[error("the configuration is wrong")]
     Config(Vec<Problem>),
-    #[error("{}: {cause}", path.display())]
-    Token { path: PathBuf, cause: io::Error },
+    #[error(transparent)]
+    Token(#[from] TokenFileError),
     #[error("{0} (listener.admin in --config, or --admin)")]
     Server(#[from] AskError),
 }
@@ -122,7 +114,8 @@ impl Explain {
             (None, Some(Ok(loaded))) => loaded.config.listener.admin,
             (None, Some(Err(problems))) => return Err(Failure::Config(problems)),
         };
-        let token = self.token_file.as_deref().map(read_token).transpose()?;
+        let token = self.token_file.as_deref().map(access_token::from_file);
+        let token = token.transpose()?;
         let question = json!({
             "image": self.image,
             "accessToken": token.as_ref().map(Secret::expose),
@@ -146,26 +139,6 @@ impl Explain {
             Some(Verdict::Granted(_)) => printed,
             Some(Verdict::Refused(_)) | None => ExitCode::FAILURE,
         })
-    }
-}
-
-fn read_token(path: &Path) -> Result<Secret<String>, Failure> {
-    let failed = |cause| Failure::Token {
-        path: path.to_owned(),
-        cause,
-    };
-    let mut text = String::new();
-    let read = match path == Path::new("-") {
-        true => io::stdin().take(LONGEST_TOKEN).read_to_string(&mut text),
-        false => {
-            fs::File::open(path).and_then(|file| file.take(LONGEST_TOKEN).read_to_string(&mut text))
-        }
-    };
-    read.map_err(failed)?;
-    let token = text.trim().to_owned();
-    match token.is_empty() {
-        true => Err(failed(io::Error::other("there is no token in it"))),
-        false => Ok(Secret::new(token)),
     }
 }
 

@@ -3,14 +3,20 @@
 //!
 //! Exit codes: 0 done; 1 it could not be done; 2 the arguments or the configuration are wrong.
 
+mod access_token;
 mod cache;
 mod check_config;
 mod creds;
 mod directory;
+mod inspect;
+mod output;
+mod request;
 mod serve;
 mod server;
+mod service;
 
 use std::{
+    env,
     io::{self, Write},
     process::ExitCode,
 };
@@ -45,6 +51,8 @@ enum Command {
     Cache(cache::Command),
     #[command(subcommand)]
     Creds(creds::Command),
+    Request(Box<request::Arguments>),
+    Inspect(inspect::Arguments),
 }
 
 pub fn run() -> ExitCode {
@@ -54,6 +62,8 @@ pub fn run() -> ExitCode {
         Command::Directory(command) => directory::run(&command),
         Command::Cache(command) => cache::run(&command),
         Command::Creds(command) => creds::run(&command),
+        Command::Request(arguments) => request::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
     }
 }
 
@@ -70,6 +80,13 @@ fn print_line(line: &str) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// A variable that says something: `null` is how the Wave CLI lets one be switched off.
+fn environment(name: &str) -> Option<String> {
+    let value = env::var(name).ok()?;
+    let value = value.trim();
+    (!matches!(value, "" | "null")).then(|| value.to_owned())
 }
 
 #[cfg(test)]
@@ -143,6 +160,34 @@ mod tests {
             ("creds explain alpine --workspace 1", false),
             ("creds explain", false),
             ("creds", false),
+            ("request alpine", true),
+            (
+                "request alpine --layer a --layer b --env A=b --env C= --entrypoint /bin/sh --cmd -c --cmd x --workdir /w",
+                true,
+            ),
+            (
+                "request alpine --platform arm64 --include a --include b --workspace 1 --workflow-id w -o yaml",
+                true,
+            ),
+            (
+                "request alpine --server https://wave.seqera.io --token-file - --tower-endpoint https://p --ca-file c",
+                true,
+            ),
+            ("request alpine --await", true),
+            ("request --await alpine", true),
+            ("request alpine --await=90s -o json", true),
+            ("request alpine --await=soon", false),
+            ("request alpine --freeze --to quay.io/a/b", true),
+            ("request alpine --mirror --to quay.io/a/b", true),
+            ("request alpine --freeze", false),
+            ("request alpine --to quay.io/a/b", false),
+            ("request alpine --freeze --mirror --to quay.io/a/b", false),
+            ("request alpine --env A", false),
+            ("request alpine --env =b", false),
+            ("request alpine --server localhost:5000", false),
+            ("request", false),
+            ("inspect alpine --platform linux/arm64 -o json", true),
+            ("inspect", false),
             ("cache burn", false),
             ("cache", false),
             ("", false),

@@ -38,7 +38,7 @@ impl BaseUrl {
         }
     }
 
-    pub(super) fn is_https(&self) -> bool {
+    pub fn is_https(&self) -> bool {
         self.is_https
     }
 

@@ -44,8 +44,11 @@ impl fmt::Display for Redacted<'_> {
             if index > 0 {
                 formatter.write_str("/")?;
             }
-            if matches!(before, "wt" | "container-token" | "container" | "token") && part.len() > 4
-            {
+            let is_token = matches!(
+                before,
+                "wt" | "container-token" | "container" | "containers" | "token"
+            );
+            if is_token && part.len() > 4 {
                 write!(formatter, "{}…", part.get(..4).unwrap_or_default())?;
             } else {
                 formatter.write_str(part)?;
@@ -72,6 +75,7 @@ mod tests {
                 "/v1alpha2/container/abcdefghijkl/status",
                 "/v1alpha2/container/abcd…/status",
             ),
+            ("/view/containers/abcdefghijkl", "/view/containers/abcd…"),
             (
                 "/pairing/tower/token/0123456789",
                 "/pairing/tower/token/0123…",

@@ -1,0 +1,374 @@
+//! `tidegate request`: a name for an image, from a shell. It sends what the Wave CLI sends, so it works for Wave too.
+
+mod layer;
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant, SystemTime},
+};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{
+    MISCONFIGURED,
+    output::{Output, yaml},
+    print_line,
+    service::{Identity, Service, ServiceArguments, ServiceError, SetupError, wait},
+};
+use crate::secret::Secret;
+use layer::{LARGEST_LAYERS, Layer, PackError, pack};
+
+const EXAMPLES: &str = "\
+Examples:
+  docker pull $(tidegate request quay.io/acme/app:v1)
+      As an anonymous caller of the server on this machine.
+  tidegate request quay.io/acme/app:v1 --token-file ada.token --server https://tidegate.example.com
+      As Ada. A token is read from a file or from the environment, never passed as an argument: arguments can be seen by
+      every user of a machine.
+  tidegate request ubuntu --layer ./tools --env PATH=/opt/tools/bin:/usr/bin:/bin --entrypoint /opt/tools/bin/start
+      With the files of ./tools laid over the image: ./tools/opt/tools/bin/start becomes /opt/tools/bin/start in it. The same
+      files give the same layer, whatever their times and owners; modes are kept. All layers together may have 10MiB when
+      they are packed.
+  tidegate request ubuntu --cmd sh --cmd -c --cmd 'echo hello'
+      --entrypoint and --cmd take one word each time, or all words as a JSON list: --cmd '[\"sh\", \"-c\", \"echo hello\"]'
+  tidegate request alpine --freeze --to quay.io/acme/kept --await
+      A name that stays, from servers that can (Wave): waits until the image is there.
+  tidegate request alpine -o json | jq -r .expiration
+
+Environment:
+  TIDEGATE_TOKEN, TOWER_ACCESS_TOKEN  the access token, if there is no --token-file
+  TIDEGATE_SERVER, WAVE_ENDPOINT      the server, if there is no --server
+  TOWER_WORKSPACE_ID, TOWER_API_ENDPOINT
+  HTTPS_PROXY, HTTP_PROXY, NO_PROXY   for servers on other machines
+The first that is set counts; `null` counts as not set.
+
+Only the name goes to standard output, or with -o the server's whole answer.
+Exit codes: 0 there is a name; 1 the server gave none, cannot be reached, or what it made failed; 2 wrong arguments, or a
+layer that cannot be packed.";
+
+/// Ask a server for an image's ephemeral name, and print it.
+#[derive(clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(super) struct Arguments {
+    /// The image: quay.io/acme/app:v1
+    image: String,
+
+    /// For this platform: linux/arm64 [default: linux/amd64]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
+
+    /// The workflow run that the name lives as long as
+    #[arg(long, value_name = "ID")]
+    workflow_id: Option<String>,
+
+    /// A copy that stays, changed as is said here, in the repository that --to names
+    #[arg(long, requires = "to", group = "copy")]
+    freeze: bool,
+
+    /// An exact copy that stays, in the repository that --to names
+    #[arg(long, requires = "to", group = "copy")]
+    mirror: bool,
+
+    /// Where the copy goes: quay.io/acme/kept
+    #[arg(long, value_name = "REPOSITORY", requires = "copy")]
+    to: Option<String>,
+
+    /// Wait until the image is there, for so long at most [default if there is no duration: 15m]
+    #[arg(long = "await", value_name = "DURATION", num_args = 0..=1, require_equals = true,
+        default_missing_value = "15m", value_parser = duration)]
+    patience: Option<Duration>,
+
+    /// The name alone, or all of the server's answer
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
+
+    #[command(flatten)]
+    changes: Changes,
+
+    #[command(flatten)]
+    service: ServiceArguments,
+}
+
+/// What is put on the image.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Changes to the image")]
+struct Changes {
+    /// Lay the files of this folder over the image; may be repeated
+    #[arg(long = "layer", value_name = "DIR")]
+    layers: Vec<PathBuf>,
+
+    /// Lay the layers of this image over it; may be repeated
+    #[arg(long = "include", value_name = "IMAGE")]
+    includes: Vec<String>,
+
+    /// Set a variable; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    env: Vec<String>,
+
+    /// Replace the entrypoint: a word each time, or a JSON list
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    entrypoint: Vec<String>,
+
+    /// Replace the command: a word each time, or a JSON list
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    cmd: Vec<String>,
+
+    /// Replace the working folder
+    #[arg(long, value_name = "PATH")]
+    workdir: Option<String>,
+}
+
+fn variable(text: &str) -> Result<String, &'static str> {
+    match text.split_once('=') {
+        Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
+        _ => Err("a variable is a name and a value, as in PATH=/bin"),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; a duration has a unit, as in 90s or 15m"))
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    #[error(transparent)]
+    Layer(#[from] PackError),
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    #[error("the server's answer has no targetImage")]
+    NoName,
+    #[error("{target} was not made: {reason}")]
+    Unsuccessful { target: String, reason: String },
+    #[error("{target} is not there after {patience}; it is still {status}")]
+    NotYet {
+        target: String,
+        patience: humantime::FormattedDuration,
+        status: String,
+    },
+}
+
+pub(super) fn run(arguments: &Arguments) -> ExitCode {
+    match arguments.request() {
+        Ok(answer) => match arguments.output {
+            Output::Text => print_line(text(&answer, "targetImage")),
+            Output::Json => print_line(&answer.to_string()),
+            Output::Yaml => print_line(yaml(&answer).trim_end()),
+        },
+        Err(failure) => {
+            eprintln!("tidegate: {failure}");
+            match failure {
+                Failure::Setup(_) | Failure::Layer(_) => ExitCode::from(MISCONFIGURED),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+/// A container request as the API takes it; what is absent is left out.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Submission<'a> {
+    container_image: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container_platform: Option<&'a str>,
+    #[serde(skip_serializing_if = "ContainerConfig::is_empty")]
+    container_config: ContainerConfig,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    container_includes: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tower_access_token: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tower_endpoint: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tower_workspace_id: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workflow_id: Option<&'a str>,
+    freeze: bool,
+    mirror: bool,
+    dry_run: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    build_repository: Option<&'a str>,
+    timestamp: String,
+}
+
+#[derive(Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ContainerConfig {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    entrypoint: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    cmd: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    env: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    working_dir: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    layers: Vec<Layer>,
+}
+
+impl ContainerConfig {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Arguments {
+    fn request(&self) -> Result<Value, Failure> {
+        let (service, identity) = self.service.open()?;
+        let submission = self.submission(&identity)?;
+        let answer = service.post("/v1alpha2/container", &submission)?;
+        if !is_name(text(&answer, "targetImage")) {
+            return Err(Failure::NoName);
+        }
+        match self.patience {
+            Some(patience) => settled(&service, answer, patience),
+            None => successful(answer, None),
+        }
+    }
+
+    fn submission(&self, identity: &Identity) -> Result<Secret<String>, PackError> {
+        let submission = Submission {
+            container_image: &self.image,
+            container_platform: self.platform.as_deref(),
+            container_config: self.changes.config()?,
+            container_includes: &self.changes.includes,
+            tower_access_token: identity.token.as_ref().map(|token| token.expose().as_str()),
+            tower_endpoint: identity.tower_endpoint.as_deref(),
+            tower_workspace_id: identity.workspace,
+            workflow_id: self.workflow_id.as_deref(),
+            freeze: self.freeze,
+            mirror: self.mirror,
+            dry_run: false,
+            build_repository: self.to.as_deref(),
+            timestamp: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+        };
+        let json = serde_json::to_string(&submission);
+        Ok(Secret::new(
+            json.expect("texts, numbers and lists are JSON"),
+        ))
+    }
+}
+
+impl Changes {
+    fn config(&self) -> Result<ContainerConfig, PackError> {
+        let mut room_bytes = LARGEST_LAYERS.bytes();
+        let mut layers = Vec::new();
+        for folder in &self.layers {
+            let layer = pack(folder, room_bytes)?;
+            room_bytes = room_bytes.saturating_sub(layer.gzip_size);
+            layers.push(layer);
+        }
+        Ok(ContainerConfig {
+            entrypoint: words(&self.entrypoint),
+            cmd: words(&self.cmd),
+            env: self.env.clone(),
+            working_dir: self.workdir.clone(),
+            layers,
+        })
+    }
+}
+
+/// A JSON list alone is all of the words.
+fn words(given: &[String]) -> Vec<String> {
+    let list = match given {
+        [alone] => serde_json::from_str(alone).ok(),
+        _ => None,
+    };
+    list.unwrap_or_else(|| given.to_vec())
+}
+
+/// Asks until the image is there. An answer that says `succeeded` needs no question.
+fn settled(service: &Service, answer: Value, patience: Duration) -> Result<Value, Failure> {
+    const SHORTEST: Duration = Duration::from_secs(1);
+    /// How often the Wave CLI asks.
+    const LONGEST: Duration = Duration::from_secs(10);
+    let id = text(&answer, "requestId").to_owned();
+    if id.is_empty() || answer.get("succeeded").is_some_and(|it| !it.is_null()) {
+        return successful(answer, None);
+    }
+    let begun = Instant::now();
+    let mut pause = SHORTEST;
+    let mut told = String::new();
+    loop {
+        let status = service.get(&format!("/v1alpha2/container/{id}/status"))?;
+        let state = text(&status, "status");
+        if state == "DONE" {
+            return successful(answer, Some(&status));
+        }
+        if state != told {
+            eprintln!("tidegate: {} is {state}", text(&answer, "targetImage"));
+            state.clone_into(&mut told);
+        }
+        if begun.elapsed() + pause > patience {
+            return Err(Failure::NotYet {
+                target: text(&answer, "targetImage").to_owned(),
+                patience: humantime::format_duration(patience),
+                status: told,
+            });
+        }
+        wait(pause);
+        pause = (pause * 2).min(LONGEST);
+    }
+}
+
+/// The answer, with how it ended.
+fn successful(mut answer: Value, status: Option<&Value>) -> Result<Value, Failure> {
+    let last = status.unwrap_or(&answer);
+    if last.get("succeeded").and_then(Value::as_bool) == Some(false) {
+        let details = match text(last, "detailsUri") {
+            "" => String::new(),
+            uri => format!("; see {uri}"),
+        };
+        let reason = match text(last, "reason") {
+            "" => "the server does not say why",
+            reason => reason,
+        };
+        return Err(Failure::Unsuccessful {
+            target: text(&answer, "targetImage").to_owned(),
+            reason: format!("{reason}{details}"),
+        });
+    }
+    if let Some(succeeded) = status.and_then(|status| status.get("succeeded")).cloned()
+        && let Value::Object(fields) = &mut answer
+    {
+        fields.insert("succeeded".to_owned(), succeeded);
+    }
+    Ok(answer)
+}
+
+/// A shell makes several words of one with blanks, and runtimes take a dash for an option.
+fn is_name(target: &str) -> bool {
+    !target.is_empty() && !target.starts_with('-') && target.bytes().all(|it| it.is_ascii_graphic())
+}
+
+/// Empty if it is none.
+fn text<'a>(answer: &'a Value, name: &str) -> &'a str {
+    answer.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_come_alone_or_as_a_list() {
+        for (given, expected) in [
+            (&[][..], &[][..]),
+            (&["/bin/sh"], &["/bin/sh"]),
+            (&["sh", "-c", "echo"], &["sh", "-c", "echo"]),
+            (&[r#"["sh", "-c", "a b"]"#], &["sh", "-c", "a b"]),
+            // A program may well be called so.
+            (&["[", "-e", "x", "]"], &["[", "-e", "x", "]"]),
+            (&["["], &["["]),
+            (&["[1]"], &["[1]"]),
+        ] {
+            let given: Vec<String> = given.iter().map(|&word| word.to_owned()).collect();
+            assert_eq!(words(&given), expected, "{given:?}");
+        }
+    }
+}
