@@ -483,6 +483,8 @@ fn scrubbing_looks_at_every_blob() {
         keys.iter()
             .all(|key| key == spoiled || store.is_verified(key))
             && store.size_of(spoiled).is_none()
+            // It goes from the index first and from the account a moment later.
+            && store.used_bytes() == store.index.bytes()
     });
     assert_exact(&store);
 }
