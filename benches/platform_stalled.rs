@@ -5,8 +5,8 @@
 //! cargo bench --bench platform_stalled -- --driver both
 //! ```
 //!
-//! Eight connections pull a cached 2 KiB blob in a closed loop, with a name that a Platform's user got. Meanwhile 64 clients
-//! ask for names with tokens that only the Platform can tell: it answers at once, or not at all. Needs Debian's
+//! Eight connections pull a cached 2 KiB blob, and then a cached manifest, in a closed loop, with a name that a Platform's user
+//! got. Meanwhile 64 clients ask for names with tokens that only the Platform can tell: it answers at once, or not at all. Needs Debian's
 //! `python3-websockets` and `python3-cryptography`, for the Platform of the tests.
 
 mod support;
@@ -25,7 +25,7 @@ use std::{
 
 use serde_json::{Value, json};
 use support::{
-    client::{Figures, Load, Target},
+    client::{Figures, Get, Load, Target},
     comes_true,
     origin::{Blob, Origin},
     report::{Arguments, Report},
@@ -87,59 +87,75 @@ fn serve(origin: &Origin, platform: &Platform, driver: &str, folder: &std::path:
 }
 
 fn table(report: &mut Report, platform: &Platform, server: &Server, hot: &Blob) {
-    let hit = server.get(hot);
-    Load::once(&server.target(), 1, &hit);
+    let blob = server.get(hot);
+    Load::once(&server.target(), 1, &blob);
     server.wait_until_stored(hot);
-    let (mut healthy, mut stalled) = (Figures::default(), Figures::default());
-    let mut pending = 0;
-    for _ in 0..ROUNDS {
-        let strangers = Strangers::start(&server.target());
-        healthy.add(
-            Load::of(&server.target(), CONNECTIONS, &hit)
-                .start()
-                .measure(server, WARM_UP, WINDOW),
-        );
-        strangers.stop();
-        platform.order("hold", &json!({"path": "/"}));
-        let strangers = Strangers::start(&server.target());
-        let load = Load::of(&server.target(), CONNECTIONS, &hit).start();
-        stalled.add(load.measure(server, WARM_UP, WINDOW));
-        pending += strangers.pending();
-        platform.order("release", &json!({"path": "/"}));
-        strangers.stop();
-    }
-    assert!(pending > 0, "nobody waited for the Platform");
+    let manifest = server.get_manifest(&Origin::manifest());
+    Load::once(&server.target(), 1, &manifest);
     report.note(&format!("tidegate on {}:", server.driver()));
     report.head(
-        1,
+        2,
         &[
+            "cached",
             "the Platform",
             "hits/s",
             "p50 ms",
+            "p50 ÷ healthy",
             "p99 ms",
             "p99 ÷ healthy",
         ],
     );
-    let [_, base] = healthy.quantiles([0.5, 0.99]);
-    for (name, figures) in [("answers", &healthy), ("does not answer", &stalled)] {
+    let mut pending = 0;
+    for (what, hit) in [("blob", &blob), ("manifest", &manifest)] {
+        let seen = measure(platform, server, hit, &mut pending);
+        rows(report, server, what, &seen);
+    }
+    report.note(&format!(
+        "{} of {STRANGERS} strangers' requests were waiting at the end of a stalled round",
+        pending / (2 * ROUNDS),
+    ));
+}
+
+/// With the Platform as it should be, and stalled.
+fn measure(platform: &Platform, server: &Server, hit: &Get, pending: &mut usize) -> [Figures; 2] {
+    let mut seen = [Figures::default(), Figures::default()];
+    let [healthy, stalled] = &mut seen;
+    let before = *pending;
+    let load = || Load::of(&server.target(), CONNECTIONS, hit).start();
+    for _ in 0..ROUNDS {
+        let strangers = Strangers::start(&server.target());
+        healthy.add(load().measure(server, WARM_UP, WINDOW));
+        strangers.stop();
+        platform.order("hold", &json!({"path": "/"}));
+        let strangers = Strangers::start(&server.target());
+        stalled.add(load().measure(server, WARM_UP, WINDOW));
+        *pending += strangers.pending();
+        platform.order("release", &json!({"path": "/"}));
+        strangers.stop();
+    }
+    assert!(*pending > before, "nobody waited for the Platform");
+    seen
+}
+
+fn rows(report: &mut Report, server: &Server, what: &str, [healthy, stalled]: &[Figures; 2]) {
+    let [base_p50, base_p99] = healthy.quantiles([0.5, 0.99]);
+    for (name, figures) in [("answers", healthy), ("does not answer", stalled)] {
         let [p50, p99] = figures.quantiles([0.5, 0.99]);
         report.row(&[
+            what.to_owned(),
             name.to_owned(),
             format!("{:.0}", figures.requests_per_second()),
             format!("{:.2}", p50 * 1e3),
+            format!("{:.2}", p50 / base_p50),
             format!("{:.2}", p99 * 1e3),
-            format!("{:.2}", p99 / base),
+            format!("{:.2}", p99 / base_p99),
         ]);
         report.record(json!({
-            "row": name, "driver": server.driver(), "hits_per_second": figures.requests_per_second(),
-            "p50_seconds": p50, "p99_seconds": p99, "p99_to_healthy": p99 / base,
+            "row": name, "cached": what, "driver": server.driver(),
+            "hits_per_second": figures.requests_per_second(), "p50_seconds": p50, "p99_seconds": p99,
+            "p50_to_healthy": p50 / base_p50, "p99_to_healthy": p99 / base_p99,
         }));
     }
-    report.note(&format!(
-        "{} of {} strangers' requests were waiting at the end of a stalled round",
-        pending / ROUNDS,
-        STRANGERS
-    ));
 }
 
 /// Clients whose tokens only the Platform can tell, each with another request as soon as it is answered.

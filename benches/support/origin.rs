@@ -142,6 +142,14 @@ impl Origin {
     }
 
     /// Where every server of registries finds it.
+    /// The image's manifest, under which it has no blobs.
+    pub fn manifest() -> Blob {
+        Blob {
+            digest: hex(&Sha256::digest(MANIFEST)),
+            size: MANIFEST.len() as u64,
+        }
+    }
+
     pub fn path(blob: &Blob) -> String {
         format!("/v2/bench/blobs/blobs/sha256:{}", blob.digest)
     }

@@ -335,6 +335,13 @@ impl Server {
         Get::new(self.address, &path, blob)
     }
 
+    /// By its digest, so that no tag has to be resolved.
+    pub fn get_manifest(&self, manifest: &Blob) -> Get {
+        let (prefix, digest) = (&self.prefix, &manifest.digest);
+        let path = format!("/v2{prefix}/bench/blobs/manifests/sha256:{digest}");
+        Get::new(self.address, &path, manifest)
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
