@@ -7,8 +7,9 @@ use std::{
 };
 
 use crate::{
-    platform::{CallError, Client, RunStatus, Session},
-    requests::{Caller, DueCaller, DueRun, Requests, RunId, RunState, Standing},
+    credentials::session_of,
+    platform::{CallError, Client, RunStatus},
+    requests::{DueCaller, DueRun, Requests, RunId, RunState, Standing},
     telemetry::metrics::{self, Counter},
 };
 
@@ -70,14 +71,14 @@ impl RunKeeper<'_> {
     }
 
     fn standing(&self, due: &DueCaller) -> Standing {
-        let Some((session, ..)) = session(&due.caller) else {
+        let Some(user) = due.caller.platform_user() else {
             return Standing::Refused;
         };
         let now = Instant::now();
         if self.is_not_to_be_asked(now) {
             return Standing::Unasked;
         }
-        match self.client.user(&session, now + self.call_timeout) {
+        match self.client.user(&session_of(user), now + self.call_timeout) {
             Ok(_) => Standing::Good,
             Err(CallError::Unauthorized { .. }) => Standing::Refused,
             Err(
@@ -113,16 +114,19 @@ impl RunKeeper<'_> {
     }
 
     fn state(&self, run: &DueRun) -> RunState {
-        let Some((session, workspace, run)) = session(&run.caller) else {
+        let Some(user) = run.caller.platform_user() else {
             return RunState::Ended;
         };
         let now = Instant::now();
         if self.is_not_to_be_asked(now) {
             return RunState::Unasked;
         }
-        let run = run.unwrap_or_default();
-        let deadline = now + self.call_timeout;
-        match self.client.run_status(&session, workspace, run, deadline) {
+        let run = user.platform.workflow_id.as_deref().unwrap_or_default();
+        let (session, deadline) = (session_of(user), now + self.call_timeout);
+        match self
+            .client
+            .run_status(&session, user.workspace, run, deadline)
+        {
             Ok(RunStatus::Active) => RunState::Active,
             Ok(RunStatus::Ended)
             | Err(CallError::Unauthorized { .. } | CallError::Denied { .. }) => RunState::Ended,
@@ -166,23 +170,4 @@ impl RunKeeper<'_> {
             None | Some(_) => {}
         }
     }
-}
-
-/// `None`: no Platform's user. Besides, the workspace and the run.
-fn session(caller: &Caller) -> Option<(Session, Option<i64>, Option<&str>)> {
-    let Caller::User {
-        workspace,
-        access_token,
-        platform: Some(platform),
-        ..
-    } = caller
-    else {
-        return None;
-    };
-    let session = Session {
-        endpoint: platform.endpoint.clone(),
-        access_token: access_token.clone(),
-        refresh_token: platform.refresh_token.clone(),
-    };
-    Some((session, *workspace, platform.workflow_id.as_deref()))
 }

@@ -297,22 +297,15 @@ impl Drop for Answering {
 impl Question {
     /// `None`: no Platform knows the answer.
     fn of(caller: &Caller, registry: &Registry, repository: &Repository) -> Option<(String, Self)> {
-        let Caller::User {
-            workspace,
-            access_token,
-            platform: Some(platform),
-            ..
-        } = caller
-        else {
-            return None;
-        };
+        let user = caller.platform_user()?;
+        let endpoint = &user.platform.endpoint;
         let question = Self {
-            family: FamilyId::of(&platform.endpoint, access_token),
-            workspace: *workspace,
-            run: platform.workflow_id.clone(),
+            family: FamilyId::of(endpoint, user.access_token),
+            workspace: user.workspace,
+            run: user.platform.workflow_id.clone(),
             registry: registry.clone(),
             repository: repository.clone(),
         };
-        Some((platform.endpoint.clone(), question))
+        Some((endpoint.clone(), question))
     }
 }

@@ -11,8 +11,10 @@ use std::{
 };
 
 use super::{
+    FindError,
     memory::{Ages, Memory},
     scope::{Scope, closest},
+    session_of,
 };
 use crate::{
     aws::EcrHost,
@@ -20,6 +22,7 @@ use crate::{
     platform::{
         self, AwsKeys, CallError, Client, FamilyId, Keys, ListedCredentials, Session, User,
     },
+    requests::Caller,
     secret::Secret,
 };
 
@@ -38,6 +41,42 @@ pub(super) struct Tenant {
     /// `None`: the personal one.
     pub workspace: Option<i64>,
     pub run: Option<String>,
+}
+
+impl Tenant {
+    /// `None`: the caller is no Platform's user.
+    pub(super) fn of(caller: &Caller) -> Option<Self> {
+        let user = caller.platform_user()?;
+        Some(Self {
+            session: session_of(user),
+            workspace: user.workspace,
+            run: user.platform.workflow_id.clone(),
+        })
+    }
+
+    pub(super) fn owner(&self, name: &str) -> String {
+        let endpoint = &self.session.endpoint;
+        match self.workspace {
+            None => format!("user {name} of {endpoint}"),
+            Some(id) => format!("workspace {id} of {endpoint}"),
+        }
+    }
+
+    pub(super) fn failure(&self, name: &str, error: &CallError) -> FindError {
+        let name = name.to_owned();
+        let cause = error.to_string();
+        match error {
+            CallError::Unauthorized { .. } => FindError::CallerRevoked { name },
+            CallError::Denied { .. } => FindError::Denied {
+                owner: self.owner(&name),
+                name,
+                cause,
+            },
+            CallError::NotPaired { .. }
+            | CallError::Silent { .. }
+            | CallError::Malformed { .. } => FindError::NoAnswer { cause },
+        }
+    }
 }
 
 /// How far to go for an answer.

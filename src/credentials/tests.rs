@@ -1,7 +1,9 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
+use std::time::Instant;
+
 use super::*;
-use crate::oci::Reference;
+use crate::{oci::Reference, requests::Caller};
 
 const ADA: &str = "token-of-ada";
 const BOB: &str = "token-of-bob";

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::ClientTime;
 use crate::{
     augment::Overlay,
-    oci::{Digest, Reference},
+    oci::{Algorithm, Digest, Hasher, Reference},
     secret::Secret,
 };
 
@@ -48,6 +48,45 @@ pub enum Caller {
         /// `None`: of the embedded directory.
         platform: Option<AtPlatform>,
     },
+}
+
+/// A caller whom a Platform knows.
+#[derive(Clone, Copy)]
+pub struct PlatformUser<'a> {
+    pub access_token: &'a Secret<String>,
+    /// `None`: the personal one.
+    pub workspace: Option<i64>,
+    pub platform: &'a AtPlatform,
+}
+
+impl Caller {
+    pub fn platform_user(&self) -> Option<PlatformUser<'_>> {
+        match self {
+            Self::User {
+                workspace,
+                access_token,
+                platform: Some(platform),
+                ..
+            } => Some(PlatformUser {
+                access_token,
+                workspace: *workspace,
+                platform,
+            }),
+            Self::User { platform: None, .. } | Self::Anonymous => None,
+        }
+    }
+}
+
+/// A name that tells nothing of the secrets among its parts, which are not copied for it.
+pub(super) fn name_of(parts: &[&str]) -> String {
+    let mut hash = Hasher::new(Algorithm::Sha256);
+    for (place, part) in parts.iter().enumerate() {
+        if place > 0 {
+            hash.update(&[0]);
+        }
+        hash.update(part.as_bytes());
+    }
+    hash.finish().hex()
 }
 
 /// Where a caller is known who is not of the embedded directory.

@@ -21,7 +21,9 @@ mod token;
 
 pub use belongings::KeepError;
 pub use client_time::{ClientTime, ClientTimeError};
-pub use container_request::{AtPlatform, Caller, ContainerRequest, InlineLayer, RequestDetails};
+pub use container_request::{
+    AtPlatform, Caller, ContainerRequest, InlineLayer, PlatformUser, RequestDetails,
+};
 pub use grant::Grant;
 pub use record::{Record, RecordError, RecordedUser};
 pub use refreshable::{CallerId, DueCaller, Standing};

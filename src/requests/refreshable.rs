@@ -15,8 +15,11 @@ use std::{
 
 use ring::rand::{SecureRandom, SystemRandom};
 
-use super::{Caller, Grant, Options, Token, client_time::unix_nanoseconds::from_time};
-use crate::{blocking::lock, oci::Digest};
+use super::{
+    Caller, Grant, Options, Token, client_time::unix_nanoseconds::from_time,
+    container_request::name_of,
+};
+use crate::blocking::lock;
 
 /// Callers; whoever comes then is not kept refreshable.
 const MOST: usize = if cfg!(test) { 4 } else { 16_384 };
@@ -30,20 +33,14 @@ pub struct CallerId(String);
 impl CallerId {
     /// `None`: there is nothing to refresh, or the caller's run sees to it.
     fn of(caller: &Caller) -> Option<(&str, Self)> {
-        let Caller::User {
-            access_token,
-            platform: Some(platform),
-            ..
-        } = caller
-        else {
-            return None;
-        };
+        let user = caller.platform_user()?;
+        let platform = user.platform;
         if platform.refresh_token.is_none() || platform.workflow_id.is_some() {
             return None;
         }
         let endpoint = platform.endpoint.as_str();
-        let parts = [endpoint, access_token.expose()].join("\0");
-        Some((endpoint, Self(Digest::of(parts.as_bytes()).hex())))
+        let name = name_of(&[endpoint, user.access_token.expose()]);
+        Some((endpoint, Self(name)))
     }
 }
 

@@ -23,9 +23,10 @@ use serde::{Deserialize, Serialize};
 use super::{
     Caller, Options, RecordError,
     client_time::unix_nanoseconds::{from_time, to_time},
+    container_request::name_of,
     record::User,
 };
-use crate::{blocking::lock, oci::Digest, seal::SealingKey};
+use crate::{blocking::lock, seal::SealingKey};
 
 /// Tells nothing of the access token that is part of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -34,19 +35,12 @@ pub struct RunId(String);
 impl RunId {
     /// `None`: the caller asks for no run.
     pub(super) fn of(caller: &Caller) -> Option<Self> {
-        let Caller::User {
-            workspace,
-            access_token,
-            platform: Some(platform),
-            ..
-        } = caller
-        else {
-            return None;
-        };
-        let run = platform.workflow_id.as_deref()?;
-        let workspace = workspace.map(|id| id.to_string()).unwrap_or_default();
-        let parts = [&platform.endpoint, access_token.expose(), &workspace, run];
-        Some(Self(Digest::of(parts.join("\0").as_bytes()).hex()))
+        let user = caller.platform_user()?;
+        let run = user.platform.workflow_id.as_deref()?;
+        let workspace = user.workspace.map(|id| id.to_string()).unwrap_or_default();
+        let endpoint = user.platform.endpoint.as_str();
+        let parts = [endpoint, user.access_token.expose(), &workspace, run];
+        Some(Self(name_of(&parts)))
     }
 
     pub(super) fn parse(text: &str) -> Self {
@@ -296,12 +290,9 @@ impl Runs {
     /// Those of the endpoint that have not been looked at for the interval.
     pub(super) fn due(&self, endpoint: &str, now: SystemTime) -> Vec<DueRun> {
         let now = from_time(now);
-        let is_there = |caller: &Caller| match caller {
-            Caller::User {
-                platform: Some(platform),
-                ..
-            } => platform.endpoint == endpoint,
-            _ => false,
+        let is_there = |caller: &Caller| {
+            let user = caller.platform_user();
+            user.is_some_and(|user| user.platform.endpoint == endpoint)
         };
         lock(&self.runs)
             .iter()

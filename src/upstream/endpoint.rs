@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use serde::Deserialize;
 
-use super::{exchange::Way, known_hosts, token::RealmClient};
+use super::{exchange::Way, known_hosts, realm::RealmClient};
 use crate::{
     http::{Origin, Scheme, Url, UrlError},
     net::{Addresses, Trust, TrustError},

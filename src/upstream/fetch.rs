@@ -4,10 +4,11 @@ use std::{ops::Range, rc::Rc, sync::Arc};
 
 use super::{
     Options,
-    auth::{Authorizer, Login},
+    auth::Authorizer,
     endpoint::{Endpoint, Endpoints, Redirects},
     error::{FetchError, Said},
     exchange::{Body, Exchange, Response},
+    login::Login,
     send::{Follow, Wish, is_redirect},
 };
 use crate::{

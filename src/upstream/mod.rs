@@ -1,17 +1,20 @@
 //! Whom we ask: registries, over HTTP/1.1.
 
 mod auth;
+mod challenges;
 mod crowd;
 mod endpoint;
 mod error;
 mod exchange;
 mod fetch;
 mod known_hosts;
+mod login;
+mod realm;
 mod send;
-mod token;
+mod tokens;
 mod web;
 
-pub use auth::{Authorizer, Login, Renewal};
+pub use auth::Authorizer;
 pub use endpoint::{CloudIdentity, Endpoint, EndpointError, Endpoints, Redirects, RegistryOptions};
 pub use error::{Busy, FetchError, Said, Service};
 pub use exchange::{Body, Exchange};
@@ -19,6 +22,7 @@ pub use fetch::{
     BlobBody, BlobHead, FetchedBlob, FetchedManifest, List, ManifestHead, Source, Upstream,
     next_page,
 };
+pub use login::{Login, Renewal};
 pub use web::WebPlace;
 
 use serde::Deserialize;

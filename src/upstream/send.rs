@@ -7,11 +7,12 @@ use std::{
 };
 
 use super::{
-    auth::{Authorization, Login, Rebuff, has_login_ended},
+    challenges::Rebuff,
     endpoint::Endpoint,
     error::{Busy, FetchError, Said, Service},
     exchange::{ExchangeError, Request, Response},
     fetch::{Source, Upstream},
+    login::{Authorization, Login, has_login_ended},
 };
 use crate::{
     http::{Challenge, Method, ResponseHead, Scheme, parse_challenges},

@@ -396,7 +396,7 @@ fn neither_world_uses_the_libraries_of_the_other() {
         if blocking.contains(&module) || pure.contains(&module) {
             assert!(!names("monoio"), "{path} names monoio");
         }
-        let is_the_exception = source.path == Path::new("upstream/token.rs");
+        let is_the_exception = source.path == Path::new("upstream/realm.rs");
         if (on_cores.contains(&module) && !is_the_exception) || pure.contains(&module) {
             assert!(!names("ureq"), "{path} names ureq");
         }
