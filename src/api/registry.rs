@@ -112,13 +112,18 @@ impl Api {
 
     /// For whoever looks the request up later. Nobody waits for it, and only the first one counts.
     fn note_first_pull(&self, token: Token, source: Digest, served: Digest) {
+        if !self.shared.requests.may_be_first_pull(&token) {
+            return;
+        }
         let requests = Arc::clone(&self.shared.requests);
         let noted = self.shared.pool.send(Errand::Grants, move || {
             if let Err(error) = requests.note_pull(&token, source, served) {
+                requests.forget_pull(&token);
                 tracing::warn!(%error, "the digest of a first pull could not be recorded");
             }
         });
         if let Err(error) = noted {
+            self.shared.requests.forget_pull(&token);
             tracing::debug!(%error, "the digest of a first pull was not recorded");
         }
     }

@@ -265,6 +265,16 @@ impl Pull {
         digest: &Digest,
         query: Option<&str>,
     ) -> Result<List, PullError> {
+        let ask = || self.referrers_once(access, digest, query);
+        self.for_access(access, ask).await
+    }
+
+    async fn referrers_once(
+        &self,
+        access: &Access,
+        digest: &Digest,
+        query: Option<&str>,
+    ) -> Result<List, PullError> {
         let login = self
             .login(&access.caller, &access.registry, &access.repository)
             .await?;

@@ -408,6 +408,16 @@ impl Requests {
         self.belongings.used_bytes()
     }
 
+    /// Whether the next `note_pull` may be the first one, so that those after it need not be made. For the cores.
+    pub fn may_be_first_pull(&self, token: &Token) -> bool {
+        self.recent.mark_pulled(token)
+    }
+
+    /// The pull was not noted, so another one is to be.
+    pub fn forget_pull(&self, token: &Token) {
+        self.recent.unmark_pulled(token);
+    }
+
     /// What the first manifest that was pulled came from, and what was served. Later ones change nothing, and cost one
     /// read.
     pub fn note_pull(

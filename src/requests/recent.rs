@@ -39,6 +39,8 @@ struct Shard {
 struct Remembered {
     grant: Arc<Grant>,
     last_use: u64,
+    /// Its first pull has been written down, or is about to be.
+    is_pulled: bool,
 }
 
 /// Says that no grant of its shard has been revoked since it was taken.
@@ -90,9 +92,23 @@ impl Recent {
         let remembered = Remembered {
             grant: Arc::clone(grant),
             last_use: shard.clock,
+            is_pulled: false,
         };
         shard.grants.insert(grant.token, remembered);
         true
+    }
+
+    /// Whether it was not pulled before, as far as is remembered here.
+    pub(super) fn mark_pulled(&self, token: &Token) -> bool {
+        let mut shard = self.shard_of(token);
+        let remembered = shard.grants.get_mut(token);
+        remembered.is_none_or(|it| !std::mem::replace(&mut it.is_pulled, true))
+    }
+
+    pub(super) fn unmark_pulled(&self, token: &Token) {
+        if let Some(remembered) = self.shard_of(token).grants.get_mut(token) {
+            remembered.is_pulled = false;
+        }
     }
 
     /// To be called after the disk was written.
@@ -148,6 +164,18 @@ mod tests {
             expires,
             lease: None,
         })
+    }
+
+    #[test]
+    fn only_one_pull_of_a_grant_is_the_first() {
+        let recent = Recent::new();
+        let grant = grant(SystemTime::now() + Duration::from_secs(60));
+        assert!(recent.mark_pulled(&grant.token), "nothing is known of it");
+        assert!(recent.remember(&recent.ticket(grant.token), &grant));
+        assert!(recent.mark_pulled(&grant.token));
+        assert!(!recent.mark_pulled(&grant.token));
+        recent.unmark_pulled(&grant.token);
+        assert!(recent.mark_pulled(&grant.token));
     }
 
     #[test]

@@ -164,9 +164,9 @@ impl Refreshable {
 }
 
 /// Anything below it.
-fn share(most: u64) -> u64 {
+pub(super) fn share(most: u64) -> u64 {
     let mut bytes = [0; 8];
-    // Without randomness callers would be looked at together, which is no harm.
+    // Without randomness all would be looked at together, which is no harm.
     let _ = SystemRandom::new().fill(&mut bytes);
     u64::from_le_bytes(bytes) % most.max(1)
 }

@@ -17,7 +17,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -25,6 +24,7 @@ use super::{
     client_time::unix_nanoseconds::{from_time, to_time},
     container_request::name_of,
     record::User,
+    refreshable::share,
 };
 use crate::{blocking::lock, seal::SealingKey};
 
@@ -360,11 +360,7 @@ impl Run {
 
 /// So that runs that began together are not looked at together for ever.
 fn jitter(pace: Pace) -> u64 {
-    let mut bytes = [0; 8];
-    // Without randomness they would be, which is no harm.
-    let _ = SystemRandom::new().fill(&mut bytes);
-    let most = (pace.interval / 10).max(1);
-    u64::from_le_bytes(bytes) % most
+    share(pace.interval / 10)
 }
 
 #[cfg(test)]

@@ -64,7 +64,32 @@ enum State {
 /// For all cores.
 pub(super) struct Tokens {
     pool: Arc<Pool>,
-    table: Arc<Mutex<HashMap<Key, State>>>,
+    table: Arc<Mutex<Table>>,
+}
+
+#[derive(Default)]
+struct Table {
+    states: HashMap<Key, State>,
+    /// Exchanges under way, by the realm's host: counted here, since those who wait for a busy realm look often.
+    under_way: HashMap<String, usize>,
+}
+
+impl Table {
+    fn begin(&mut self, key: &Key, asking: State) {
+        *self.under_way.entry(key.realm_host.clone()).or_default() += 1;
+        self.states.insert(key.clone(), asking);
+    }
+
+    /// What was there for the exchange, which is over.
+    fn end(&mut self, key: &Key) -> Option<State> {
+        if let Some(count) = self.under_way.get_mut(&key.realm_host) {
+            *count -= 1;
+            if *count == 0 {
+                self.under_way.remove(&key.realm_host);
+            }
+        }
+        self.states.remove(key)
+    }
 }
 
 impl Tokens {
@@ -109,8 +134,8 @@ impl Tokens {
         sent: Option<&Authorization>,
     ) -> Result<Asked, FetchError> {
         let now = Instant::now();
-        let mut tokens = lock(&self.table);
-        match tokens.get_mut(key) {
+        let mut table = lock(&self.table);
+        match table.states.get_mut(key) {
             Some(State::Held(token)) if now < token.until && !is_same(token, sent) => {
                 return Ok(Asked::Known(Ok(token.clone()), sent.is_some()));
             }
@@ -128,35 +153,30 @@ impl Tokens {
             }
             _ => {}
         }
-        let at_this_realm = tokens
-            .iter()
-            .filter(|(other, state)| {
-                matches!(state, State::Asking { .. }) && other.realm_host == key.realm_host
-            })
-            .count();
-        if at_this_realm >= MOST_AT_ONE_REALM {
+        let at_this_realm = table.under_way.get(&key.realm_host);
+        if at_this_realm.is_some_and(|count| *count >= MOST_AT_ONE_REALM) {
             return Ok(Asked::RealmIsBusy);
         }
-        let previous = match tokens.remove(key) {
+        let previous = match table.states.remove(key) {
             Some(State::Held(token)) if now < token.end && !is_same(&token, sent) => Some(token),
             _ => None,
         };
-        make_room(&mut tokens, now);
+        make_room(&mut table.states, now);
         let (sender, receiver) = blocking::oneshot();
         let asking = State::Asking {
             waiting: vec![sender],
             previous,
         };
-        tokens.insert(key.clone(), asking);
+        table.begin(key, asking);
         let (realms, request) = (endpoint.realms.clone(), request.clone());
         // Settles also if the exchange panics: those who wait are then told that nothing came.
         let settling = Settling {
-            tokens: Arc::clone(&self.table),
+            table: Arc::clone(&self.table),
             key: Some(key.clone()),
             credentials: request.credentials.clone(),
         };
         // A refused errand drops it, and it takes the lock.
-        drop(tokens);
+        drop(table);
         self.pool.send(Errand::Tokens, move || {
             let answer = realms.obtain(&request);
             settling.settle(answer);
@@ -174,7 +194,7 @@ enum Asked {
 }
 
 struct Settling {
-    tokens: Arc<Mutex<HashMap<Key, State>>>,
+    table: Arc<Mutex<Table>>,
     key: Option<Key>,
     credentials: Option<Credentials>,
 }
@@ -184,8 +204,8 @@ impl Settling {
         let Some(key) = self.key.take() else { return };
         let now = Instant::now();
         let (waiting, answer) = {
-            let mut tokens = lock(&self.tokens);
-            let (waiting, previous) = match tokens.remove(&key) {
+            let mut table = lock(&self.table);
+            let (waiting, previous) = match table.end(&key) {
                 Some(State::Asking { waiting, previous }) => (waiting, previous),
                 _ => (Vec::new(), None),
             };
@@ -205,7 +225,7 @@ impl Settling {
                 }),
             };
             if let Some(state) = state {
-                tokens.insert(key, state);
+                table.states.insert(key, state);
             }
             (waiting, answer)
         };
@@ -238,7 +258,7 @@ fn refusal_age(error: &TokenError) -> Option<Duration> {
 impl Drop for Settling {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
-            lock(&self.tokens).remove(&key);
+            lock(&self.table).end(&key);
         }
     }
 }
@@ -323,15 +343,18 @@ mod tests {
                 waiting: vec![sender],
                 previous: previous.cloned(),
             };
-            let tokens = Arc::new(Mutex::new(HashMap::from([(key.clone(), asking)])));
+            let table = Arc::new(Mutex::new(Table::default()));
+            lock(&table).begin(&key, asking);
             let settling = Settling {
-                tokens: Arc::clone(&tokens),
+                table: Arc::clone(&table),
                 key: Some(key.clone()),
                 credentials: None,
             };
             settling.settle(Err(error.clone()));
-            let is_held = matches!(lock(&tokens).get(&key), Some(State::Held(_)));
+            let table = lock(&table);
+            let is_held = matches!(table.states.get(&key), Some(State::Held(_)));
             assert_eq!(is_held, is_good, "{error}");
+            assert!(table.under_way.is_empty());
             drop(receiver);
         }
     }
