@@ -18,7 +18,7 @@ pub mod limits;
 pub mod net;
 pub mod sharded;
 pub mod telemetry;
-// 2 planes
+// 2 data and control
 pub mod aws;
 pub mod cache;
 pub mod platform;

@@ -3,6 +3,8 @@
 //! ```text
 //! <directory>/blobs/<registry>/sha256/ab/<hex>   complete: committed by renaming, after the digest matched
 //! <directory>/fills/<number>                     growing, or left half-way for the next who wants it
+//! <directory>/gone/                              on its way out
+//! <directory>/pins                               repositories whose blobs stay
 //! <directory>/index                              which blobs there are; made anew from `blobs/` where it is lost
 //! ```
 //!

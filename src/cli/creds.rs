@@ -46,7 +46,7 @@ pub(super) struct Explain {
     /// As in a container request: quay.io/acme/app:v1
     image: String,
 
-    /// The caller's access token is in this file; without it, the caller is anonymous
+    /// The caller's access token is in this file (-: standard input); without it, the caller is anonymous
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 

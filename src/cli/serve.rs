@@ -22,6 +22,8 @@ Signals:
 
 Environment:
   XDG_STATE_HOME, XDG_CACHE_HOME, HOME  where files go if neither option nor file says so
+  AWS_PROFILE, AWS_REGION, AWS_ACCESS_KEY_ID …  where AWS's logins come from first, as for AWS's own tools
+  PATH                                  where credential helpers of Docker's files are looked for
   and what the file names in password_env
 
 The log goes to standard error. Exit codes: 0 ended by a signal, 1 could not start, 2 wrong arguments or file.";

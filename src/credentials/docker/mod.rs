@@ -31,8 +31,8 @@ use crate::{
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DockerOptions {
-    /// Files with logins as `docker login` and Kubernetes (`.dockerconfigjson`) write them, for anonymous callers; the first
-    /// that has one is used. Read again when they change: `["/run/secrets/registries/.dockerconfigjson"]`.
+    /// Files with logins as `docker login` and Kubernetes (`.dockerconfigjson`) write them, for anonymous callers. The longest
+    /// repository prefix wins, then the login of `[registry."…"]`, then the first file. Read again when they change: `["/run/secrets/registries/.dockerconfigjson"]`.
     pub config_files: Vec<PathBuf>,
     /// How long a credential helper that such a file names may take: `"10s"`.
     pub helper_timeout: HumanDuration,
