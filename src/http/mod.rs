@@ -7,6 +7,7 @@
 
 mod challenge;
 mod chunked;
+mod forwarded;
 mod framing;
 mod head;
 mod headers;
@@ -18,6 +19,7 @@ mod websocket;
 
 pub use challenge::{Challenge, parse_challenges};
 pub use chunked::{ChunkDecoder, ChunkError};
+pub use forwarded::{ForwardedField, client_behind};
 pub use framing::BodyLength;
 pub use head::{
     HeadError, MAX_HEAD_SIZE, MAX_HEADERS, RequestHead, ResponseHead, head_end, looks_like_tls,

@@ -146,6 +146,7 @@ async fn exchange<S: Service>(
 ) -> Next {
     metrics::add(Counter::Requests, 1);
     let (version, method) = (head.version, head.method);
+    let client = edge.client(peer, &head.headers);
     let path = access_log::is_on().then(|| (head.path().to_owned(), Instant::now()));
     let agent = path
         .is_some()
@@ -157,22 +158,14 @@ async fn exchange<S: Service>(
         Afterwards::Close
     };
     let mut response = match receive_body(edge, service, socket, &head, buffer).await {
-        Ok(Received::Body(body)) => {
-            service
-                .answer(Request {
-                    head,
-                    body,
-                    client: peer.ip().to_canonical(),
-                })
-                .await
-        }
+        Ok(Received::Body(body)) => service.answer(Request { head, body, client }).await,
         Ok(Received::LeftUnread) => {
             afterwards = Afterwards::Close;
             service
                 .answer(Request {
                     head,
                     body: Bytes::new(),
-                    client: peer.ip().to_canonical(),
+                    client,
                 })
                 .await
         }
@@ -199,7 +192,7 @@ async fn exchange<S: Service>(
     let delivered = deliver(edge, socket, version, afterwards, response).await;
     if let Some((path, started)) = path {
         access_log::write(&Line {
-            client: peer.ip().to_canonical(),
+            client,
             method: method.as_str(),
             path: &path,
             status,

@@ -8,7 +8,14 @@ mod request_body;
 
 pub use load::Load;
 
-use std::{cell::Cell, net::SocketAddr, path::PathBuf, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use monoio::net::TcpStream;
 use serde::Deserialize;
@@ -17,7 +24,8 @@ use self::load::{Arrival, Place};
 use crate::{
     api::Service,
     blocking::without_panic,
-    net::{Clock, Identity, IdentityError, Listener, Transfer},
+    http::{ForwardedField, Headers, client_behind},
+    net::{Clock, Identity, IdentityError, Listener, Network, Transfer},
     telemetry::metrics::{self, Counter},
     units::{ByteSize, HumanDuration},
 };
@@ -34,6 +42,11 @@ pub struct Options {
     /// Certificate and key, in PEM: `{ cert_file = "tidegate.crt", key_file = "tidegate.key" }`. Without them the
     /// registry and the API speak plain HTTP; `admin` always does.
     pub tls: Option<TlsOptions>,
+    /// Networks of proxies in front of us: `["10.0.0.0/8"]`. From there, `forwarded_by` says who the client is.
+    pub trusted_proxies: Vec<Network>,
+    /// The field to which these proxies append whom they ask for: `"x-forwarded-for"` or `"forwarded"`. They must take care
+    /// of it: what clients write into it counts only as far as a proxy has appended to it.
+    pub forwarded_by: ForwardedField,
     /// From the first byte of a request to the end of its head, and for a whole TLS handshake: `"10s"`.
     pub head_timeout: HumanDuration,
     /// How long a connection may wait for its next request: `"75s"`.
@@ -70,6 +83,8 @@ impl Default for Options {
             addresses: vec![SocketAddr::from(([127, 0, 0, 1], 5000))],
             admin: SocketAddr::from(([127, 0, 0, 1], 5001)),
             tls: None,
+            trusted_proxies: Vec::new(),
+            forwarded_by: ForwardedField::default(),
             head_timeout: HumanDuration::seconds(10),
             idle_timeout: HumanDuration::seconds(75),
             send_timeout: HumanDuration::seconds(60),
@@ -164,6 +179,17 @@ impl Edge {
             if let Ok(socket) = TcpStream::from_std(socket) {
                 self.welcome(socket, peer, place, &service);
             }
+        }
+    }
+
+    /// Whoever asked first, as far as those who passed it on can be trusted.
+    fn client(&self, peer: SocketAddr, headers: &Headers) -> IpAddr {
+        let peer = peer.ip().to_canonical();
+        let proxies = &self.options.trusted_proxies;
+        let is_trusted = |address| proxies.iter().any(|network| network.contains(address));
+        match is_trusted(peer) {
+            true => client_behind(peer, headers, self.options.forwarded_by, is_trusted),
+            false => peer,
         }
     }
 
