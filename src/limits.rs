@@ -5,11 +5,81 @@
 
 use std::{
     collections::{HashMap, hash_map::RandomState},
+    fmt,
     hash::{BuildHasher, Hash},
     net::{IpAddr, Ipv6Addr},
+    str::FromStr,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+
+use serde::{Deserialize, Deserializer, de};
+
+/// How often, as people write it: `"100/1min"`, or `"off"` for as often as one likes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rate {
+    Unlimited,
+    /// So many at once, and so many again in each period.
+    Limited {
+        count: u32,
+        period: Duration,
+    },
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "`{text}` is not a rate; write a number and a duration, as in \"100/1min\", or \"off\" for no limit"
+)]
+pub struct RateError {
+    text: String,
+}
+
+impl Rate {
+    pub const fn per_minute(count: u32) -> Self {
+        Self::Limited {
+            count,
+            period: Duration::from_secs(60),
+        }
+    }
+}
+
+impl FromStr for Rate {
+    type Err = RateError;
+
+    fn from_str(text: &str) -> Result<Self, RateError> {
+        let malformed = || RateError {
+            text: text.to_owned(),
+        };
+        if text == "off" {
+            return Ok(Self::Unlimited);
+        }
+        let (count, period) = text.split_once('/').ok_or_else(malformed)?;
+        let count: u32 = count.trim().parse().map_err(|_| malformed())?;
+        let period = humantime::parse_duration(period.trim()).map_err(|_| malformed())?;
+        match count == 0 || period.is_zero() {
+            true => Err(malformed()),
+            false => Ok(Self::Limited { count, period }),
+        }
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unlimited => formatter.write_str("off"),
+            Self::Limited { count, period } => {
+                write!(formatter, "{count}/{}", humantime::format_duration(*period))
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
 
 /// Enough that cores seldom wait for each other.
 const SHARD_COUNT: usize = 16;
@@ -37,6 +107,14 @@ impl<K: Copy + Eq + Hash> Budget<K> {
             refill_interval,
             shards: std::array::from_fn(|_| Mutex::default()),
             hasher: RandomState::new(),
+        }
+    }
+
+    /// `None`: no limit, and nothing to be kept for one.
+    pub fn at(rate: Rate) -> Option<Self> {
+        match rate {
+            Rate::Unlimited => None,
+            Rate::Limited { count, period } => Some(Self::new(count, period / count)),
         }
     }
 
@@ -164,6 +242,34 @@ mod tests {
             budget.take(debtor, start).is_err(),
             "forgotten by a flood of others"
         );
+    }
+
+    #[test]
+    fn rates_are_read() {
+        let limited = |count, seconds| {
+            Some(Rate::Limited {
+                count,
+                period: Duration::from_secs(seconds),
+            })
+        };
+        for (text, expected) in [
+            ("100/1min", limited(100, 60)),
+            ("2000 / 1h", limited(2000, 3600)),
+            ("1/30s", limited(1, 30)),
+            ("off", Some(Rate::Unlimited)),
+            ("100", None),
+            ("100/min", None),
+            ("0/1min", None),
+            ("1/0s", None),
+            ("-1/1s", None),
+            ("", None),
+        ] {
+            let rate = text.parse::<Rate>().ok();
+            assert_eq!(rate, expected, "{text}");
+            if let Some(rate) = rate {
+                assert_eq!(rate.to_string().parse::<Rate>().ok(), Some(rate), "{text}");
+            }
+        }
     }
 
     #[test]

@@ -16,15 +16,16 @@ use super::{
     error_response::{self, Shape},
     overlay::described,
     route::ApiVersion,
-    submission::{Additions, Plain, Rejection, Submission},
+    submission::{Rejection, Submission},
+    validation::{Additions, Plain},
 };
 use crate::{
     blocking::Errand,
-    credentials::IdentityError,
+    credentials::{Claim, IdentityError},
     limits::client_key,
     oci::{Digest, Platform, Reference, TagOrDigest},
     pull::PullError,
-    requests::{ContainerRequest, Grant, Record, RequestDetails, Token},
+    requests::{Caller, ContainerRequest, Grant, Record, RequestDetails, Token},
     telemetry::metrics::{self, Counter},
 };
 
@@ -101,7 +102,12 @@ impl Api {
     async fn admit(&self, version: ApiVersion, request: &Request) -> Result<Admitted, Response> {
         let admitted = self.admit_by_rules(version, request).await?;
         match admitted {
-            Ok(admitted) => Ok(admitted),
+            Ok(admitted) => {
+                let (container_request, _) = &admitted;
+                let quotas = &self.shared.quotas;
+                quotas.take_request(&container_request.caller, request.client)?;
+                Ok(admitted)
+            }
             Err(refusal) => {
                 tracing::info!(client = %request.client, reason = %refusal, "a container request was refused");
                 Err(refusal.response())
@@ -133,28 +139,10 @@ impl Api {
         };
         let caller = match caller {
             Some(caller) => caller,
-            // Not on the lane of those who can be recognized at once. Who guesses must not make us ask for each guess.
-            None => {
-                self.may_guess(Shape::Api, client)?;
-                // Many guesses may stand in line before the first is known to be wrong.
-                let shared = Arc::clone(&self.shared);
-                let is_wanted = move || {
-                    let budget = shared.guesses.peek(client_key(client), Instant::now());
-                    budget.is_ok()
-                };
-                let authenticated = self.shared.desk.authenticate(claim, is_wanted).await;
-                match authenticated.map_err(busy)? {
-                    Ok(caller) => caller,
-                    Err(error) => {
-                        self.may_guess(Shape::Api, client)?;
-                        if error == IdentityError::UnknownToken {
-                            let budget = &self.shared.guesses;
-                            let _ = budget.take(client_key(client), Instant::now());
-                        }
-                        return Ok(Err(error.into()));
-                    }
-                }
-            }
+            None => match self.authenticate(claim, client).await? {
+                Ok(caller) => caller,
+                Err(error) => return Ok(Err(error.into())),
+            },
         };
         let admitted = self.shared.pool.run(Errand::Grants, move || {
             let mut details = RequestDetails {
@@ -186,6 +174,52 @@ impl Api {
             Ok::<_, Refusal>((container_request, additions))
         });
         admitted.await.map_err(busy)
+    }
+
+    /// Who asks. What goes wrong is answered.
+    pub(super) async fn identify(&self, claim: Claim, client: IpAddr) -> Result<Caller, Response> {
+        let desk = Arc::clone(&self.shared.desk);
+        let recognized = self.shared.pool.run(Errand::Grants, move || {
+            let caller = desk.keyring().recognize(&claim);
+            (claim, caller)
+        });
+        let recognized = recognized.await;
+        let (claim, caller) =
+            recognized.map_err(|error| error_response::of_pool(Shape::Api, error))?;
+        let identified = match caller {
+            Ok(Some(caller)) => return Ok(caller),
+            Ok(None) => self.authenticate(claim, client).await?,
+            Err(error) => Err(error),
+        };
+        identified.map_err(|error| {
+            tracing::info!(%client, reason = %error, "a request was refused");
+            Refusal::from(error).response()
+        })
+    }
+
+    /// Not on the lane of those who can be recognized at once. Who guesses must not make us ask for each guess.
+    async fn authenticate(
+        &self,
+        claim: Claim,
+        client: IpAddr,
+    ) -> Result<Result<Caller, IdentityError>, Response> {
+        self.may_guess(Shape::Api, client)?;
+        // Many guesses may stand in line before the first is known to be wrong.
+        let shared = Arc::clone(&self.shared);
+        let is_wanted = move || {
+            let budget = shared.guesses.peek(client_key(client), Instant::now());
+            budget.is_ok()
+        };
+        let answer = self.shared.desk.authenticate(claim, is_wanted).await;
+        let answer = answer.map_err(|error| error_response::of_pool(Shape::Api, error))?;
+        if answer.is_err() {
+            self.may_guess(Shape::Api, client)?;
+        }
+        if matches!(answer, Err(IdentityError::UnknownToken)) {
+            let budget = &self.shared.guesses;
+            let _ = budget.take(client_key(client), Instant::now());
+        }
+        Ok(answer)
     }
 
     fn submitted<'a>(&self, version: ApiVersion, grant: &'a Grant) -> Submitted<'a> {
@@ -373,7 +407,7 @@ impl Refusal {
 }
 
 /// ISO-8601 in UTC with a `Z`: what clients parse.
-fn instant(time: SystemTime) -> String {
+pub(super) fn instant(time: SystemTime) -> String {
     humantime::format_rfc3339_nanos(time).to_string()
 }
 
@@ -407,16 +441,27 @@ fn digests_of(record: &Record) -> (Option<String>, Option<String>) {
     (text(source), text(served))
 }
 
-/// Absent things are left out.
-fn without_nulls(value: Value) -> Value {
+/// What is absent or empty is left out of objects, as clients know it. Not so in what people have written.
+pub(super) fn without_nulls(value: Value) -> Value {
     match value {
         Value::Object(fields) => {
-            let kept = fields.into_iter().filter(|(_, value)| !value.is_null());
-            Value::Object(
-                kept.map(|(name, value)| (name, without_nulls(value)))
-                    .collect(),
-            )
+            let kept = fields.into_iter().map(|(name, value)| match name.as_str() {
+                "labels" | "annotations" => (name, value),
+                _ => (name, without_nulls(value)),
+            });
+            Value::Object(kept.filter(|(_, value)| !is_empty(value)).collect())
         }
+        Value::Array(values) => Value::Array(values.into_iter().map(without_nulls).collect()),
         other => other,
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(values) => values.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
     }
 }

@@ -93,13 +93,19 @@ pub(super) fn unknown_token(shape: Shape) -> Response {
 
 pub(super) fn too_many_guesses(shape: Shape, wait: Duration) -> Response {
     let message = "too many requests with unknown tokens; wait a little";
+    too_many(shape, message, wait)
+}
+
+pub(super) fn too_many(shape: Shape, message: &str, wait: Duration) -> Response {
     plain(shape, 429, message).field("Retry-After", whole_seconds(wait))
 }
 
 pub(super) fn of_route(shape: Shape, error: &RouteError) -> Response {
     let message = error.to_string();
     let code = match error {
-        RouteError::UnknownPath | RouteError::UnknownToken => return plain(shape, 404, &message),
+        RouteError::UnknownPath | RouteError::UnknownToken | RouteError::UnknownRecord { .. } => {
+            return plain(shape, 404, &message);
+        }
         RouteError::MethodNotAllowed { allow } => {
             return plain(shape, 405, &message).field("Allow", allow);
         }
@@ -205,6 +211,41 @@ pub(super) fn of_include(image: &Reference, error: &PullError) -> Response {
     }
 }
 
+/// An image that could not be inspected: the registry's own status, as far as it makes sense from here. Never 401, for which
+/// clients renew their token.
+pub(super) fn of_inspection(error: &PullError) -> Response {
+    let message = match error {
+        PullError::Overlay(error) => error.to_string(),
+        error => error.to_string(),
+    };
+    let (status, wait) = match error {
+        PullError::Busy(_) | PullError::Fetch(FetchError::Busy(_)) => (503, Some(BUSY_PAUSE)),
+        PullError::Caller(error) => return of_caller(error),
+        PullError::Fetch(error) => match error {
+            FetchError::Unknown { .. } => (404, None),
+            FetchError::Refused { .. } => (403, None),
+            FetchError::Forbidden { .. } => (400, None),
+            FetchError::RateLimited { retry_after, .. } => (429, *retry_after),
+            FetchError::Failed { status, .. } if (400..500).contains(status) => (400, None),
+            FetchError::Unreachable { .. }
+            | FetchError::Failed { .. }
+            | FetchError::Malformed { .. }
+            | FetchError::Busy(_) => (502, None),
+        },
+        // The index has nothing for this platform.
+        PullError::Overlay(_) => (404, None),
+        PullError::Mismatch { .. }
+        | PullError::Manifest { .. }
+        | PullError::Belongings(_)
+        | PullError::Fill { .. } => (502, None),
+    };
+    let response = api(status, &message);
+    match wait {
+        Some(wait) => response.field("Retry-After", whole_seconds(wait)),
+        None => response,
+    }
+}
+
 fn of_caller(error: &FindError) -> Response {
     match error {
         // With an empty body, as clients know it: they renew their token then.
@@ -242,7 +283,7 @@ pub(super) fn of_pool(shape: Shape, error: PoolError) -> Response {
     busy(shape, &format!("tidegate is busy: {error}"))
 }
 
-fn busy(shape: Shape, message: &str) -> Response {
+pub(super) fn busy(shape: Shape, message: &str) -> Response {
     plain(shape, 503, message).field("Retry-After", whole_seconds(BUSY_PAUSE))
 }
 

@@ -7,24 +7,32 @@ mod authorize;
 mod basic_auth;
 mod cache_upkeep;
 mod container;
+mod credential_check;
 mod error_response;
 mod explain;
+mod inspect;
+mod json_body;
 mod layers;
+mod openapi;
 mod operator;
 mod overlay;
 mod pages;
 mod pairing;
+mod quota;
 mod registry;
 mod response;
 pub mod route;
 mod status;
 mod submission;
+mod validation;
 
 pub use admin::{Admin, Readiness};
 pub use cache_upkeep::CACHE_GUARD;
+pub use credential_check::Checks;
 pub use explain::{CREDENTIALS_GUARD, Explained, Verdict};
 pub use operator::GUARD;
 pub use pages::inspection;
+pub use quota::{Options, Quotas};
 pub use response::{Length, Response, Upgrade};
 
 pub use crate::pull::{Body, BodyError, Piece};
@@ -44,12 +52,13 @@ use crate::{
     credentials::Desk,
     http::{HeadError, Method, RequestHead},
     limits::{Budget, client_key},
+    oci::TagOrDigest,
     platform::Pairing,
-    pull::Pull,
+    pull::{Access, Pull},
     requests::Requests,
 };
 use error_response::Shape;
-use route::{Route, RouteError};
+use route::{Route, RouteError, Wish};
 
 /// A request, its body read where one was wanted.
 pub struct Request {
@@ -85,6 +94,9 @@ pub trait Service: 'static {
 const GUESSES: u32 = 60;
 const GUESS_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A login and an image: some kilobytes.
+const LARGEST_QUESTION: u64 = 256 << 10;
+
 /// Who has guessed how often, for all cores.
 pub type Guesses = Budget<IpAddr>;
 
@@ -105,6 +117,8 @@ pub struct Shared {
     pub pairing: Arc<Pairing>,
     pub desk: Arc<Desk>,
     pub guesses: Guesses,
+    pub quotas: Quotas,
+    pub checks: Checks,
     /// Starts every ephemeral name.
     pub authority: String,
     /// Who may revoke: name → SHA-256 of the password, in lower-case hex.
@@ -130,7 +144,10 @@ impl Api {
             Err(error) => error_response::of_route(shape, &error),
             Ok(Route::Version) => registry::version(),
             Ok(Route::Pull { name, wish }) => match self.authorize(&name, request.client).await {
-                Ok(access) => self.serve_wish(head, &name, &access, wish).await,
+                Ok(access) => match self.pay(&access, &wish, request.client) {
+                    Ok(()) => self.serve_wish(head, &name, &access, wish).await,
+                    Err(refusal) => refusal,
+                },
                 Err(refusal) => refusal,
             },
             Ok(Route::SubmitContainer(version)) => self.submit(version, request).await,
@@ -138,11 +155,27 @@ impl Api {
             Ok(Route::RevokeToken(token)) => self.revoke(token, request).await,
             Ok(Route::Record(token)) => self.record(token, request.client).await,
             Ok(Route::Status(token)) => self.status(token, request.client).await,
+            Ok(Route::Inspect) => self.inspect(request).await,
+            Ok(Route::CheckCredentials(version)) => self.check_credentials(version, request).await,
+            Ok(Route::OpenApi) => openapi::description(),
             Ok(Route::Pair(token)) => self.pair(token, request),
             Ok(Route::ContainerPage(token)) => self.container_page(token, request.client).await,
             Ok(Route::ServiceInfo) => status::service_info(),
             Ok(Route::Health) => status::health(),
             Ok(Route::Landing) => status::landing(&self.shared.authority),
+        }
+    }
+
+    /// Only what is asked for by digest costs something: a pull's manifests, and none of its blobs.
+    fn pay(&self, access: &Access, wish: &Wish, client: IpAddr) -> Result<(), Response> {
+        match wish {
+            Wish::Manifest(TagOrDigest::Digest(_)) => {
+                self.shared.quotas.take_pull(&access.caller, client)
+            }
+            Wish::Manifest(TagOrDigest::Tag(_))
+            | Wish::Blob(_)
+            | Wish::TagList
+            | Wish::Referrers(_) => Ok(()),
         }
     }
 
@@ -215,7 +248,12 @@ impl Service for Api {
     }
 
     fn body_limit(&self, head: &RequestHead) -> Option<u64> {
-        let route = Route::parse(head.method, head.path());
-        matches!(route, Ok(Route::SubmitContainer(_))).then_some(self.shared.max_body_size)
+        match Route::parse(head.method, head.path()) {
+            Ok(Route::SubmitContainer(_)) => Some(self.shared.max_body_size),
+            Ok(Route::Inspect | Route::CheckCredentials(_)) => {
+                Some(LARGEST_QUESTION.min(self.shared.max_body_size))
+            }
+            _ => None,
+        }
     }
 }

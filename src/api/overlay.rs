@@ -10,7 +10,8 @@ use super::{
     Api, Response,
     error_response::{self, Shape},
     layers::Room,
-    submission::{Additions, ContainerConfig, Rejection},
+    submission::{ContainerConfig, Rejection},
+    validation::Additions,
 };
 use crate::{
     augment::{Layer, Overlay, Place},

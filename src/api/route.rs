@@ -31,6 +31,12 @@ pub enum Route {
     Record(Token),
     /// `GET /v1alpha2/container/{token}/status`
     Status(Token),
+    /// `POST /v1alpha1/inspect`
+    Inspect,
+    /// `POST /v1alpha2/validate-creds`, `POST /validate-creds`
+    CheckCredentials(ApiVersion),
+    /// `GET /openapi.json`
+    OpenApi,
     /// `GET /pairing/tower/token/{token}`, for Seqera Platform
     Pair(Secret<String>),
     /// `GET /view/containers/{token}`, for people
@@ -80,6 +86,8 @@ pub enum RouteError {
     /// Also for what cannot be a token: to a guesser both must look alike.
     #[error("there is no container request with this token; it may have expired")]
     UnknownToken,
+    #[error("there is no {kind} with this id; this server has made none yet")]
+    UnknownRecord { kind: &'static str },
     #[error("only {allow} can be used here")]
     MethodNotAllowed {
         /// For the `Allow` field.
@@ -128,14 +136,36 @@ impl Route {
             (["view", "containers", token], Get | Head) => {
                 Ok(Self::ContainerPage(parse_token(token)?))
             }
+            (["v1alpha1", "inspect"], Post) => Ok(Self::Inspect),
+            (["validate-creds"], Post) => Ok(Self::CheckCredentials(ApiVersion::V1Alpha1)),
+            (["v1alpha2", "validate-creds"], Post) => {
+                Ok(Self::CheckCredentials(ApiVersion::V1Alpha2))
+            }
+            (["openapi.json"], Get | Head) => Ok(Self::OpenApi),
+            (["v1alpha1", kind, id, rest @ ..], Get | Head) if !id.is_empty() => {
+                Err(unknown_record(kind, rest))
+            }
             (["pairing", "tower", "token", token], Get) if !token.is_empty() => {
                 Ok(Self::Pair(Secret::new(decode(token).into_owned())))
             }
             (["pairing", "tower", "token", _], _) => {
                 Err(RouteError::MethodNotAllowed { allow: "GET" })
             }
-            (["container-token"] | ["v1alpha2", "container"], _) => {
-                Err(RouteError::MethodNotAllowed { allow: "POST" })
+            (
+                ["container-token"]
+                | ["v1alpha2", "container"]
+                | ["v1alpha1", "inspect"]
+                | ["validate-creds"]
+                | ["v1alpha2", "validate-creds"],
+                _,
+            ) => Err(RouteError::MethodNotAllowed { allow: "POST" }),
+            (["v1alpha1", kind, id, rest @ ..], _) if !id.is_empty() => {
+                Err(match unknown_record(kind, rest) {
+                    RouteError::UnknownRecord { .. } => {
+                        RouteError::MethodNotAllowed { allow: READ }
+                    }
+                    error => error,
+                })
             }
             (["container-token", _], _) => Err(RouteError::MethodNotAllowed {
                 allow: "GET, HEAD, DELETE",
@@ -144,6 +174,7 @@ impl Route {
                 [""]
                 | ["service-info"]
                 | ["health"]
+                | ["openapi.json"]
                 | ["v1alpha2", "container", _]
                 | ["view", "containers", _]
                 | ["v1alpha2", "container", _, "status"],
@@ -151,6 +182,18 @@ impl Route {
             ) => Err(RouteError::MethodNotAllowed { allow: READ }),
             _ => Err(RouteError::UnknownPath),
         }
+    }
+}
+
+/// What builders, copiers and scanners write. There are none, so there is nothing under any id.
+fn unknown_record(kind: &str, rest: &[&str]) -> RouteError {
+    match (kind, rest) {
+        ("builds", [] | ["status" | "logs" | "condalock"]) => {
+            RouteError::UnknownRecord { kind: "build" }
+        }
+        ("mirrors", [] | ["logs"]) => RouteError::UnknownRecord { kind: "mirror" },
+        ("scans", [] | ["spdx" | "logs"]) => RouteError::UnknownRecord { kind: "scan" },
+        _ => RouteError::UnknownPath,
     }
 }
 
@@ -487,6 +530,7 @@ mod tests {
         match error {
             RouteError::UnknownPath => "path",
             RouteError::UnknownToken => "token",
+            RouteError::UnknownRecord { .. } => "record",
             RouteError::MethodNotAllowed { allow } => allow,
             RouteError::NoRegistry { .. } => "no registry",
             RouteError::Name(_) => "name",

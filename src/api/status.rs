@@ -6,7 +6,7 @@ use super::Response;
 
 /// Clients compare it with the versions they know, so it must be a plain semantic version of the API that we speak,
 /// not our own.
-const API_VERSION: &str = "1.37.0";
+pub(super) const API_VERSION: &str = "1.37.0";
 
 pub(super) fn service_info() -> Response {
     let version = env!("CARGO_PKG_VERSION");

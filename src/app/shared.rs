@@ -133,6 +133,8 @@ impl Shared {
             desk: Arc::clone(&desk),
             pairing,
             guesses: api::guesses(),
+            quotas: api::Quotas::new(&config.limits),
+            checks: api::Checks::default(),
             authority: url.authority().to_owned(),
             accounts: config.accounts.clone(),
             max_body_size: config.listener.max_body_size.bytes(),

@@ -23,7 +23,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::{
-    aws, cache,
+    api, aws, cache,
     credentials::{self, Directory, DockerLogins, load_password},
     oci::RegistryPattern,
     platform, pull, requests, server, telemetry,
@@ -50,6 +50,7 @@ pub struct Config {
     pub cache: cache::Options,
     pub upstream: upstream::Options,
     pub overlays: pull::Options,
+    pub limits: api::Options,
     pub directory: credentials::Options,
     pub docker: credentials::DockerOptions,
     pub platform: platform::Options,
@@ -271,6 +272,7 @@ impl Default for Config {
             cache: cache::Options::default(),
             upstream: upstream::Options::default(),
             overlays: pull::Options::default(),
+            limits: api::Options::default(),
             directory: credentials::Options::default(),
             docker: credentials::DockerOptions::default(),
             platform: platform::Options::default(),

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     aws::SessionName,
-    oci::{Registry, Repository},
+    oci::{Credentials, Registry, Repository},
     platform::{self, CallError, Client, Session},
     requests::{AtPlatform, Caller},
     secret::Secret,
@@ -337,6 +337,17 @@ impl Found {
 }
 
 impl Login {
+    /// Of somebody who shows it to us and is not known otherwise.
+    pub fn of_stranger(credentials: Credentials) -> Self {
+        Self {
+            identity: identity::of(&credentials),
+            credentials: Some(credentials),
+            description: "shown by a client, to be checked".to_owned(),
+            side: Side::Tenant,
+            session: session_name("credential-check", None),
+        }
+    }
+
     fn of(
         side: Side,
         session: SessionName,

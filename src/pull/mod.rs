@@ -11,6 +11,7 @@ mod derived;
 mod fill;
 mod heal;
 mod include;
+mod inspect;
 mod manifest;
 mod overlay;
 mod proof;
@@ -20,12 +21,13 @@ mod uncached;
 pub use blob::{BlobHead, FirstPart, OpenBlob};
 pub use body::{Body, BodyError, Piece};
 pub use content::Content;
+pub use inspect::Inspected;
 pub use manifest::{Extent, ServedManifest};
 pub use proof::{Holder, Proofs};
 pub use shelf::Shelf;
 
 // What a story's errors and lists are made of, for those who know no upstream.
-pub use crate::upstream::{FetchError, List, next_page};
+pub use crate::upstream::{CheckError, FetchError, List, next_page};
 
 use std::{cell::RefCell, collections::HashSet, rc::Rc, sync::Arc};
 

@@ -26,6 +26,7 @@ const MOST_TRIES_IN_OUTAGE: u32 = 3;
 
 /// Shared by all cores.
 pub struct Authorizer {
+    pub(super) pool: Arc<Pool>,
     challenges: Challenges,
     tokens: Tokens,
 }
@@ -34,7 +35,8 @@ impl Authorizer {
     pub fn new(pool: Arc<Pool>) -> Arc<Self> {
         Arc::new(Self {
             challenges: Challenges::default(),
-            tokens: Tokens::new(pool),
+            tokens: Tokens::new(Arc::clone(&pool)),
+            pool,
         })
     }
 
@@ -225,7 +227,7 @@ impl Authorizer {
 }
 
 /// A relative realm is relative to the registry.
-fn realm_url(endpoint: &Endpoint, realm: &str) -> Option<Url> {
+pub(super) fn realm_url(endpoint: &Endpoint, realm: &str) -> Option<Url> {
     endpoint.url("/v2/").join(realm).ok()
 }
 

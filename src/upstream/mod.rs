@@ -9,6 +9,7 @@ mod exchange;
 mod fetch;
 mod known_hosts;
 mod login;
+mod login_check;
 mod realm;
 mod send;
 mod tokens;
@@ -23,6 +24,7 @@ pub use fetch::{
     next_page,
 };
 pub use login::{Login, Renewal};
+pub use login_check::CheckError;
 pub use web::WebPlace;
 
 use serde::Deserialize;

@@ -86,7 +86,7 @@ pub(super) struct BearerToken {
 pub(super) struct TokenRequest {
     pub realm: Url,
     pub service: Option<String>,
-    /// Several are separated by a space.
+    /// Several are separated by a space. Empty: a login alone.
     pub scope: String,
     pub credentials: Option<Credentials>,
 }
@@ -162,7 +162,7 @@ impl RealmClient {
         if let Some(service) = &request.service {
             append("service", service);
         }
-        for scope in request.scope.split(' ') {
+        for scope in request.scope.split(' ').filter(|scope| !scope.is_empty()) {
             append("scope", scope);
         }
         let mut call = self.0.get(&url);
@@ -187,7 +187,9 @@ impl RealmClient {
             }
         };
         append("client_id", "tidegate");
-        append("scope", &request.scope);
+        if !request.scope.is_empty() {
+            append("scope", &request.scope);
+        }
         if let Some(service) = &request.service {
             append("service", service);
         }

@@ -13,6 +13,7 @@
     reason = "a test that panics has failed, as it should"
 )]
 
+mod api_description;
 mod architecture;
 mod aws_emulator;
 mod aws_identity;
@@ -24,6 +25,7 @@ mod concurrent_pulls;
 mod config_errors;
 mod crash;
 mod crash_storm;
+mod credential_checks;
 mod credentials_stay;
 mod creds_explain;
 mod damage;
@@ -34,6 +36,7 @@ mod eviction;
 mod full_disk;
 mod healing;
 mod http_edge;
+mod inspection;
 mod load_limits;
 mod lying_upstream;
 mod manifests;
@@ -48,6 +51,7 @@ mod platform;
 mod presence_is_not_permission;
 mod private_pull;
 mod range_on_miss;
+mod rate_limits;
 mod redirects;
 mod registries;
 mod request_command;
@@ -61,3 +65,5 @@ mod support_works;
 mod tls_listener;
 mod unusual_bodies;
 mod upstream_tokens;
+mod validation;
+mod wave_clients;

@@ -501,9 +501,6 @@ impl State {
             let body = json!({"errors": [{"code": code, "message": message}]}).to_string();
             return respond(request, stream, refusal.status, &headers, body.as_bytes());
         }
-        if request.path() == "/v2/" {
-            return respond(request, stream, 200, &[], b"{}");
-        }
         let behaviour = self.next_behaviour(request);
         match behaviour {
             Some(Behaviour::HangUp) => return Ok(Next::Close),
@@ -515,6 +512,9 @@ impl State {
                 return respond(request, stream, status, &headers, body.as_bytes());
             }
             _ => {}
+        }
+        if request.path() == "/v2/" {
+            return respond(request, stream, 200, &[], b"{}");
         }
         if let Some(repository) = tag_list(request.path()) {
             return self.answer_tags(request, repository, stream);

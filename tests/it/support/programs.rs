@@ -40,6 +40,7 @@ pub fn are_here(programs: &[&str]) -> bool {
     };
     let install = match *missing {
         "moto_server" => "pip install 'moto[server]'".to_owned(),
+        "schemathesis" => "pip install schemathesis".to_owned(),
         _ => format!("apt-get install {package}"),
     };
     leave_out(&format!("{missing} ({install})"))

@@ -1,0 +1,104 @@
+//! What somebody may know of an image who does not pull it, and whether a registry takes a login. Both are asked of the
+//! registry anew; nothing is noted of what the caller may have.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Access, Pull, PullError};
+use crate::{
+    augment::{AugmentError, Target},
+    credentials,
+    oci::{Credentials, Digest, Platform, Reference, Registry},
+    requests::Caller,
+    upstream::{CheckError, FetchError},
+};
+
+#[derive(Debug)]
+pub struct Inspected {
+    /// Where the registry really is: `https://registry-1.docker.io`.
+    pub host: String,
+    pub digest: Digest,
+    pub media_type: String,
+    pub manifest: Bytes,
+    /// `None` of an index, and of an artifact, which is configured by other rules.
+    pub config: Option<Vec<u8>>,
+}
+
+impl Pull {
+    /// `platform`: the image for it, where the name is an index's. Without one that index is what is shown.
+    pub async fn inspect(
+        &self,
+        caller: &Arc<Caller>,
+        image: &Reference,
+        platform: Option<&Platform>,
+    ) -> Result<Inspected, PullError> {
+        let ask = || self.inspect_once(caller, image, platform);
+        self.with_another_login(caller, &image.registry, &image.repository, ask)
+            .await
+    }
+
+    async fn inspect_once(
+        &self,
+        caller: &Arc<Caller>,
+        image: &Reference,
+        platform: Option<&Platform>,
+    ) -> Result<Inspected, PullError> {
+        let access = Access::unproven(caller, image);
+        let login = self
+            .login(caller, &access.registry, &access.repository)
+            .await?;
+        let top = self.fetch_unnoted(&access, &login, &image.version).await?;
+        let wanted = platform.cloned().unwrap_or_default();
+        let (stored, config) = match Target::of(&wanted, &top.manifest.media_type, &top.bytes) {
+            Ok(Target::Image { config }) => (top, Some(config)),
+            Ok(Target::Index { images }) if platform.is_some() => {
+                let first = images.into_iter().next();
+                let image = first.ok_or_else(|| empty_index(&access))?;
+                let (stored, config) = self
+                    .image_of_index(&access, &login, &wanted, &image)
+                    .await?;
+                (stored, Some(config))
+            }
+            Ok(Target::Index { .. }) | Err(AugmentError::Artifact { .. }) => (top, None),
+            // Nobody asked for the usual one.
+            Err(AugmentError::NoPlatform { .. }) if platform.is_none() => (top, None),
+            Err(error) => return Err(error.into()),
+        };
+        let config = match config {
+            Some(config) => Some(self.config_of(&access, &login, &config).await?),
+            None => None,
+        };
+        let endpoint = self.upstream.endpoint(&access.registry)?;
+        Ok(Inspected {
+            host: endpoint.url("").to_string(),
+            digest: stored.digest,
+            media_type: stored.manifest.media_type.clone(),
+            manifest: stored.bytes.clone(),
+            config,
+        })
+    }
+
+    /// Whether a registry takes this login of somebody whom we do not know.
+    pub async fn check_login(
+        &self,
+        registry: &Registry,
+        credentials: Credentials,
+    ) -> Result<bool, CheckError> {
+        let found = credentials::Login::of_stranger(credentials);
+        let Ok(exchanged) = self.exchange.login(registry, found).await? else {
+            return Ok(false);
+        };
+        match exchanged.login.credentials {
+            Some(credentials) => self.upstream.check_login(registry, &credentials).await,
+            None => Ok(false),
+        }
+    }
+}
+
+fn empty_index(access: &Access) -> FetchError {
+    FetchError::Malformed {
+        registry: access.registry.clone(),
+        problem: "an index without images".to_owned(),
+    }
+}
