@@ -107,6 +107,7 @@ impl Tidegate<'_> {
         let mut text = format!(
             "url = \"{scheme}://{address}\"\nstate_dir = \"state\"\ndriver = \"{}\"\ncores = {}\n\
              [cache]\ndirectory = \"cache\"\nmax_size = \"60GiB\"\n[log]\naccess = \"off\"\n\
+             [limits]\nanonymous_requests = \"off\"\nuser_requests = \"off\"\nanonymous_pulls = \"off\"\nuser_pulls = \"off\"\n\
              [registry.\"{origin}\"]\ninsecure = true\nallow_private = true\n\
              [listener]\naddresses = [\"{address}\"]\nadmin = \"{}\"\nidle_timeout = \"600s\"\n",
             self.driver,
