@@ -56,10 +56,7 @@ impl Pull {
         match self.hit(access, digest) {
             Some(blob) => Ok(stored(blob)),
             // In a box, so that those who wait for nothing need not carry its state along.
-            None => {
-                let ask = || Box::pin(self.overlaid_or_plain_blob(access, digest, first_part));
-                self.for_access(access, ask).await
-            }
+            None => Box::pin(self.overlaid_or_plain_blob(access, digest, first_part)).await,
         }
     }
 
@@ -80,6 +77,16 @@ impl Pull {
     }
 
     pub(super) async fn blob_by_asking(
+        self: &Rc<Self>,
+        access: &Access,
+        digest: &Digest,
+        first_part: FirstPart<'_>,
+    ) -> Result<OpenBlob, PullError> {
+        let ask = || self.blob_by_asking_once(access, digest, first_part);
+        self.for_access(access, ask).await
+    }
+
+    async fn blob_by_asking_once(
         self: &Rc<Self>,
         access: &Access,
         digest: &Digest,
@@ -150,11 +157,19 @@ impl Pull {
         {
             return Ok(BlobHead::Found { size: Some(size) });
         }
-        self.for_access(access, || self.overlaid_or_plain_head(access, digest))
-            .await
+        self.overlaid_or_plain_head(access, digest).await
     }
 
     pub(super) async fn blob_head_by_asking(
+        &self,
+        access: &Access,
+        digest: &Digest,
+    ) -> Result<BlobHead, PullError> {
+        let ask = || self.blob_head_by_asking_once(access, digest);
+        self.for_access(access, ask).await
+    }
+
+    async fn blob_head_by_asking_once(
         &self,
         access: &Access,
         digest: &Digest,

@@ -309,6 +309,7 @@ impl Pull {
         })
     }
 
+    /// `ask` must ask nobody but the registry of `access`: another's refusal says nothing about this login.
     async fn for_access<T, F: Future<Output = Result<T, PullError>>>(
         &self,
         access: &Access,

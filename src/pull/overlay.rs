@@ -189,8 +189,8 @@ impl Pull {
         overlaid: &Overlaid,
         digest: &Digest,
     ) -> Result<Option<Bytes>, PullError> {
-        let version = &overlaid.version;
-        let (derived, _) = self.derive_by_tag(access, overlaid, version).await?;
+        let ask = || self.derive_by_tag(access, overlaid, &overlaid.version);
+        let (derived, _) = self.for_access(access, ask).await?;
         Ok(derived.config(digest).cloned())
     }
 

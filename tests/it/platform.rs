@@ -9,6 +9,7 @@ use crate::support::{
     content::Content,
     fake_platform::{self, FakePlatform, Session},
     http::End,
+    layer::Layer,
     liar::{Auth, Behaviour, Gate, Liar, LiarImage, blob_path},
     programs::wait_until,
     tidegate::{Grant, Setup, Tidegate},
@@ -246,6 +247,30 @@ fn a_password_that_was_changed_is_asked_for_when_the_old_one_is_refused() {
         scene.logins().last().map(String::as_str),
         Some("research-2")
     );
+}
+
+/// The server of a layer from the web is no registry, and its no says nothing of anybody's login.
+#[test]
+fn a_web_servers_refusal_throws_no_doubt_on_the_login() {
+    needs_a_platform!();
+    let web = Liar::open();
+    let scene = Scene::with("", Setup::new().liar(&web));
+    scene.liar.image(REPOSITORY, "bare", &[]);
+    let layer = Layer::of(&[("x", "y")]);
+    let path = "/files/x";
+    web.misbehave(path, Behaviour::status(403));
+    let mut request = scene.request(ADA, Some(RESEARCH));
+    request["containerImage"] = json!(scene.liar.reference(REPOSITORY, "bare"));
+    let location = format!("http://{}{path}", web.name());
+    request["containerConfig"] = json!({"layers": [layer.posted_at(&location)]});
+    let grant = scene.tidegate.grant_of(&request);
+    let asked_before = scene.platform.calls().len();
+    let refused = scene.tidegate.get(&grant.blob(&layer.digest));
+    assert_eq!(refused.status(), 403, "{}", refused.text());
+    assert_eq!(web.gets(path).len(), 1);
+    assert_eq!(scene.tags(&grant), 200);
+    let calls = scene.platform.calls();
+    assert_eq!(calls.len(), asked_before, "{calls:#?}");
 }
 
 #[test]
