@@ -14,7 +14,7 @@ use super::{
     validation::Additions,
 };
 use crate::{
-    augment::{Layer, Overlay, Place},
+    augment::{Layer, NamedOverlay, Overlay, Place},
     blocking::Errand,
     oci::{Platform, Reference},
     requests::{Caller, InlineLayer},
@@ -30,7 +30,7 @@ impl Api {
         caller: &Arc<Caller>,
         additions: Additions,
         platform: Platform,
-    ) -> Result<(Arc<Overlay>, Vec<InlineLayer>), Response> {
+    ) -> Result<(Arc<NamedOverlay>, Vec<InlineLayer>), Response> {
         let Additions { config, includes } = additions;
         let checked = match config.layers.as_ref().is_none_or(Vec::is_empty) {
             true => check(config),
@@ -54,7 +54,13 @@ impl Api {
             let message = too_many(overlay.layers.len());
             return Err(error_response::api(400, &message));
         }
-        Ok((Arc::new(overlay), inline))
+        let naming = self
+            .shared
+            .pool
+            .run(Errand::Hash, || Arc::new(NamedOverlay::from(overlay)));
+        let named = naming.await;
+        let named = named.map_err(|error| error_response::of_pool(Shape::Api, error))?;
+        Ok((named, inline))
     }
 
     async fn included(

@@ -12,6 +12,8 @@ mod json;
 
 pub use image::ChangedImage;
 
+use std::ops::Deref;
+
 use crate::oci::{Descriptor, Digest, Platform, Registry, Repository, media_type};
 
 /// `containerConfig` and `containerIncludes` of a container request.
@@ -27,6 +29,13 @@ pub struct Overlay {
     pub layers: Vec<Layer>,
     /// Which images of an index are changed.
     pub platform: Platform,
+}
+
+/// An overlay to which nothing comes any more, and its digest, which to work out is too much for each pull.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedOverlay {
+    overlay: Overlay,
+    digest: Digest,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,7 +153,7 @@ impl Overlay {
         index::change(index, changed)
     }
 
-    /// Equal overlays have equal ones.
+    /// Equal overlays have equal ones. Works it out; a `NamedOverlay` has it.
     pub fn digest(&self) -> Digest {
         let layers: Vec<_> = self
             .layers
@@ -179,6 +188,29 @@ impl Overlay {
     pub fn layer(&self, digest: &Digest) -> Option<&Layer> {
         let layers = self.layers.iter().filter(|layer| layer.digest == *digest);
         layers.min_by_key(|layer| layer.place != Place::Inline)
+    }
+}
+
+impl From<Overlay> for NamedOverlay {
+    fn from(overlay: Overlay) -> Self {
+        Self {
+            digest: overlay.digest(),
+            overlay,
+        }
+    }
+}
+
+impl NamedOverlay {
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+}
+
+impl Deref for NamedOverlay {
+    type Target = Overlay;
+
+    fn deref(&self) -> &Overlay {
+        &self.overlay
     }
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::{Access, shelf::Stored};
 use crate::{
-    augment::Overlay,
+    augment::NamedOverlay,
     blocking::lock,
     oci::{Digest, Registry, Repository},
 };
@@ -40,7 +40,7 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    pub(super) fn of(access: &Access, source: Digest, overlay: &Overlay) -> Self {
+    pub(super) fn of(access: &Access, source: Digest, overlay: &NamedOverlay) -> Self {
         Self {
             registry: access.registry.clone(),
             repository: access.repository.clone(),

@@ -34,7 +34,7 @@ use std::{cell::RefCell, collections::HashSet, rc::Rc, sync::Arc};
 use serde::Deserialize;
 
 use crate::{
-    augment::{AugmentError, Overlay},
+    augment::{AugmentError, NamedOverlay},
     blocking::{Pool, PoolError},
     cache::{self, Cache, FillError},
     credentials::{self, Desk, Exchange, Exchanged, FindError},
@@ -79,7 +79,7 @@ pub struct Access {
 #[derive(Debug)]
 struct Overlaid {
     token: Token,
-    overlay: Arc<Overlay>,
+    overlay: Arc<NamedOverlay>,
     version: TagOrDigest,
 }
 

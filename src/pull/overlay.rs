@@ -17,7 +17,7 @@ use super::{
     shelf::Stored,
 };
 use crate::{
-    augment::{AugmentError, ChangedImage, Layer, Overlay, Place, Target},
+    augment::{AugmentError, ChangedImage, Layer, NamedOverlay, Place, Target},
     blocking::Errand,
     cache::Blob,
     oci::{Descriptor, Digest, Manifest, Reference, TagOrDigest},
@@ -42,7 +42,7 @@ impl Pull {
         caller: &Arc<Caller>,
         image: &Reference,
         source: Digest,
-        overlay: &Arc<Overlay>,
+        overlay: &Arc<NamedOverlay>,
     ) -> Result<(), PullError> {
         let ask = || async {
             let access = Access::unproven(caller, image);
@@ -57,11 +57,15 @@ impl Pull {
                 Some(base) => base,
                 None => self.fetch_unnoted(&access, &login, &version).await?,
             };
-            self.derive(&access, &login, overlay, &base).await
+            let origin = Origin::of(&access, base.digest, overlay);
+            if self.shelf.derived.find(&origin).is_some() {
+                return Ok(());
+            }
+            let derived = self.derive(&access, &login, overlay, origin, &base);
+            derived.await.map(|_| ())
         };
         self.with_another_login(caller, &image.registry, &image.repository, ask)
             .await
-            .map(|_| ())
     }
 
     pub(super) async fn overlaid_manifest(
@@ -211,7 +215,7 @@ impl Pull {
                     .await?;
                 let bytes = base.bytes.unwrap_or_default();
                 let base = Stored::made(&base.media_type, bytes)?;
-                self.derive(access, &login, &overlaid.overlay, &base)
+                self.derive(access, &login, &overlaid.overlay, origin, &base)
                     .await?
             }
         };
@@ -219,17 +223,15 @@ impl Pull {
         Ok((derived, base.is_stale))
     }
 
+    /// Works it out, for all who come after.
     async fn derive(
         &self,
         access: &Access,
         login: &Login,
-        overlay: &Arc<Overlay>,
+        overlay: &Arc<NamedOverlay>,
+        origin: Origin,
         base: &Stored,
     ) -> Result<Arc<Derived>, PullError> {
-        let origin = Origin::of(access, base.digest, overlay);
-        if let Some(derived) = self.shelf.derived.find(&origin) {
-            return Ok(derived);
-        }
         let derived = match overlay.target(&base.manifest.media_type, &base.bytes)? {
             Target::Image { config } => {
                 let config = self.config_of(access, login, &config).await?;
@@ -275,7 +277,7 @@ impl Pull {
     /// On the pool: nobody knows how large they are.
     async fn change_image(
         &self,
-        overlay: &Arc<Overlay>,
+        overlay: &Arc<NamedOverlay>,
         image: &Stored,
         config: Vec<u8>,
     ) -> Result<(Arc<Stored>, (Digest, Bytes)), PullError> {
@@ -293,7 +295,7 @@ impl Pull {
 
     async fn change_index(
         &self,
-        overlay: &Arc<Overlay>,
+        overlay: &Arc<NamedOverlay>,
         index: &Stored,
         changed: Vec<(Digest, Descriptor)>,
     ) -> Result<Arc<Stored>, PullError> {

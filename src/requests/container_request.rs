@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ClientTime;
 use crate::{
-    augment::Overlay,
+    augment::NamedOverlay,
     oci::{Algorithm, Digest, Hasher, Reference},
     secret::Secret,
 };
@@ -17,7 +17,7 @@ pub struct ContainerRequest {
     pub image: Reference,
     /// Shared with the grant that comes of it.
     pub caller: Arc<Caller>,
-    pub overlay: Option<Arc<Overlay>>,
+    pub overlay: Option<Arc<NamedOverlay>>,
     /// The layers that came with it.
     pub layers: Vec<InlineLayer>,
     pub details: RequestDetails,

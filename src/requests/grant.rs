@@ -4,7 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use super::{Caller, Lease, Token};
 use crate::{
-    augment::Overlay,
+    augment::NamedOverlay,
     oci::{Reference, Repository},
 };
 
@@ -17,7 +17,7 @@ pub struct Grant {
     /// Shared, because each pull by this grant takes it along.
     pub caller: Arc<Caller>,
     /// What is put on the image.
-    pub overlay: Option<Arc<Overlay>>,
+    pub overlay: Option<Arc<NamedOverlay>>,
     pub created: SystemTime,
     /// At the latest.
     pub expires: SystemTime,

@@ -19,7 +19,7 @@ use super::{
     stored_overlay::StoredOverlay,
 };
 use crate::{
-    augment::Overlay,
+    augment::{NamedOverlay, Overlay},
     oci::{Digest, DigestError, PlatformError, Reference, ReferenceError},
     seal::{SealingKey, UnsealError},
 };
@@ -193,7 +193,10 @@ impl Entry {
             resolved_digest: resolved.map(|digest| digest.to_string()),
             source_digest: None,
             served_digest: None,
-            overlay: grant.overlay.as_deref().map(StoredOverlay::from),
+            overlay: grant
+                .overlay
+                .as_deref()
+                .map(|overlay| StoredOverlay::from(&**overlay)),
         }
     }
 
@@ -255,7 +258,7 @@ impl Entry {
                 .overlay
                 .map(StoredOverlay::overlay)
                 .transpose()?
-                .map(Arc::new),
+                .map(|overlay| Arc::new(NamedOverlay::from(overlay))),
             created: unix_nanoseconds::to_time(self.created),
             expires: unix_nanoseconds::to_time(self.expires),
             lease,

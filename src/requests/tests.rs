@@ -9,7 +9,7 @@ use std::{
 
 use super::*;
 use crate::{
-    augment::{Compression, Layer, Overlay, Place},
+    augment::{Compression, Layer, NamedOverlay, Overlay, Place},
     oci::Platform,
     secret::Secret,
 };
@@ -221,7 +221,7 @@ fn an_overlay_and_its_layers_live_as_long_as_the_token() {
     let now = SystemTime::now();
     let bytes = b"a layer".to_vec();
     let digest = Digest::of(&bytes);
-    let overlay = Arc::new(Overlay {
+    let overlay = Overlay {
         entrypoint: vec!["/entry".to_owned()],
         cmd: Vec::new(),
         working_dir: None,
@@ -234,7 +234,8 @@ fn an_overlay_and_its_layers_live_as_long_as_the_token() {
             place: Place::Inline,
         }],
         platform: Platform::default(),
-    });
+    };
+    let overlay = Arc::new(NamedOverlay::from(overlay));
     let submit = |requests: &Requests| {
         let request = ContainerRequest {
             overlay: Some(Arc::clone(&overlay)),
@@ -262,7 +263,7 @@ fn an_overlay_and_its_layers_live_as_long_as_the_token() {
         let found = find(&requests, &grant.token, now).expect("it was issued");
         assert_eq!(found.overlay.as_ref(), Some(&overlay));
         let told = record(&requests, &grant.token).expect("it was issued");
-        assert_eq!(told.overlay.as_ref(), Some(&*overlay));
+        assert_eq!(told.overlay.as_ref(), Some(&**overlay));
         assert_eq!(has(&requests, grant), Some(bytes.len() as u64));
     }
     assert_eq!(has(&requests, &plain), None, "it is another's");
