@@ -411,18 +411,8 @@ impl Pull {
     }
 }
 
-pub(super) fn collected(bytes: Vec<u8>) -> OpenBlob {
-    OpenBlob::Content(Content {
-        size: Some(bytes.len() as u64),
-        source: ContentSource::Collected(bytes),
-    })
-}
-
 pub(super) fn stored(blob: Blob) -> OpenBlob {
-    OpenBlob::Content(Content {
-        size: Some(blob.size),
-        source: ContentSource::Stored(blob),
-    })
+    OpenBlob::Content(Content::stored(blob))
 }
 
 /// What is fetched first: of a small blob, or one of unknown size, all of it.

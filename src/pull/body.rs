@@ -254,7 +254,7 @@ impl Passing {
 }
 
 /// The part of `bytes`, which start at `start`, that lies in `wanted`.
-fn cut(bytes: Bytes, start: u64, wanted: &Range<u64>) -> Bytes {
+pub(super) fn cut(bytes: Bytes, start: u64, wanted: &Range<u64>) -> Bytes {
     let length = bytes.len();
     let place = |position: u64| {
         usize::try_from(position.saturating_sub(start))

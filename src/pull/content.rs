@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
+
 use super::{
-    body::{Body, Passing},
+    body::{Body, Passing, cut},
     fill::Filler,
 };
 use crate::{
@@ -21,10 +23,24 @@ pub(super) enum ContentSource {
     Stored(Blob),
     Following(Reader, Filler),
     Passing(Digest, Box<BlobBody>),
-    Collected(Vec<u8>),
+    Collected(Bytes),
 }
 
 impl Content {
+    pub(super) fn stored(blob: Blob) -> Self {
+        Self {
+            size: Some(blob.size),
+            source: ContentSource::Stored(blob),
+        }
+    }
+
+    pub(super) fn collected(bytes: Bytes) -> Self {
+        Self {
+            size: Some(bytes.len() as u64),
+            source: ContentSource::Collected(bytes),
+        }
+    }
+
     /// `None`: the end will show it.
     pub fn size(&self) -> Option<u64> {
         self.size
@@ -32,10 +48,12 @@ impl Content {
 
     /// Whether several parts can be had of it.
     pub fn is_divisible(&self) -> bool {
-        matches!(
-            self.source,
-            ContentSource::Stored(_) | ContentSource::Following(..)
-        )
+        match self.source {
+            ContentSource::Stored(_)
+            | ContentSource::Following(..)
+            | ContentSource::Collected(_) => true,
+            ContentSource::Passing(..) => false,
+        }
     }
 
     /// The bytes of each range.
@@ -53,7 +71,11 @@ impl Content {
                     Body::following(reader, filler.clone(), range.clone())
                 })
                 .collect(),
-            ContentSource::Passing(..) | ContentSource::Collected(_) => Vec::new(),
+            ContentSource::Collected(bytes) => ranges
+                .iter()
+                .map(|range| Body::bytes(cut(bytes.clone(), 0, range)))
+                .collect(),
+            ContentSource::Passing(..) => Vec::new(),
         }
     }
 
@@ -65,17 +87,7 @@ impl Content {
             ContentSource::Passing(digest, body) => {
                 Body::passing(Passing::new(digest, body.body, range))
             }
-            ContentSource::Collected(bytes) => {
-                let place = |position| {
-                    usize::try_from(position)
-                        .unwrap_or(usize::MAX)
-                        .min(bytes.len())
-                };
-                let part = bytes
-                    .get(place(range.start)..place(range.end))
-                    .unwrap_or_default();
-                Body::bytes(part.to_vec())
-            }
+            ContentSource::Collected(bytes) => Body::bytes(cut(bytes, 0, &range)),
         }
     }
 }

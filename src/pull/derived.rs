@@ -57,6 +57,7 @@ pub(super) struct Derivations(Mutex<Known>);
 struct Known {
     derived: HashMap<Origin, Arc<Derived>>,
     manifests: HashMap<Digest, Arc<Stored>>,
+    configs: HashMap<Digest, Bytes>,
     byte_count: usize,
 }
 
@@ -95,6 +96,11 @@ impl Derivations {
         lock(&self.0).manifests.get(digest).map(Arc::clone)
     }
 
+    /// For those to whom it belongs.
+    pub(super) fn config(&self, digest: &Digest) -> Option<Bytes> {
+        lock(&self.0).configs.get(digest).cloned()
+    }
+
     pub(super) fn put(&self, origin: Origin, derived: &Arc<Derived>) {
         let size: usize = derived.contents().map(|(_, bytes)| bytes.len()).sum();
         let mut known = lock(&self.0);
@@ -105,6 +111,7 @@ impl Derivations {
         for stored in derived.manifests() {
             known.manifests.insert(stored.digest, Arc::clone(stored));
         }
+        known.configs.extend(derived.configs.iter().cloned());
         known.derived.insert(origin, Arc::clone(derived));
     }
 }

@@ -11,7 +11,8 @@ use bytes::Bytes;
 
 use super::{
     Access, BlobHead, Extent, Overlaid, Pull, PullError, ServedManifest, WebLayers,
-    blob::{FirstPart, OpenBlob, collected, stored},
+    blob::{FirstPart, OpenBlob},
+    content::Content,
     derived::{Derived, Origin},
     proof::Holder,
     shelf::Stored,
@@ -133,12 +134,13 @@ impl Pull {
             Some((_, Place::Inline)) | None => {}
         }
         if let Some(own) = self.own_blob(overlaid, digest).await? {
-            return Ok(stored(own));
+            return Ok(OpenBlob::Content(own));
         }
         match self.blob_by_asking(access, digest, first_part).await {
             Err(PullError::Fetch(unknown @ FetchError::Unknown { .. })) => {
                 let made = self.made_config(access, overlaid, digest).await?;
-                Ok(collected(made.ok_or(unknown)?.to_vec()))
+                let made = Content::collected(made.ok_or(unknown)?);
+                Ok(OpenBlob::Content(made))
             }
             opened => opened,
         }
@@ -172,9 +174,7 @@ impl Pull {
             Some((_, Place::Inline)) | None => {}
         }
         if let Some(own) = self.own_blob(overlaid, digest).await? {
-            return Ok(BlobHead::Found {
-                size: Some(own.size),
-            });
+            return Ok(BlobHead::Found { size: own.size() });
         }
         match self.blob_head_by_asking(access, digest).await {
             Err(PullError::Fetch(unknown @ FetchError::Unknown { .. })) => {
@@ -319,8 +319,8 @@ impl Pull {
         });
         match kept.await? {
             Ok(()) => {
-                for stored in derived.manifests() {
-                    self.proofs.note_kept(token, stored.digest);
+                for (digest, _) in derived.contents() {
+                    self.proofs.note_kept(token, *digest);
                 }
             }
             Err(error) => {
@@ -371,18 +371,28 @@ impl Pull {
         &self,
         overlaid: &Overlaid,
         digest: &Digest,
-    ) -> Result<Option<Blob>, PullError> {
-        let (requests, token, digest) = (Arc::clone(&self.requests), overlaid.token, *digest);
+    ) -> Result<Option<Content>, PullError> {
+        let config = self.shelf.derived.config(digest);
+        if let Some(bytes) = &config
+            && self.proofs.is_kept(overlaid.token, digest)
+        {
+            return Ok(Some(Content::collected(bytes.clone())));
+        }
+        let (requests, token, wanted) = (Arc::clone(&self.requests), overlaid.token, *digest);
         let opened = self
             .pool
-            .run(Errand::Disk, move || requests.belonging(&token, &digest));
+            .run(Errand::Disk, move || requests.belonging(&token, &wanted));
         let opened = opened
             .await?
             .map_err(|error| PullError::Belongings(Arc::new(error)))?;
-        Ok(opened.map(|(file, size)| Blob {
-            file: Arc::new(file),
-            size,
-        }))
+        let Some((file, size)) = opened else {
+            return Ok(None);
+        };
+        if config.is_some() {
+            self.proofs.note_kept(overlaid.token, *digest);
+        }
+        let file = Arc::new(file);
+        Ok(Some(Content::stored(Blob { file, size })))
     }
 
     /// Whoever knows the URL may have what it gives, and has the digest from the same request.

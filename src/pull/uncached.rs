@@ -89,8 +89,7 @@ impl Pull {
                 digest: *digest,
             });
         }
-        let source = ContentSource::Collected(bytes);
-        Ok(OpenBlob::Content(Content { size, source }))
+        Ok(OpenBlob::Content(Content::collected(bytes.into())))
     }
 }
 

@@ -443,6 +443,27 @@ fn what_was_pulled_by_tag_can_be_had_by_digest_whatever_becomes_of_the_tag() {
 }
 
 #[test]
+fn what_was_made_of_an_image_is_served_from_memory() {
+    let scene = Scene::new();
+    base(&scene.liar, REPOSITORY, "v1", "amd64", OCI);
+    let layers = layers();
+    let grant = scene.grant("v1", &layers);
+    let (digest, image) = manifest(&scene.tidegate, &grant, "v1");
+    let kept = scene.tidegate.home().join("state/overlays");
+    std::fs::remove_dir_all(kept).expect("it was made");
+    assert_eq!(manifest(&scene.tidegate, &grant, &digest).1, image);
+    let config = text(&image, "/config/digest");
+    let whole = blob(&scene.tidegate, &grant, config).body;
+    let path = grant.blob(config);
+    let ranges = [("Range", "bytes=3-9,20-29")];
+    let parts = scene.tidegate.request("GET", &path, &ranges).parts();
+    let parts: Vec<&[u8]> = parts.iter().map(|part| part.bytes.as_slice()).collect();
+    assert_eq!(parts, [&whole[3..10], &whole[20..30]]);
+    let layer = scene.tidegate.get(&grant.blob(&layers[0].digest));
+    assert_eq!(layer.status(), 404, "a layer is on the disk only");
+}
+
+#[test]
 fn a_layer_that_lies_is_refused_by_its_number() {
     let scene = Scene::new();
     base(&scene.liar, REPOSITORY, "v1", "amd64", OCI);
