@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use super::{Access, Pull, PullError, Web, proof::Holder, shelf::Stored};
 use crate::{
     augment::{Layer, Place, Target, layers_of},
-    oci::{Descriptor, Digest, Platform, Reference, TagOrDigest},
+    oci::{Descriptor, Digest, Platform, Reference},
     requests::Caller,
     upstream::{BlobBody, FetchError, Login},
 };
@@ -65,16 +65,7 @@ impl Pull {
         platform: &Platform,
         image: &Descriptor,
     ) -> Result<(Arc<Stored>, Descriptor), PullError> {
-        let known = self
-            .shelf
-            .find(&access.registry, &access.repository, &image.digest);
-        let stored = match known {
-            Some(stored) => stored,
-            None => {
-                let version = TagOrDigest::Digest(image.digest);
-                self.fetch_unnoted(access, login, &version).await?
-            }
-        };
+        let stored = self.find_or_fetch(access, login, image.digest).await?;
         match Target::of(platform, &stored.manifest.media_type, &stored.bytes)? {
             Target::Image { config } => Ok((stored, config)),
             Target::Index { .. } => Err(FetchError::Malformed {

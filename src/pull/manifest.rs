@@ -197,6 +197,21 @@ impl Pull {
         Ok(stored)
     }
 
+    /// From the shelf if it is there. Says nothing of what the holder of `access` may have.
+    pub(super) async fn find_or_fetch(
+        &self,
+        access: &Access,
+        login: &Login,
+        digest: Digest,
+    ) -> Result<Arc<Stored>, PullError> {
+        let (registry, repository) = (&access.registry, &access.repository);
+        if let Some(stored) = self.shelf.find(registry, repository, &digest) {
+            return Ok(stored);
+        }
+        let version = TagOrDigest::Digest(digest);
+        self.fetch_unnoted(access, login, &version).await
+    }
+
     /// Says nothing of what the holder of `access` may have.
     pub(super) async fn fetch_unnoted(
         &self,

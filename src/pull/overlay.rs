@@ -45,28 +45,20 @@ impl Pull {
         source: Digest,
         overlay: &Arc<NamedOverlay>,
     ) -> Result<(), PullError> {
+        let access = Access::unproven(caller, image);
+        let origin = Origin::of(&access, source, overlay);
+        if self.shelf.derived.find(&origin).is_some() {
+            return Ok(());
+        }
         let ask = || async {
-            let access = Access::unproven(caller, image);
             let login = self
                 .login(caller, &access.registry, &access.repository)
                 .await?;
-            let version = TagOrDigest::Digest(source);
-            let known = self
-                .shelf
-                .find(&access.registry, &access.repository, &source);
-            let base = match known {
-                Some(base) => base,
-                None => self.fetch_unnoted(&access, &login, &version).await?,
-            };
-            let origin = Origin::of(&access, base.digest, overlay);
-            if self.shelf.derived.find(&origin).is_some() {
-                return Ok(());
-            }
-            let derived = self.derive(&access, &login, overlay, origin, &base);
-            derived.await.map(|_| ())
+            let base = self.find_or_fetch(&access, &login, source).await?;
+            self.derive(&access, &login, overlay, origin.clone(), &base)
+                .await
         };
-        self.with_another_login(caller, &image.registry, &image.repository, ask)
-            .await
+        self.for_access(&access, ask).await.map(|_| ())
     }
 
     pub(super) async fn overlaid_manifest(
@@ -205,22 +197,21 @@ impl Pull {
         overlaid: &Overlaid,
         version: &TagOrDigest,
     ) -> Result<(Arc<Derived>, bool), PullError> {
-        let base = self.plain_manifest(access, version, Extent::Whole).await?;
-        let origin = Origin::of(access, base.digest, &overlaid.overlay);
+        let served = self.plain_manifest(access, version, Extent::Whole).await?;
+        let origin = Origin::of(access, served.digest, &overlaid.overlay);
         let derived = match self.shelf.derived.find(&origin) {
             Some(derived) => derived,
             None => {
                 let login = self
                     .login(&access.caller, &access.registry, &access.repository)
                     .await?;
-                let bytes = base.bytes.unwrap_or_default();
-                let base = Stored::made(&base.media_type, bytes)?;
+                let base = self.find_or_fetch(access, &login, served.digest).await?;
                 self.derive(access, &login, &overlaid.overlay, origin, &base)
                     .await?
             }
         };
         self.keep(overlaid.token, &derived).await?;
-        Ok((derived, base.is_stale))
+        Ok((derived, served.is_stale))
     }
 
     /// Works it out, for all who come after.

@@ -33,7 +33,7 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// What was made here, or was verified before.
+    /// What was made here.
     pub fn made(media_type: &str, bytes: Bytes) -> Result<Self, AugmentError> {
         let manifest = Manifest::parse(Some(media_type), &bytes);
         Ok(Self {
