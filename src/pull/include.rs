@@ -37,7 +37,7 @@ impl Pull {
             .login(caller, &access.registry, &access.repository)
             .await?;
         let top = self.fetch_unnoted(&access, &login, &image.version).await?;
-        let (manifest, config) = match Target::of(platform, &top.manifest.media_type, &top.bytes)? {
+        let (manifest, config) = match self.target_of(platform, &top).await? {
             Target::Image { config } => (top, config),
             Target::Index { images } => {
                 let first = images.into_iter().next();
@@ -54,7 +54,22 @@ impl Pull {
             registry: access.registry,
             repository: access.repository,
         };
-        Ok(layers_of(&manifest.bytes, &config, &place)?)
+        let size = manifest.bytes.len() + config.len();
+        let layers = self.compute(size, move || layers_of(&manifest.bytes, &config, &place));
+        Ok(layers.await??)
+    }
+
+    /// What of this manifest concerns the platform.
+    pub(super) async fn target_of(
+        &self,
+        platform: &Platform,
+        stored: &Arc<Stored>,
+    ) -> Result<Target, PullError> {
+        let (platform, stored) = (platform.clone(), Arc::clone(stored));
+        let target = self.compute(stored.bytes.len(), move || {
+            Target::of(&platform, &stored.manifest.media_type, &stored.bytes)
+        });
+        Ok(target.await??)
     }
 
     /// A manifest that an index names, and its configuration's descriptor.
@@ -66,7 +81,7 @@ impl Pull {
         image: &Descriptor,
     ) -> Result<(Arc<Stored>, Descriptor), PullError> {
         let stored = self.find_or_fetch(access, login, image.digest).await?;
-        match Target::of(platform, &stored.manifest.media_type, &stored.bytes)? {
+        match self.target_of(platform, &stored).await? {
             Target::Image { config } => Ok((stored, config)),
             Target::Index { .. } => Err(FetchError::Malformed {
                 registry: access.registry.clone(),
@@ -76,17 +91,24 @@ impl Pull {
         }
     }
 
+    /// Verified.
     pub(super) async fn config_of(
         &self,
         access: &Access,
         login: &Login,
         config: &Descriptor,
     ) -> Result<Vec<u8>, PullError> {
-        let source = access.source(login);
-        Ok(self
+        let (source, digest) = (access.source(login), config.digest);
+        let bytes = self
             .upstream
-            .whole_blob(source, &config.digest, LARGEST_CONFIG)
-            .await?)
+            .whole_blob(source, &digest, LARGEST_CONFIG)
+            .await?;
+        let verifying = self.compute(bytes.len(), move || digest.matches(&bytes).then_some(bytes));
+        let verified = verifying.await?;
+        Ok(verified.ok_or_else(|| FetchError::Malformed {
+            registry: access.registry.clone(),
+            problem: format!("content that is not {digest}"),
+        })?)
     }
 
     pub(super) async fn fetch_from_web(

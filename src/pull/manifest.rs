@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{Access, Pull, PullError, shelf::Stored};
 use crate::{
-    oci::{Digest, Manifest, Tag, TagOrDigest},
+    oci::{Digest, Manifest, Registry, Tag, TagOrDigest},
     telemetry::metrics::{self, Counter},
     upstream::{FetchError, FetchedManifest, Login, ManifestHead},
 };
@@ -224,7 +224,11 @@ impl Pull {
             .upstream
             .manifest(access.source(login), version)
             .await?;
-        let stored = Arc::new(verify(access, version, fetched)?);
+        let (registry, version) = (access.registry.clone(), version.clone());
+        let verifying = self.compute(fetched.body.len(), move || {
+            verify(&registry, &version, fetched)
+        });
+        let stored = Arc::new(verifying.await??);
         self.shelf
             .put(&access.registry, &access.repository, Arc::clone(&stored));
         Ok(stored)
@@ -255,7 +259,7 @@ impl Pull {
 /// Nothing unverified is kept or served: by digest the body must be what was asked for, by tag what the registry
 /// says it is.
 fn verify(
-    access: &Access,
+    registry: &Registry,
     version: &TagOrDigest,
     fetched: FetchedManifest,
 ) -> Result<Stored, PullError> {
@@ -267,13 +271,13 @@ fn verify(
     if !digest.matches(&fetched.body) {
         metrics::add(Counter::BlobMismatches, 1);
         return Err(PullError::Mismatch {
-            registry: access.registry.clone(),
+            registry: registry.clone(),
             digest,
         });
     }
     let manifest = Manifest::parse(fetched.content_type.as_deref(), &fetched.body);
     let manifest = manifest.map_err(|cause| PullError::Manifest {
-        registry: access.registry.clone(),
+        registry: registry.clone(),
         cause: Arc::new(cause),
     })?;
     Ok(Stored {

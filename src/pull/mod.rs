@@ -35,7 +35,7 @@ use serde::Deserialize;
 
 use crate::{
     augment::{AugmentError, NamedOverlay},
-    blocking::{Pool, PoolError},
+    blocking::{Errand, Pool, PoolError},
     cache::{self, Cache, FillError},
     credentials::{self, Desk, Exchange, Exchanged, FindError},
     oci::{Digest, ManifestError, Reference, Registry, Repository, TagOrDigest},
@@ -236,7 +236,14 @@ impl Pull {
             return Ok(digest);
         }
         let fetched = self.upstream.manifest(source, &image.version).await?;
-        Ok(fetched.digest.unwrap_or_else(|| Digest::of(&fetched.body)))
+        match fetched.digest {
+            Some(digest) => Ok(digest),
+            None => {
+                let size = fetched.body.len();
+                let digest = self.compute(size, move || Digest::of(&fetched.body));
+                Ok(digest.await?)
+            }
+        }
     }
 
     /// Keeps what `resolve` found for the grant that came of it, so that its first pull need not ask what the tag
@@ -341,6 +348,21 @@ impl Pull {
                 ask().await
             }
             answer => answer,
+        }
+    }
+
+    /// Parses or hashes `size` bytes: few of them here, more on the pool, so that the core's other connections need not
+    /// wait for it.
+    async fn compute<T: Send + 'static>(
+        &self,
+        size: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, PoolError> {
+        /// A guess: its hash takes some ten microseconds, as an errand does. Most manifests are smaller by far.
+        const MOST_ON_CORE: usize = 32 << 10;
+        match size <= MOST_ON_CORE {
+            true => Ok(work()),
+            false => self.pool.run(Errand::Hash, work).await,
         }
     }
 

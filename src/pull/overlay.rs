@@ -221,9 +221,9 @@ impl Pull {
         login: &Login,
         overlay: &Arc<NamedOverlay>,
         origin: Origin,
-        base: &Stored,
+        base: &Arc<Stored>,
     ) -> Result<Arc<Derived>, PullError> {
-        let derived = match overlay.target(&base.manifest.media_type, &base.bytes)? {
+        let derived = match self.target_of(&overlay.platform, base).await? {
             Target::Image { config } => {
                 let config = self.config_of(access, login, &config).await?;
                 let (top, config) = self.change_image(overlay, base, config).await?;
@@ -342,20 +342,17 @@ impl Pull {
             }
             let mut bytes = Vec::new();
             file.take(LARGEST_MANIFEST).read_to_end(&mut bytes)?;
-            Ok(Some(bytes))
-        });
-        let bytes = read
-            .await?
-            .map_err(|error| PullError::Belongings(Arc::new(error)))?;
-        let made = bytes.map(|bytes| {
-            let manifest = Manifest::parse(None, &bytes).ok()?;
-            Some(Arc::new(Stored {
+            let manifest = Manifest::parse(None, &bytes).ok();
+            Ok(manifest.map(|manifest| Stored {
                 digest,
-                bytes: Bytes::from(bytes),
+                bytes: bytes.into(),
                 manifest,
             }))
         });
-        Ok(made.flatten())
+        let stored = read
+            .await?
+            .map_err(|error| PullError::Belongings(Arc::new(error)))?;
+        Ok(stored.map(Arc::new))
     }
 
     async fn own_blob(

@@ -543,6 +543,41 @@ fn what_no_overlay_can_be_put_on_is_told_at_once() {
 }
 
 #[test]
+fn a_configuration_is_verified_however_large() {
+    let scene = Scene::new();
+    for (tag, comment) in [("small", String::new()), ("large", "x".repeat(1 << 20))] {
+        let config = json!({
+            "architecture": "amd64", "os": "linux", "comment": comment,
+            "rootfs": {"type": "layers", "diff_ids": []},
+        });
+        let config = Content::of(config.to_string());
+        let config_digest = scene.liar.blob(REPOSITORY, config.clone());
+        let manifest_of_it = json!({
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST, "annotations": {"comment": comment},
+            "config": {"mediaType": OCI_CONFIG, "digest": config_digest, "size": config.size()},
+            "layers": [],
+        });
+        let bytes = manifest_of_it.to_string();
+        scene
+            .liar
+            .manifest(REPOSITORY, tag, OCI_MANIFEST, bytes.as_bytes());
+        let layers = layers();
+        let asked = request(&scene.liar.reference(REPOSITORY, tag), &layers);
+        let path = blob_path(REPOSITORY, &config_digest);
+        scene.liar.misbehave(&path, Behaviour::WrongBytes);
+        let message = scene.refusal(&asked);
+        let expected = format!("content that is not {config_digest}");
+        assert!(message.contains(&expected), "{tag}: {message}");
+        scene.liar.behave(&path);
+        let grant = scene.tidegate.grant_of(&asked);
+        let (_, image) = manifest(&scene.tidegate, &grant, tag);
+        assert_eq!(image["annotations"]["comment"], comment, "{tag}");
+        let config = blob(&scene.tidegate, &grant, text(&image, "/config/digest"));
+        assert_eq!(config.json()["comment"], comment, "{tag}");
+    }
+}
+
+#[test]
 fn what_belongs_to_a_token_is_no_others() {
     let scene = Scene::new();
     index(&scene.liar, REPOSITORY, "v1");
