@@ -77,12 +77,13 @@ impl Derived {
         [&self.top].into_iter().chain(&self.images)
     }
 
-    /// All that did not come from the registry.
+    /// All that did not come from the registry. What is named comes before what names it: who keeps them in this order has
+    /// all of it when he has the top.
     pub(super) fn contents(&self) -> impl Iterator<Item = (&Digest, &[u8])> {
-        let manifests = self.manifests();
-        let manifests = manifests.map(|stored| (&stored.digest, stored.bytes.as_ref()));
         let configs = self.configs.iter();
-        manifests.chain(configs.map(|(digest, bytes)| (digest, bytes.as_ref())))
+        let configs = configs.map(|(digest, bytes)| (digest, bytes.as_ref()));
+        let manifests = self.images.iter().chain([&self.top]);
+        configs.chain(manifests.map(|stored| (&stored.digest, stored.bytes.as_ref())))
     }
 }
 
@@ -104,14 +105,29 @@ impl Derivations {
     pub(super) fn put(&self, origin: Origin, derived: &Arc<Derived>) {
         let size: usize = derived.contents().map(|(_, bytes)| bytes.len()).sum();
         let mut known = lock(&self.0);
-        if known.byte_count + size > MOST_BYTES {
-            *known = Known::default();
-        }
-        known.byte_count += size;
+        known.make_room(size);
         for stored in derived.manifests() {
             known.manifests.insert(stored.digest, Arc::clone(stored));
         }
         known.configs.extend(derived.configs.iter().cloned());
         known.derived.insert(origin, Arc::clone(derived));
+    }
+
+    /// One that was made before, and read from the disk.
+    pub(super) fn put_manifest(&self, stored: &Arc<Stored>) {
+        let mut known = lock(&self.0);
+        if !known.manifests.contains_key(&stored.digest) {
+            known.make_room(stored.bytes.len());
+            known.manifests.insert(stored.digest, Arc::clone(stored));
+        }
+    }
+}
+
+impl Known {
+    fn make_room(&mut self, byte_count: usize) {
+        if self.byte_count + byte_count > MOST_BYTES {
+            *self = Self::default();
+        }
+        self.byte_count += byte_count;
     }
 }

@@ -331,9 +331,9 @@ impl Pull {
         {
             return Ok(Some(stored));
         }
-        let (requests, token, digest) = (Arc::clone(&self.requests), overlaid.token, *digest);
+        let (requests, token, wanted) = (Arc::clone(&self.requests), overlaid.token, *digest);
         let read = self.pool.run(Errand::Disk, move || {
-            let Some((file, size)) = requests.belonging(&token, &digest)? else {
+            let Some((file, size)) = requests.belonging(&token, &wanted)? else {
                 return Ok(None);
             };
             // A layer, which is no manifest.
@@ -344,7 +344,7 @@ impl Pull {
             file.take(LARGEST_MANIFEST).read_to_end(&mut bytes)?;
             let manifest = Manifest::parse(None, &bytes).ok();
             Ok(manifest.map(|manifest| Stored {
-                digest,
+                digest: wanted,
                 bytes: bytes.into(),
                 manifest,
             }))
@@ -352,7 +352,12 @@ impl Pull {
         let stored = read
             .await?
             .map_err(|error| PullError::Belongings(Arc::new(error)))?;
-        Ok(stored.map(Arc::new))
+        Ok(stored.map(|stored| {
+            let stored = Arc::new(stored);
+            self.shelf.derived.put_manifest(&stored);
+            self.proofs.note_kept(overlaid.token, *digest);
+            stored
+        }))
     }
 
     async fn own_blob(

@@ -114,6 +114,12 @@ impl Scene {
         self.tidegate.grant_of(&request(&image, layers))
     }
 
+    /// All that tokens have on the disk.
+    fn remove_belongings(&self) {
+        let kept = self.tidegate.home().join("state/overlays");
+        std::fs::remove_dir_all(kept).expect("it was made");
+    }
+
     fn refusal(&self, request: &Value) -> String {
         let (status, body) = self.tidegate.submit(request);
         assert_eq!(status, 400, "{body}");
@@ -449,8 +455,7 @@ fn what_was_made_of_an_image_is_served_from_memory() {
     let layers = layers();
     let grant = scene.grant("v1", &layers);
     let (digest, image) = manifest(&scene.tidegate, &grant, "v1");
-    let kept = scene.tidegate.home().join("state/overlays");
-    std::fs::remove_dir_all(kept).expect("it was made");
+    scene.remove_belongings();
     assert_eq!(manifest(&scene.tidegate, &grant, &digest).1, image);
     let config = text(&image, "/config/digest");
     let whole = blob(&scene.tidegate, &grant, config).body;
@@ -461,6 +466,20 @@ fn what_was_made_of_an_image_is_served_from_memory() {
     assert_eq!(parts, [&whole[3..10], &whole[20..30]]);
     let layer = scene.tidegate.get(&grant.blob(&layers[0].digest));
     assert_eq!(layer.status(), 404, "a layer is on the disk only");
+}
+
+#[test]
+fn after_a_restart_a_manifest_is_read_from_the_disk_once() {
+    let mut scene = Scene::new();
+    base(&scene.liar, REPOSITORY, "v1", "amd64", OCI);
+    let grant = scene.grant("v1", &layers());
+    let (digest, image) = manifest(&scene.tidegate, &grant, "v1");
+    // So that it could not be made again.
+    base(&scene.liar, REPOSITORY, "v1", "arm64", OCI);
+    scene.tidegate.restart();
+    assert_eq!(manifest(&scene.tidegate, &grant, &digest).1, image);
+    scene.remove_belongings();
+    assert_eq!(manifest(&scene.tidegate, &grant, &digest).1, image);
 }
 
 #[test]
