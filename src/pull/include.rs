@@ -141,7 +141,7 @@ impl Access {
             caller: Arc::clone(caller),
             registry: image.registry.clone(),
             repository: image.repository.clone(),
-            overlaid: None,
+            grant: None,
             web: None,
         }
     }

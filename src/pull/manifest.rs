@@ -44,7 +44,7 @@ impl Pull {
         extent: Extent,
     ) -> Result<ServedManifest, PullError> {
         let ask = || async {
-            if let Some(overlaid) = &access.overlaid {
+            if let Some(overlaid) = access.overlaid() {
                 let overlaid = self.overlaid_manifest(access, overlaid, version);
                 return Box::pin(overlaid).await;
             }

@@ -69,18 +69,18 @@ pub struct Access {
     pub caller: Arc<Caller>,
     pub registry: Registry,
     pub repository: Repository,
-    /// What is put on the image.
-    overlaid: Option<Arc<Overlaid>>,
+    /// By which he pulls, if something is put on its image.
+    grant: Option<Arc<Grant>>,
     /// Where the bytes are, if that is no registry.
     web: Option<Arc<Web>>,
 }
 
 /// A grant's overlay and the image that it is for.
-#[derive(Debug)]
-struct Overlaid {
+#[derive(Clone, Copy)]
+struct Overlaid<'a> {
     token: Token,
-    overlay: Arc<NamedOverlay>,
-    version: TagOrDigest,
+    overlay: &'a Arc<NamedOverlay>,
+    version: &'a TagOrDigest,
 }
 
 /// A layer's server. Its registry's name is made up for it then, so that whoever knows its URL shares what is cached of
@@ -92,16 +92,9 @@ struct Web {
 }
 
 impl Access {
-    pub fn by_grant(grant: &Grant) -> Self {
-        let overlaid = grant.overlay.as_ref().map(|overlay| {
-            Arc::new(Overlaid {
-                token: grant.token,
-                overlay: Arc::clone(overlay),
-                version: grant.image.version.clone(),
-            })
-        });
+    pub fn by_grant(grant: &Arc<Grant>) -> Self {
         Self {
-            overlaid,
+            grant: grant.overlay.is_some().then(|| Arc::clone(grant)),
             web: None,
             holder: Holder::Token(grant.token),
             caller: Arc::clone(&grant.caller),
@@ -116,9 +109,18 @@ impl Access {
             caller: Arc::new(Caller::Anonymous),
             registry,
             repository,
-            overlaid: None,
+            grant: None,
             web: None,
         }
+    }
+
+    fn overlaid(&self) -> Option<Overlaid<'_>> {
+        let grant = self.grant.as_ref()?;
+        Some(Overlaid {
+            token: grant.token,
+            overlay: grant.overlay.as_ref()?,
+            version: &grant.image.version,
+        })
     }
 }
 
@@ -248,7 +250,7 @@ impl Pull {
 
     /// Keeps what `resolve` found for the grant that came of it, so that its first pull need not ask what the tag
     /// means.
-    pub fn note_resolution(&self, grant: &Grant, digest: Digest) {
+    pub fn note_resolution(&self, grant: &Arc<Grant>, digest: Digest) {
         let access = Access::by_grant(grant);
         self.proofs.note_allowed(&access, digest, None);
         if let TagOrDigest::Tag(tag) = &grant.image.version {

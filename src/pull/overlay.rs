@@ -64,7 +64,7 @@ impl Pull {
     pub(super) async fn overlaid_manifest(
         &self,
         access: &Access,
-        overlaid: &Overlaid,
+        overlaid: Overlaid<'_>,
         version: &TagOrDigest,
     ) -> Result<ServedManifest, PullError> {
         let digest = match version {
@@ -86,7 +86,7 @@ impl Pull {
             Err(PullError::Fetch(unknown @ FetchError::Unknown { .. })) => {
                 // Of another server's making, maybe.
                 let (derived, _) = self
-                    .derive_by_tag(access, overlaid, &overlaid.version)
+                    .derive_by_tag(access, overlaid, overlaid.version)
                     .await?;
                 let made = derived.manifest(digest).ok_or(unknown)?;
                 let mut served = self.serve(access, made);
@@ -103,7 +103,7 @@ impl Pull {
         digest: &Digest,
         first_part: FirstPart<'_>,
     ) -> Result<OpenBlob, PullError> {
-        let Some(overlaid) = &access.overlaid else {
+        let Some(overlaid) = access.overlaid() else {
             return self.blob_by_asking(access, digest, first_part).await;
         };
         let layer = overlaid.overlay.layer(digest);
@@ -143,7 +143,7 @@ impl Pull {
         access: &Access,
         digest: &Digest,
     ) -> Result<BlobHead, PullError> {
-        let Some(overlaid) = &access.overlaid else {
+        let Some(overlaid) = access.overlaid() else {
             return self.blob_head_by_asking(access, digest).await;
         };
         let layer = overlaid.overlay.layer(digest);
@@ -182,10 +182,10 @@ impl Pull {
     async fn made_config(
         &self,
         access: &Access,
-        overlaid: &Overlaid,
+        overlaid: Overlaid<'_>,
         digest: &Digest,
     ) -> Result<Option<Bytes>, PullError> {
-        let ask = || self.derive_by_tag(access, overlaid, &overlaid.version);
+        let ask = || self.derive_by_tag(access, overlaid, overlaid.version);
         let (derived, _) = self.for_access(access, ask).await?;
         Ok(derived.config(digest).cloned())
     }
@@ -194,11 +194,11 @@ impl Pull {
     async fn derive_by_tag(
         &self,
         access: &Access,
-        overlaid: &Overlaid,
+        overlaid: Overlaid<'_>,
         version: &TagOrDigest,
     ) -> Result<(Arc<Derived>, bool), PullError> {
         let served = self.plain_manifest(access, version, Extent::Whole).await?;
-        let origin = Origin::of(access, served.digest, &overlaid.overlay);
+        let origin = Origin::of(access, served.digest, overlaid.overlay);
         let derived = match self.shelf.derived.find(&origin) {
             Some(derived) => derived,
             None => {
@@ -206,7 +206,7 @@ impl Pull {
                     .login(&access.caller, &access.registry, &access.repository)
                     .await?;
                 let base = self.find_or_fetch(access, &login, served.digest).await?;
-                self.derive(access, &login, &overlaid.overlay, origin, &base)
+                self.derive(access, &login, overlaid.overlay, origin, &base)
                     .await?
             }
         };
@@ -323,7 +323,7 @@ impl Pull {
 
     async fn own_manifest(
         &self,
-        overlaid: &Overlaid,
+        overlaid: Overlaid<'_>,
         digest: &Digest,
     ) -> Result<Option<Arc<Stored>>, PullError> {
         if self.proofs.is_kept(overlaid.token, digest)
@@ -362,7 +362,7 @@ impl Pull {
 
     async fn own_blob(
         &self,
-        overlaid: &Overlaid,
+        overlaid: Overlaid<'_>,
         digest: &Digest,
     ) -> Result<Option<Content>, PullError> {
         let config = self.shelf.derived.config(digest);
@@ -403,7 +403,7 @@ impl Pull {
         Elsewhere::At(Box::new(access))
     }
 
-    fn included(access: &Access, overlaid: &Overlaid, layer: &Layer) -> Access {
+    fn included(access: &Access, overlaid: Overlaid<'_>, layer: &Layer) -> Access {
         let Place::Repository {
             registry,
             repository,
@@ -417,7 +417,7 @@ impl Pull {
             caller: Arc::clone(&access.caller),
             registry: registry.clone(),
             repository: repository.clone(),
-            overlaid: None,
+            grant: None,
             web: None,
         }
     }
