@@ -30,7 +30,7 @@ use crate::{
 enum Elsewhere {
     /// The client goes there itself.
     Redirect(String),
-    At(Box<Access>),
+    At(WebPlace),
 }
 
 /// What was made of one that was fetched is hardly larger.
@@ -108,14 +108,15 @@ impl Pull {
         };
         let layer = overlaid.overlay.layer(digest);
         match layer.map(|layer| (layer, &layer.place)) {
-            Some((layer, Place::Web { url })) => match self.elsewhere_on_the_web(layer, url) {
+            Some((layer, Place::Web { url })) => match self.elsewhere_on_the_web(url) {
                 Elsewhere::Redirect(location) => {
                     return Ok(OpenBlob::Redirect {
                         status: 307,
                         location,
                     });
                 }
-                Elsewhere::At(access) => {
+                Elsewhere::At(place) => {
+                    let access = self.access_on_the_web(layer, url, place);
                     return Box::pin(self.blob(&access, digest, first_part)).await;
                 }
             },
@@ -149,7 +150,7 @@ impl Pull {
         let layer = overlaid.overlay.layer(digest);
         match layer.map(|layer| (layer, &layer.place)) {
             Some((layer, Place::Web { url })) => {
-                return Ok(match self.elsewhere_on_the_web(layer, url) {
+                return Ok(match self.elsewhere_on_the_web(url) {
                     Elsewhere::Redirect(location) => BlobHead::Redirect {
                         status: 307,
                         location,
@@ -388,19 +389,23 @@ impl Pull {
         Ok(Some(Content::stored(Blob { file, size })))
     }
 
-    /// Whoever knows the URL may have what it gives, and has the digest from the same request.
-    fn elsewhere_on_the_web(&self, layer: &Layer, url: &str) -> Elsewhere {
+    fn elsewhere_on_the_web(&self, url: &str) -> Elsewhere {
         let place = match self.options.web_layers {
             WebLayers::Redirect => None,
             WebLayers::Fetch => WebPlace::parse(url),
         };
-        let Some(place) = place else {
-            return Elsewhere::Redirect(url.to_owned());
-        };
-        let access = Access::on_the_web(url, place, layer.size);
-        self.proofs
-            .note_allowed(&access, layer.digest, Some(layer.size));
-        Elsewhere::At(Box::new(access))
+        place.map_or_else(|| Elsewhere::Redirect(url.to_owned()), Elsewhere::At)
+    }
+
+    /// Whoever knows the URL may have what it gives, and has the digest from the same request.
+    fn access_on_the_web(&self, layer: &Layer, url: &str, place: WebPlace) -> Access {
+        let (access, size) = (Access::on_the_web(url, place, layer.size), Some(layer.size));
+        let standing = self.proofs.standing(&access, &layer.digest);
+        // Another request may have said another size of the same URL. This one's counts now.
+        if !standing.may_have || standing.size != size {
+            self.proofs.note_allowed(&access, layer.digest, size);
+        }
+        access
     }
 
     fn included(access: &Access, overlaid: Overlaid<'_>, layer: &Layer) -> Access {
