@@ -237,7 +237,7 @@ impl Api {
     }
 
     /// The source registry is not part of it: the request knows it.
-    fn target_image(&self, token: &Token, image: &Reference) -> String {
+    pub(super) fn target_image(&self, token: &Token, image: &Reference) -> String {
         let separator = match image.version {
             TagOrDigest::Tag(_) => ':',
             TagOrDigest::Digest(_) => '@',
@@ -290,7 +290,7 @@ impl Api {
     }
 
     /// The newer shape: all in one.
-    pub(super) fn flat_record(&self, record: &Record) -> Value {
+    fn flat_record(&self, record: &Record) -> Value {
         let (source, served) = digests_of(record);
         let mut flat = json!({
             "id": record.token.as_str(),
@@ -420,7 +420,7 @@ fn asked(record: &Record) -> Value {
         "workspaceId": record.user.as_ref().and_then(|user| user.workspace),
         "containerImage": details.container_image,
         "containerConfig": record.overlay.as_ref().map(described),
-        "platform": details.platform.as_deref().unwrap_or("linux/amd64"),
+        "platform": platform_of(record),
         "towerEndpoint": details.tower_endpoint,
         "fingerprint": details.fingerprint,
         "timestamp": instant(timestamp.map_or(record.created, |time| time.instant)),
@@ -429,9 +429,15 @@ fn asked(record: &Record) -> Value {
     })
 }
 
+/// That nobody asked for is the usual one.
+pub(super) fn platform_of(record: &Record) -> &str {
+    let asked = record.details.platform.as_deref();
+    asked.unwrap_or("linux/amd64")
+}
+
 /// What the image was when it was first pulled, or before that, when it was asked for; and what was served then. Without
 /// an overlay they are the same.
-fn digests_of(record: &Record) -> (Option<String>, Option<String>) {
+pub(super) fn digests_of(record: &Record) -> (Option<String>, Option<String>) {
     let source = record.source_digest.or(record.resolved_digest);
     let served = match record.overlay {
         Some(_) => record.served_digest,

@@ -6,14 +6,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use serde_json::Value;
+use serde_json::json;
 
 use super::{Html, page};
 use crate::{
     api::{
         Api, Response,
+        container::{digests_of, platform_of},
         error_response::{self, Shape},
     },
+    augment::{Layer, Overlay, Place},
     blocking::Errand,
     requests::{Record, Token},
     units::ByteSize,
@@ -50,17 +52,17 @@ impl Api {
             (None, true) => State::Good,
             (None, false) => State::Over,
         };
-        shown(&record, state, &self.flat_record(&record))
+        let name = self.target_image(&record.token, &record.image);
+        shown(&record, state, &name)
     }
 }
 
-/// `flat` is the record as the API tells it.
-fn shown(record: &Record, state: State, flat: &Value) -> Response {
+/// `name` is what is pulled.
+fn shown(record: &Record, state: State, name: &str) -> Response {
     let image = record.image.to_string();
     page(200, &image, |html| {
         html.element("h1", &image);
         html.raw("<section>\n");
-        let name = text(flat, "waveImage");
         match state {
             State::Good => {
                 html.raw("<p><span class=\"state good\">can be pulled</span> <span class=\"faint\">until ");
@@ -85,7 +87,7 @@ fn shown(record: &Record, state: State, flat: &Value) -> Response {
             }
         }
         html.raw("</section>\n<section>\n<h2>Request</h2>\n<dl>\n");
-        html.fact("Asked for", text(flat, "containerImage"));
+        html.fact("Asked for", &record.details.container_image);
         let user = record.user.as_ref();
         html.fact("By", user.map_or("an anonymous caller", |user| &user.name));
         let workspace = user.and_then(|user| user.workspace);
@@ -96,45 +98,45 @@ fn shown(record: &Record, state: State, flat: &Value) -> Response {
         html.raw("<dt>On</dt><dd>");
         time(html, record.created);
         html.raw("</dd>\n");
-        html.fact("Platform", text(flat, "platform"));
-        let (source, served) = (text(flat, "sourceDigest"), text(flat, "waveDigest"));
-        html.code_fact("Digest", source);
+        html.fact("Platform", platform_of(record));
+        let (source, served) = digests_of(record);
+        html.code_fact("Digest", source.as_deref().unwrap_or_default());
         if served != source {
-            html.code_fact("Digest with changes", served);
+            html.code_fact("Digest with changes", served.as_deref().unwrap_or_default());
         }
         html.raw("</dl>\n</section>\n");
-        if let Some(config) = flat.get("containerConfig").filter(|it| !it.is_null()) {
-            changes(html, config);
+        if let Some(overlay) = &record.overlay {
+            changes(html, overlay);
         }
     })
 }
 
 /// What is put on the image.
-fn changes(html: &mut Html, config: &Value) {
+fn changes(html: &mut Html, overlay: &Overlay) {
     html.raw("<section>\n<h2>Changes to the image</h2>\n<dl>\n");
-    for (label, name) in [("Entrypoint", "entrypoint"), ("Command", "cmd")] {
-        let words = list(config, name);
+    for (label, words) in [
+        ("Entrypoint", &overlay.entrypoint),
+        ("Command", &overlay.cmd),
+    ] {
         if !words.is_empty() {
-            html.code_fact(label, &Value::from(words.to_vec()).to_string());
+            html.code_fact(label, &json!(words).to_string());
         }
     }
-    html.code_fact("Working folder", text(config, "workingDir"));
+    let folder = overlay.working_dir.as_deref();
+    html.code_fact("Working folder", folder.unwrap_or_default());
     // Values may be passwords.
-    let variables = list(config, "env").iter().filter_map(Value::as_str);
+    let variables = overlay.env.iter();
     let variables = variables.map(|it| it.split('=').next().unwrap_or_default().to_owned());
     html.code_facts("Variables", variables);
     html.raw("</dl>\n");
-    let layers = list(config, "layers");
-    if !layers.is_empty() {
+    if !overlay.layers.is_empty() {
         html.table(
             "layer",
-            layers.iter().map(|layer| {
-                let size = layer.get("gzipSize").and_then(Value::as_u64);
-                let size = size.map_or_else(String::new, |size| ByteSize(size).rounded());
+            overlay.layers.iter().map(|layer| {
                 (
-                    origin(text(layer, "location")),
-                    text(layer, "gzipDigest"),
-                    size,
+                    origin(layer),
+                    layer.digest.to_string(),
+                    ByteSize(layer.size).rounded(),
                 )
             }),
         );
@@ -142,16 +144,17 @@ fn changes(html: &mut Html, config: &Value) {
     html.raw("</section>\n");
 }
 
-/// Where a layer is, without what may be a signature or the layer itself.
-fn origin(location: &str) -> String {
-    let Some((scheme, rest)) = location.split_once("://") else {
-        return "sent with the request".to_owned();
-    };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = authority.rsplit('@').next().unwrap_or_default();
-    match scheme {
-        "docker" => format!("of an image at {host}"),
-        _ => format!("from {host}"),
+/// Where a layer is, without what may be a signature.
+fn origin(layer: &Layer) -> String {
+    match &layer.place {
+        Place::Inline => "sent with the request".to_owned(),
+        Place::Repository { registry, .. } => format!("of an image at {registry}"),
+        Place::Web { url } => {
+            let rest = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
+            let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+            let host = authority.rsplit('@').next().unwrap_or_default();
+            format!("from {host}")
+        }
     }
 }
 
@@ -165,35 +168,40 @@ fn time(html: &mut Html, time: SystemTime) {
     html.text(&people).raw("</time>");
 }
 
-fn text<'a>(value: &'a Value, name: &str) -> &'a str {
-    value.get(name).and_then(Value::as_str).unwrap_or_default()
-}
-
-fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
-    let list = value.get(name).and_then(Value::as_array);
-    list.map(Vec::as_slice).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+    use crate::{augment::Compression, oci::Digest};
 
     #[test]
     fn changes_keep_what_is_nobodys_business() {
+        let places = [
+            Place::Inline,
+            Place::Web {
+                url: "https://ada:hunter2@files.example.com/layer?signature=hunter2".to_owned(),
+            },
+            Place::Repository {
+                registry: "quay.io".parse().expect("a registry"),
+                repository: "acme/tools".parse().expect("a repository"),
+            },
+        ];
+        let layers = places.into_iter().map(|place| Layer {
+            digest: Digest::of(b"layer"),
+            size: 2048,
+            diff_id: Digest::of(b"archive"),
+            compression: Compression::Gzip,
+            place,
+        });
+        let overlay = Overlay {
+            entrypoint: vec!["/bin/sh".to_owned(), "<b>".to_owned()],
+            cmd: Vec::new(),
+            working_dir: Some("/w".to_owned()),
+            env: vec!["PASSWORD=hunter2".to_owned(), "EMPTY=".to_owned()],
+            layers: layers.collect(),
+            platform: "linux/amd64".parse().expect("a platform"),
+        };
         let mut html = Html::default();
-        changes(
-            &mut html,
-            &json!({
-                "entrypoint": ["/bin/sh", "<b>"], "env": ["PASSWORD=hunter2", "EMPTY="], "workingDir": "/w",
-                "layers": [
-                    {"location": "data:aHVudGVyMg==", "gzipDigest": "sha256:aa", "gzipSize": 2048},
-                    {"location": "https://ada:hunter2@files.example.com/layer?signature=hunter2", "gzipDigest": "sha256:bb"},
-                    {"location": "docker://quay.io/v2/acme/tools/blobs/sha256:cc", "gzipDigest": "sha256:cc", "gzipSize": 7},
-                ],
-            }),
-        );
+        changes(&mut html, &overlay);
         let html = html.into_string();
         for shown in [
             "&lt;b&gt;",
@@ -201,12 +209,12 @@ mod tests {
             "sent with the request",
             "from files.example.com",
             "of an image at quay.io",
-            "sha256:aa",
+            &Digest::of(b"layer").to_string(),
             "2.0KiB",
         ] {
             assert!(html.contains(shown), "{shown} is not in {html}");
         }
-        for hidden in ["hunter2", "aHVudGVyMg", "signature", "<b>", "Command"] {
+        for hidden in ["hunter2", "signature", "<b>", "Command"] {
             assert!(!html.contains(hidden), "{hidden} is in {html}");
         }
     }

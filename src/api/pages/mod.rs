@@ -101,10 +101,10 @@ impl Html {
     }
 
     /// A table of layers: for each a digest, words before it, and a size.
-    fn table<'a>(
+    fn table(
         &mut self,
         name: &'static str,
-        rows: impl IntoIterator<Item = (String, &'a str, String)>,
+        rows: impl IntoIterator<Item = (String, impl AsRef<str>, String)>,
     ) {
         self.raw("<div class=\"scroll\"><table>\n<thead><tr>")
             .element("th", name)
@@ -112,7 +112,8 @@ impl Html {
             .raw("<th class=\"size\">size</th></tr></thead>\n<tbody>\n");
         for (words, digest, size) in rows {
             self.raw("<tr>").element("td", &words).raw("<td>");
-            self.element("code", digest).raw("</td><td class=\"size\">");
+            self.element("code", digest.as_ref())
+                .raw("</td><td class=\"size\">");
             self.text(&size).raw("</td></tr>\n");
         }
         self.raw("</tbody>\n</table></div>\n");
