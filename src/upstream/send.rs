@@ -15,7 +15,7 @@ use super::{
     login::{Authorization, Login, has_login_ended},
 };
 use crate::{
-    http::{Challenge, Method, ResponseHead, Scheme, parse_challenges},
+    http::{Challenge, Method, ResponseHead, Scheme, Url, parse_challenges},
     net::{ConnectError, ResolveError},
     oci::Registry,
     telemetry::metrics::{self, Counter},
@@ -205,26 +205,15 @@ impl Upstream {
             if !is_redirect(response.head.status) {
                 return Ok(sent(response));
             }
-            let Some(location) = response.head.headers.get("location") else {
-                return Err(Problem::Redirect("a redirect to nowhere"));
-            };
-            let Ok(next) = url.join(location) else {
-                return if wish.follow == Follow::WithinRegistry {
-                    Ok(sent(response))
-                } else {
-                    Err(Problem::Redirect("a redirect that is not a URL"))
-                };
-            };
-            let stays = next.origin == first.origin
-                && next.target.starts_with(&endpoint.url("/v2/").target);
+            let next = follow_redirect(&url, &response.head);
+            let stays = next.as_ref().is_ok_and(|next| {
+                next.origin == first.origin && next.target.starts_with(&endpoint.url("/v2/").target)
+            });
             if wish.follow == Follow::WithinRegistry && !stays {
                 return Ok(sent(response));
             }
-            if url.origin.scheme == Scheme::Https && next.origin.scheme == Scheme::Http {
-                return Err(Problem::Redirect("a redirect from HTTPS to plain HTTP"));
-            }
+            url = next?;
             response.body.discard().await;
-            url = next;
         }
         Err(Problem::Redirect("one redirect after the other"))
     }
@@ -488,6 +477,20 @@ pub(super) fn retry_after(head: &ResponseHead) -> Option<Duration> {
         .get("retry-after")
         .and_then(|text| text.trim().parse().ok())
         .map(Duration::from_secs)
+}
+
+/// Where the answer of `from` leads, if we may go there.
+pub(super) fn follow_redirect(from: &Url, head: &ResponseHead) -> Result<Url, Problem> {
+    let Some(location) = head.headers.get("location") else {
+        return Err(Problem::Redirect("a redirect to nowhere"));
+    };
+    let Ok(next) = from.join(location) else {
+        return Err(Problem::Redirect("a redirect that is not a URL"));
+    };
+    if from.origin.scheme == Scheme::Https && next.origin.scheme == Scheme::Http {
+        return Err(Problem::Redirect("a redirect from HTTPS to plain HTTP"));
+    }
+    Ok(next)
 }
 
 pub(super) fn is_redirect(status: u16) -> bool {

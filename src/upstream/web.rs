@@ -8,12 +8,12 @@ use super::{
     exchange::{Request, Response},
     fetch::{BlobBody, Upstream, blob_body},
     send::{
-        FIRST_PAUSE, LONGEST_PAUSE, MOST_REDIRECTS, Problem, is_passing, is_redirect, range_field,
-        retry_after,
+        FIRST_PAUSE, LONGEST_PAUSE, MOST_REDIRECTS, Problem, follow_redirect, is_passing,
+        is_redirect, range_field, retry_after,
     },
 };
 use crate::{
-    http::{Method, Scheme, Url},
+    http::{Method, Url},
     oci::{Digest, Registry},
 };
 
@@ -94,16 +94,8 @@ impl Upstream {
             if !is_redirect(response.head.status) {
                 return Ok(response);
             }
-            let location = response.head.headers.get("location");
-            let next = location.and_then(|location| url.join(location).ok());
-            let Some(next) = next else {
-                return Err(Problem::Redirect("a redirect that is not a URL"));
-            };
-            if url.origin.scheme == Scheme::Https && next.origin.scheme == Scheme::Http {
-                return Err(Problem::Redirect("a redirect from HTTPS to plain HTTP"));
-            }
+            url = follow_redirect(&url, &response.head)?;
             response.body.discard().await;
-            url = next;
         }
         Err(Problem::Redirect("one redirect after the other"))
     }
