@@ -50,7 +50,7 @@ impl Pull {
             .await?;
         let top = self.fetch_unnoted(&access, &login, &image.version).await?;
         let wanted = platform.cloned().unwrap_or_default();
-        let (stored, config) = match Target::of(&wanted, &top.manifest.media_type, &top.bytes) {
+        let (stored, config) = match self.target_of(&wanted, &top).await {
             Ok(Target::Image { config }) => (top, Some(config)),
             Ok(Target::Index { images }) if platform.is_some() => {
                 let first = images.into_iter().next();
@@ -60,10 +60,14 @@ impl Pull {
                     .await?;
                 (stored, Some(config))
             }
-            Ok(Target::Index { .. }) | Err(AugmentError::Artifact { .. }) => (top, None),
+            Ok(Target::Index { .. }) | Err(PullError::Overlay(AugmentError::Artifact { .. })) => {
+                (top, None)
+            }
             // Nobody asked for the usual one.
-            Err(AugmentError::NoPlatform { .. }) if platform.is_none() => (top, None),
-            Err(error) => return Err(error.into()),
+            Err(PullError::Overlay(AugmentError::NoPlatform { .. })) if platform.is_none() => {
+                (top, None)
+            }
+            Err(error) => return Err(error),
         };
         let config = match config {
             Some(config) => Some(self.config_of(&access, &login, &config).await?),
