@@ -39,7 +39,7 @@ pub enum Errand {
     Pages,
     /// Waiting until a blob's bytes are on disk, which may take seconds.
     Commit,
-    /// Digests of what is being filled.
+    /// Digests of what is being filled; manifests and configurations that are large.
     Hash,
     /// Bytes of what is being filled, into the page cache; a disk that cannot keep up makes the writer wait.
     Write,
