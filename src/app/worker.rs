@@ -68,7 +68,8 @@ async fn work(plan: Plan) {
         ..
     } = plan;
     let dialer = Dialer::new(Arc::clone(&shared.pool), *shared.upstream.connect_timeout);
-    let exchange = Exchange::new(dialer, shared.upstream.clone());
+    let transfer = Transfer::new(Arc::clone(&shared.pool), pipes);
+    let exchange = Exchange::new(dialer, Rc::clone(&transfer), shared.upstream.clone());
     let upstream = Upstream::new(
         Arc::clone(&shared.endpoints),
         Arc::clone(&shared.authorizer),
@@ -82,7 +83,7 @@ async fn work(plan: Plan) {
         shared.identity.clone(),
         Arc::clone(&shared.load),
         core,
-        Transfer::new(Arc::clone(&shared.pool), pipes),
+        transfer,
     );
     monoio::spawn(Rc::clone(&edge).take_over(Rc::clone(&api)));
     let idle = Rc::clone(&pull);

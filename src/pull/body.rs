@@ -7,23 +7,11 @@ use bytes::{Bytes, BytesMut};
 use super::fill::Filler;
 use crate::{
     cache::{Blob, Ending, HELD_BACK, Next, Reader, Release},
+    net::Piece,
     oci::{Digest, Hasher},
     telemetry::metrics::{self, Counter},
     upstream,
 };
-
-/// What can be sent next.
-#[derive(Debug)]
-pub enum Piece {
-    /// Goes from the page cache to the socket.
-    File {
-        file: Arc<File>,
-        range: Range<u64>,
-        /// Nobody writes to it any more.
-        is_complete: bool,
-    },
-    Bytes(Bytes),
-}
 
 /// Why a body ends early. The connection is cut then: that is how the client learns of it.
 #[derive(Debug, thiserror::Error)]

@@ -19,14 +19,15 @@ mod shelf;
 mod uncached;
 
 pub use blob::{BlobHead, FirstPart, OpenBlob};
-pub use body::{Body, BodyError, Piece};
+pub use body::{Body, BodyError};
 pub use content::Content;
 pub use inspect::Inspected;
 pub use manifest::{Extent, ServedManifest};
 pub use proof::{Holder, Proofs};
 pub use shelf::Shelf;
 
-// What a story's errors and lists are made of, for those who know no upstream.
+// What a story's bodies, errors and lists are made of, for those who know no upstream.
+pub use crate::net::Piece;
 pub use crate::upstream::{CheckError, FetchError, List, next_page};
 
 use std::{cell::RefCell, collections::HashSet, rc::Rc, sync::Arc};

@@ -21,7 +21,7 @@ use crate::{
         BodyLength, ChunkDecoder, MAX_HEAD_SIZE, Method, Origin, ResponseHead, Scheme, Url,
         head_end, parse_response,
     },
-    net::{Addresses, ConnectError, Dialer, Stream, Trust},
+    net::{Addresses, ConnectError, Dialer, Stream, Transfer, Trust},
     secret::Secret,
     telemetry::metrics::{self, Counter},
 };
@@ -76,6 +76,8 @@ pub struct Response {
 /// One core's connections.
 pub struct Exchange {
     dialer: Dialer,
+    /// For what is pushed.
+    transfer: Rc<Transfer>,
     options: Options,
     idle: RefCell<HashMap<Place, Vec<Idle>>>,
     crowd: Crowd<Place>,
@@ -95,9 +97,10 @@ struct Idle {
 }
 
 impl Exchange {
-    pub fn new(dialer: Dialer, options: Options) -> Rc<Self> {
+    pub fn new(dialer: Dialer, transfer: Rc<Transfer>, options: Options) -> Rc<Self> {
         Rc::new(Self {
             dialer,
+            transfer,
             crowd: Crowd::new(options.max_connections_per_host),
             options,
             idle: RefCell::default(),

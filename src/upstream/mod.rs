@@ -10,6 +10,7 @@ mod fetch;
 mod known_hosts;
 mod login;
 mod login_check;
+mod push;
 mod realm;
 mod send;
 mod tokens;
@@ -25,6 +26,7 @@ pub use fetch::{
 };
 pub use login::{Login, Renewal};
 pub use login_check::CheckError;
+pub use push::{Mount, PushError, PushedManifest, Session, Target, Upload, UploadError};
 pub use web::WebPlace;
 
 use serde::Deserialize;

@@ -89,6 +89,8 @@ const LAYERS: [(&str, &[&str]); 27] = [
             "credentials",
             "requests",
             "upstream",
+            // A piece of a body.
+            "net",
             "cache",
             "aws",
             "augment",

@@ -1,0 +1,45 @@
+//! Putting blobs and manifests into a registry: as another login than pulls, and with a token that is asked for by its
+//! rights. What is to be pushed comes as an `Upload`, from wherever it is.
+//!
+//! An upload's address belongs to the registry: it is used as it was last given, to the byte, and its query is a secret.
+//! Credentials go to the registry's own host only, wherever an upload's address leads.
+
+mod blob;
+mod error;
+mod manifest;
+
+pub use blob::{Mount, Session};
+pub use error::PushError;
+pub use manifest::PushedManifest;
+
+use super::login::Login;
+use crate::{
+    net::Piece,
+    oci::{Registry, Repository},
+};
+
+/// Whereto something is pushed, and as whom.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    pub registry: &'a Registry,
+    pub repository: &'a Repository,
+    pub login: &'a Login,
+}
+
+/// A blob's bytes for an upload.
+#[expect(async_fn_in_trait, reason = "all of it stays on one core")]
+pub trait Upload {
+    /// Goes to this byte of the blob: before the first piece, and when an interrupted upload is taken up again.
+    async fn seek(&mut self, position: u64) -> Result<(), UploadError>;
+
+    /// Never empty; `None` is the end.
+    async fn next(&mut self) -> Result<Option<Piece>, UploadError>;
+}
+
+/// The source's side failed, which is no fault of the target.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UploadError(
+    pub String,
+    /** Whether it may fare better later. */ pub bool,
+);
