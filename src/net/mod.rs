@@ -1,4 +1,4 @@
-//! Sockets: listening, finding and dialling hosts, TLS on both sides, and moving a file to a client.
+//! Sockets: listening, finding and dialling hosts, TLS on both sides, and moving a file to a client or a registry.
 
 mod connect;
 mod detached;
@@ -15,6 +15,7 @@ mod stream;
 mod tls;
 mod tls_session;
 mod transfer;
+mod upload;
 
 pub use connect::{ConnectError, Dialer};
 pub use detached::Detached;
@@ -28,5 +29,6 @@ pub use socket::{Refused, Socket};
 pub use stream::Stream;
 pub use tls::{Trust, TrustError};
 pub use transfer::{FilePart, Transfer, pipes_for_each};
+pub use upload::Uploaded;
 
 pub use crate::sys::More;

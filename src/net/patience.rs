@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use monoio::{net::TcpStream, time::timeout};
+
 const TICK: Duration = Duration::from_millis(100);
 
 /// One core's clock.
@@ -139,6 +141,87 @@ impl Alarm {
         })
         .await
     }
+}
+
+/// How long the other side may take no byte at all.
+#[derive(Clone, Copy)]
+pub(super) struct Patience<'a> {
+    side: Side<'a>,
+    most: Duration,
+}
+
+#[derive(Clone, Copy)]
+enum Side<'a> {
+    Client(&'a Alarm),
+    /// It may answer before it has all of a request. Uploads are few, so a timer of the runtime does.
+    Registry,
+}
+
+impl<'a> Patience<'a> {
+    pub(super) fn with_client(alarm: &'a Alarm, most: Duration) -> Self {
+        let side = Side::Client(alarm);
+        Self { side, most }
+    }
+
+    pub(super) fn with_registry(most: Duration) -> Self {
+        let side = Side::Registry;
+        Self { side, most }
+    }
+
+    /// The next turn: when the socket takes more. A registry that has something to say is heard first (`EarlyAnswer`).
+    pub(super) async fn writable(self, socket: &TcpStream) -> io::Result<()> {
+        match self.side {
+            Side::Client(_) => self.within(socket.writable(false)).await,
+            Side::Registry => self.within(writable_or_heard(socket)).await,
+        }
+    }
+
+    pub(super) async fn within<T>(
+        self,
+        future: impl Future<Output = io::Result<T>>,
+    ) -> io::Result<T> {
+        match self.side {
+            Side::Client(alarm) => {
+                let deadline = alarm.clock().after(self.most);
+                alarm.within(deadline, future).await
+            }
+            Side::Registry => match timeout(self.most, future).await {
+                Ok(done) => done,
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            },
+        }
+    }
+
+    /// For what is good for a moment only. Whoever has no clock does without.
+    pub(super) fn now(self) -> Option<Tick> {
+        match self.side {
+            Side::Client(alarm) => Some(alarm.clock().now()),
+            Side::Registry => None,
+        }
+    }
+}
+
+/// The other side has said something, or gone, before it had all.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer came before the end of the request")]
+pub(super) struct EarlyAnswer;
+
+impl EarlyAnswer {
+    pub(super) fn is(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|cause| cause.is::<Self>())
+    }
+}
+
+async fn writable_or_heard(socket: &TcpStream) -> io::Result<()> {
+    let mut heard = pin!(socket.readable(false));
+    let mut writable = pin!(socket.writable(false));
+    poll_fn(|context| {
+        if let Poll::Ready(heard) = heard.as_mut().poll(context) {
+            return Poll::Ready(heard.and(Err(io::Error::other(EarlyAnswer))));
+        }
+        writable.as_mut().poll(context)
+    })
+    .await
 }
 
 /// Ends the wait, however it ended.

@@ -4,21 +4,49 @@
 //! Files are read into a buffer that the core's answers share. rustls copies what it encrypts, so that a mapping saves no
 //! copy: both ways cost the same from 64 KiB up (within 5 %), and a mapping's pages count as ours while a client stalls.
 
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
+use std::{
+    fs::File,
+    io::{self, IoSlice, Read, Write},
+    ops::Range,
+    os::unix::fs::FileExt as _,
+    sync::Arc,
+};
+
+use monoio::net::TcpStream;
 
 use super::{
-    tls_session::TlsSession,
-    transfer::{BUDGET, Patience, Transfer},
+    patience::{EarlyAnswer, Patience},
+    transfer::{BUDGET, Transfer},
 };
 use crate::sys::{self, More, Sent};
 
 /// Eight whole records. Twice or half as much costs the same within what measuring it can tell, from 1 MiB up.
 const BATCH: usize = 128 << 10;
 
+/// Either side of a TLS session, over a socket that is asked without waiting.
+pub(super) trait Sealing {
+    fn tcp(&self) -> &TcpStream;
+
+    /// Encrypts a copy; `send_sealed` sends it.
+    fn seal(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Whether all that was sealed is with the socket.
+    fn is_sent(&self) -> bool;
+
+    /// Sends what the socket takes now.
+    fn send_sealed(&mut self, more: More) -> io::Result<Sent>;
+
+    /// Takes what has come while we send, and says whether it was more than the session's own business: the other side's
+    /// words, or its end. It matters of registries only.
+    fn has_heard(&mut self) -> io::Result<bool> {
+        Ok(true)
+    }
+}
+
 impl Transfer {
     pub(super) async fn send_through(
         &self,
-        session: &mut TlsSession,
+        session: &mut impl Sealing,
         bytes: &[u8],
         more: More,
         patience: Patience<'_>,
@@ -38,7 +66,7 @@ impl Transfer {
 
     pub(super) async fn send_file_through(
         &self,
-        session: &mut TlsSession,
+        session: &mut impl Sealing,
         mut head: &[u8],
         file: &Arc<File>,
         range: Range<u64>,
@@ -90,7 +118,7 @@ impl Transfer {
     /// those were. With none of them nothing is encrypted.
     fn seal_file(
         &self,
-        session: &mut TlsSession,
+        session: &mut impl Sealing,
         head: &[u8],
         size: usize,
         read: impl FnOnce(&mut [u8]) -> io::Result<usize>,
@@ -122,7 +150,7 @@ impl<'a> Turn<'a> {
     }
 
     /// Sends all that is encrypted. With more to follow this ends the turn when the budget is used up, or the socket full.
-    async fn send_sealed(&mut self, session: &mut TlsSession, more: More) -> io::Result<()> {
+    async fn send_sealed(&mut self, session: &mut impl Sealing, more: More) -> io::Result<()> {
         while !session.is_sent() {
             match session.send_sealed(more)? {
                 Sent::Bytes(count) => self.budget = self.budget.saturating_sub(count),
@@ -135,8 +163,39 @@ impl<'a> Turn<'a> {
         Ok(())
     }
 
-    async fn pass(&mut self, session: &TlsSession) -> io::Result<()> {
+    async fn pass(&mut self, session: &mut impl Sealing) -> io::Result<()> {
         self.budget = BUDGET;
-        self.patience.writable(session.tcp()).await
+        loop {
+            match self.patience.writable(session.tcp()).await {
+                Err(error) if EarlyAnswer::is(&error) && !session.has_heard()? => {}
+                turned => return turned,
+            }
+        }
+    }
+}
+
+/// The socket as rustls wants it: never waiting.
+pub(super) struct Wire<'a> {
+    pub(super) tcp: &'a TcpStream,
+    pub(super) more: More,
+}
+
+impl Read for Wire<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        sys::receive(self.tcp, buffer)
+    }
+}
+
+impl Write for Wire<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        sys::send(self.tcp, bytes, self.more)
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        sys::send_pieces(self.tcp, pieces, self.more)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -11,6 +11,7 @@ use monoio::{
 use super::{
     Identity,
     patience::{Alarm, Clock, Deadline},
+    sealing::Sealing as _,
     tls_session::TlsSession,
     transfer::is_transient,
 };

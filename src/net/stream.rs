@@ -10,12 +10,15 @@ use monoio::{
 };
 use zeroize::Zeroize as _;
 
-use super::tls::{TlsStream, Trust};
+use super::{
+    sealing::Sealing as _,
+    tls::{TlsStream, Trust},
+};
 use crate::sys;
 
-pub struct Stream(Kind);
+pub struct Stream(pub(super) Kind);
 
-enum Kind {
+pub(super) enum Kind {
     Plain(TcpStream),
     Tls(Box<TlsStream>),
 }
@@ -89,6 +92,14 @@ impl Stream {
         match &mut self.0 {
             Kind::Plain(tcp) => sys::liveness(tcp) == sys::Liveness::Quiet,
             Kind::Tls(tls) => tls.is_drained() && sys::liveness(tls.tcp()) == sys::Liveness::Quiet,
+        }
+    }
+
+    /// Whether the other side has said something, or gone, while we are sending.
+    pub(super) fn has_heard(&mut self) -> io::Result<bool> {
+        match &mut self.0 {
+            Kind::Plain(tcp) => Ok(sys::liveness(tcp) != sys::Liveness::Quiet),
+            Kind::Tls(tls) => tls.has_heard(),
         }
     }
 }

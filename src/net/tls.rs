@@ -21,6 +21,12 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
 };
 
+use super::{
+    sealing::{Sealing, Wire},
+    transfer::is_transient,
+};
+use crate::sys::{self, More, Sent};
+
 /// One read of the socket: four of TLS' largest records.
 const READ_SIZE: usize = 64 << 10;
 
@@ -167,8 +173,10 @@ impl TlsStream {
             .and_then(|rest| rest.strip_suffix(']'))
             .unwrap_or(host);
         let name = ServerName::try_from(bare.to_owned()).map_err(io::Error::other)?;
-        let session =
+        let mut session =
             ClientConnection::new(Arc::clone(&trust.config), name).map_err(io::Error::other)?;
+        // No more is encrypted than is sent next, so the session need not count.
+        session.set_buffer_limit(None);
         let mut stream = Self {
             tcp,
             session,
@@ -183,10 +191,6 @@ impl TlsStream {
         }
         stream.flush().await?;
         Ok(stream)
-    }
-
-    pub(super) fn tcp(&self) -> &TcpStream {
-        &self.tcp
     }
 
     /// Whether nothing was received that nobody has read.
@@ -225,8 +229,7 @@ impl TlsStream {
     }
 
     pub(super) async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        // Requests only: a few KiB, which the session buffers without a limit.
-        self.session.set_buffer_limit(None);
+        // A head: a few KiB.
         self.session.writer().write_all(bytes)?;
         self.flush().await
     }
@@ -265,5 +268,57 @@ impl TlsStream {
         let (result, buffer) = self.tcp.read(buffer).await;
         self.received = buffer;
         result.map(|_| ())
+    }
+}
+
+impl Sealing for TlsStream {
+    fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
+    fn seal(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.session.writer().write_all(bytes)
+    }
+
+    fn is_sent(&self) -> bool {
+        !self.session.wants_write()
+    }
+
+    fn send_sealed(&mut self, more: More) -> io::Result<Sent> {
+        let mut wire = Wire {
+            tcp: &self.tcp,
+            more,
+        };
+        match self.session.write_tls(&mut wire) {
+            Ok(count) => Ok(Sent::Bytes(count)),
+            Err(error) if is_transient(&error) => Ok(Sent::Full),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Tickets for later sessions come at any time.
+    fn has_heard(&mut self) -> io::Result<bool> {
+        if self.taken == self.received.len() {
+            self.taken = 0;
+            self.received.clear();
+            self.received.reserve(READ_SIZE);
+            match sys::receive_more(&self.tcp, &mut self.received) {
+                Ok(0) => return Ok(true),
+                Ok(_) => {}
+                Err(error) if is_transient(&error) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        while let Some(mut rest) = self.received.get(self.taken..).filter(|it| !it.is_empty()) {
+            self.taken += self.session.read_tls(&mut rest)?;
+            let state = self
+                .session
+                .process_new_packets()
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            if state.plaintext_bytes_to_read() > 0 || state.peer_has_closed() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }

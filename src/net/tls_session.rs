@@ -4,15 +4,19 @@
 //! is given up loses nothing.
 
 use std::{
-    io::{self, BufRead as _, IoSlice, Read, Write},
+    io::{self, BufRead as _, Write as _},
     sync::Arc,
 };
 
 use monoio::net::TcpStream;
 use rustls::ServerConnection;
 
-use super::{Identity, transfer::is_transient};
-use crate::sys::{self, More, Sent};
+use super::{
+    Identity,
+    sealing::{Sealing, Wire},
+    transfer::is_transient,
+};
+use crate::sys::{More, Sent};
 
 pub(super) struct TlsSession {
     tcp: TcpStream,
@@ -35,10 +39,6 @@ impl TlsSession {
             }
         }
         Ok(())
-    }
-
-    pub(super) fn tcp(&self) -> &TcpStream {
-        &self.tcp
     }
 
     pub(super) fn into_tcp(self) -> TcpStream {
@@ -64,29 +64,6 @@ impl TlsSession {
                 Err(error) => return Err(error),
             }
             self.advance().await?;
-        }
-    }
-
-    /// Encrypts a copy; `send_sealed` sends it.
-    pub(super) fn seal(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.session.writer().write_all(bytes)
-    }
-
-    /// Whether all that was sealed is with the socket.
-    pub(super) fn is_sent(&self) -> bool {
-        !self.session.wants_write()
-    }
-
-    /// Sends what the socket takes now.
-    pub(super) fn send_sealed(&mut self, more: More) -> io::Result<Sent> {
-        let mut wire = Wire {
-            tcp: &self.tcp,
-            more,
-        };
-        match self.session.write_tls(&mut wire) {
-            Ok(count) => Ok(Sent::Bytes(count)),
-            Err(error) if is_transient(&error) => Ok(Sent::Full),
-            Err(error) => Err(error),
         }
     }
 
@@ -132,28 +109,28 @@ impl TlsSession {
     }
 }
 
-/// The socket as rustls wants it: never waiting.
-struct Wire<'a> {
-    tcp: &'a TcpStream,
-    more: More,
-}
-
-impl Read for Wire<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        sys::receive(self.tcp, buffer)
-    }
-}
-
-impl Write for Wire<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        sys::send(self.tcp, bytes, self.more)
+impl Sealing for TlsSession {
+    fn tcp(&self) -> &TcpStream {
+        &self.tcp
     }
 
-    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        sys::send_pieces(self.tcp, pieces, self.more)
+    fn seal(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.session.writer().write_all(bytes)
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    fn is_sent(&self) -> bool {
+        !self.session.wants_write()
+    }
+
+    fn send_sealed(&mut self, more: More) -> io::Result<Sent> {
+        let mut wire = Wire {
+            tcp: &self.tcp,
+            more,
+        };
+        match self.session.write_tls(&mut wire) {
+            Ok(count) => Ok(Sent::Bytes(count)),
+            Err(error) if is_transient(&error) => Ok(Sent::Full),
+            Err(error) => Err(error),
+        }
     }
 }

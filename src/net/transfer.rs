@@ -1,5 +1,5 @@
 //! Sending to a client: bytes we hold, and ranges of files that never pass through our memory. What goes through TLS
-//! is in `sealing.rs`.
+//! is in `sealing.rs`, and what goes to registries in `upload.rs`.
 //!
 //! One turn sends at most a budget and then awaits the socket's writability, even if it is writable still:
 //! that await is what gives every other task of the core its turn. What is not in the page cache is brought there by a
@@ -19,7 +19,7 @@ use std::{
 use monoio::net::TcpStream;
 
 use super::{
-    patience::{Alarm, Deadline},
+    patience::Patience,
     remembered::Remembered,
     socket::{Kind, Socket},
 };
@@ -92,13 +92,13 @@ impl Transfer {
         patience: Duration,
     ) -> io::Result<()> {
         let Socket { kind, alarm } = socket;
-        let patience = Patience {
-            alarm,
-            most: patience,
-        };
+        let patience = Patience::with_client(alarm, patience);
         match kind {
             Kind::Plain(tcp) => self.send_plain(tcp, bytes, more, patience).await,
-            Kind::Tls(session) => self.send_through(session, bytes, more, patience).await,
+            Kind::Tls(session) => {
+                self.send_through(&mut **session, bytes, more, patience)
+                    .await
+            }
         }
     }
 
@@ -112,15 +112,12 @@ impl Transfer {
         patience: Duration,
     ) -> io::Result<()> {
         let Socket { kind, alarm } = socket;
-        let patience = Patience {
-            alarm,
-            most: patience,
-        };
+        let patience = Patience::with_client(alarm, patience);
         match kind {
             Kind::Plain(tcp) => self.send_file_plain(tcp, head, part, more, patience).await,
             Kind::Tls(session) => {
                 let FilePart { file, range, .. } = part;
-                self.send_file_through(session, head, file, range, more, patience)
+                self.send_file_through(&mut **session, head, file, range, more, patience)
                     .await
             }
         }
@@ -157,7 +154,7 @@ impl Transfer {
         Ok(true)
     }
 
-    async fn send_plain(
+    pub(super) async fn send_plain(
         &self,
         socket: &TcpStream,
         mut bytes: &[u8],
@@ -192,7 +189,7 @@ impl Transfer {
         Ok(())
     }
 
-    async fn send_file_plain(
+    pub(super) async fn send_file_plain(
         &self,
         socket: &TcpStream,
         head: &[u8],
@@ -220,15 +217,17 @@ impl Transfer {
         if size < PIPED {
             return self.send_from_file(socket, file, range, patience).await;
         }
-        let Some(mut pipe) = self.take_pipe() else {
-            return self.send_from_file(socket, file, range, patience).await;
+        let mut lent = LentPipe {
+            transfer: self,
+            pipe: self.take_pipe(),
         };
-        let sent = in_full_segments(socket, async {
-            self.splice(socket, &mut pipe, file, range, patience).await
-        });
-        let sent = sent.await;
-        self.give_back(pipe);
-        sent
+        match &mut lent.pipe {
+            Some(pipe) => {
+                let sending = self.splice(socket, pipe, file, range, patience);
+                in_full_segments(socket, sending).await
+            }
+            None => self.send_from_file(socket, file, range, patience).await,
+        }
     }
 
     async fn splice(
@@ -310,14 +309,16 @@ impl Transfer {
             return Ok(warm_until);
         }
         let window = offset..end.min(offset + WINDOW);
-        let now = patience.alarm.clock().now();
-        if self.remembered.borrow().is_warm(file, &window, now) {
+        let now = patience.now();
+        if now.is_some_and(|now| self.remembered.borrow().is_warm(file, &window, now)) {
             return Ok(window.end);
         }
         if !(sys::is_cached(file, window.start) && sys::is_cached(file, window.end - 1)) {
             self.warm(file, offset, end, patience).await?;
         }
-        self.remembered.borrow_mut().note_warm(file, &window, now);
+        if let Some(now) = now {
+            self.remembered.borrow_mut().note_warm(file, &window, now);
+        }
         Ok(window.end)
     }
 
@@ -330,9 +331,7 @@ impl Transfer {
         patience: Patience<'_>,
     ) -> io::Result<u64> {
         let window = offset..end.min(offset + WINDOW);
-        let bringing = self.bring(file, &window);
-        let deadline = patience.deadline();
-        patience.alarm.within(deadline, bringing).await?;
+        patience.within(self.bring(file, &window)).await?;
         Ok(window.end)
     }
 
@@ -377,6 +376,20 @@ impl Transfer {
             self.pipes.borrow_mut().push(pipe);
         } else {
             self.pipes_left.set(self.pipes_left.get() + 1);
+        }
+    }
+}
+
+/// Comes back also when the answer is given up.
+struct LentPipe<'a> {
+    transfer: &'a Transfer,
+    pipe: Option<Pipe>,
+}
+
+impl Drop for LentPipe<'_> {
+    fn drop(&mut self) {
+        if let Some(pipe) = self.pipe.take() {
+            self.transfer.give_back(pipe);
         }
     }
 }
@@ -437,24 +450,4 @@ pub(super) fn is_transient(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
     )
-}
-
-/// How long the client may take no byte at all.
-#[derive(Clone, Copy)]
-pub(super) struct Patience<'a> {
-    alarm: &'a Alarm,
-    most: Duration,
-}
-
-impl Patience<'_> {
-    /// The next turn: when the socket takes more.
-    pub(super) async fn writable(self, socket: &TcpStream) -> io::Result<()> {
-        self.alarm
-            .within(self.deadline(), socket.writable(false))
-            .await
-    }
-
-    fn deadline(self) -> Deadline {
-        self.alarm.clock().after(self.most)
-    }
 }

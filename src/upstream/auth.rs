@@ -6,11 +6,12 @@ use std::{
 };
 
 use super::{
-    challenges::{Challenges, Learnt, Rebuff, choose, default_scope, pull_scope},
+    challenges::{Challenges, Learnt, Rebuff, choose},
     endpoint::Endpoint,
     error::{FetchError, Service},
     login::{Authorization, Login},
     realm::{TokenError, TokenRequest, basic},
+    rights::Rights,
     tokens::{Key, LONGEST_WAIT, Tokens},
 };
 use crate::{
@@ -41,19 +42,17 @@ impl Authorizer {
     }
 
     /// What to send with a first request; nothing, if the registry has not told yet what it wants.
-    pub async fn authorization(
+    pub(super) async fn authorization(
         &self,
         endpoint: &Endpoint,
-        repository: &Repository,
+        rights: Rights<'_>,
         login: &Login,
     ) -> Result<Option<Authorization>, FetchError> {
         let origin = endpoint.url("/").origin;
-        match self.challenges.known(&origin, repository) {
+        match self.challenges.known(&origin, rights) {
             Some(Learnt::Basic) if !endpoint.takes_basic => Ok(None),
             Some(learnt) => {
-                let answer = self
-                    .answer(endpoint, repository, login, &learnt, None)
-                    .await;
+                let answer = self.answer(endpoint, rights, login, &learnt, None).await;
                 match answer {
                     // It may have been another repository's challenge: the registry is asked what it wants for this one.
                     Err(
@@ -70,14 +69,14 @@ impl Authorizer {
     }
 
     /// What to send after a refusal; nothing, if there is nothing better. What was sent is dropped.
-    pub async fn after_refusal(
+    pub(super) async fn after_refusal(
         &self,
         endpoint: &Endpoint,
-        repository: &Repository,
+        rights: Rights<'_>,
         login: &Login,
         rebuff: &Rebuff<'_>,
     ) -> Result<Option<Authorization>, FetchError> {
-        let Some(learnt) = self.wanted(endpoint, repository, login, rebuff) else {
+        let Some(learnt) = self.wanted(endpoint, rights, login, rebuff) else {
             return Ok(None);
         };
         // The same again would get the same answer.
@@ -90,27 +89,27 @@ impl Authorizer {
                     scope,
                     ..
                 }),
-            ) => wanted.as_ref().is_none_or(|wanted| wanted == scope),
+            ) => wanted.is_none() || rights.scope(wanted.as_deref()) == *scope,
             _ => false,
         };
         if is_the_same {
             return Ok(None);
         }
-        self.answer(endpoint, repository, login, &learnt, rebuff.sent)
+        self.answer(endpoint, rights, login, &learnt, rebuff.sent)
             .await
     }
 
     /// The same for a login that came in the place of one that has ended. Whatever was sent was that one's.
-    pub async fn with_other_login(
+    pub(super) async fn with_other_login(
         &self,
         endpoint: &Endpoint,
-        repository: &Repository,
+        rights: Rights<'_>,
         login: &Login,
         rebuff: &Rebuff<'_>,
     ) -> Result<Option<Authorization>, FetchError> {
-        match self.wanted(endpoint, repository, login, rebuff) {
+        match self.wanted(endpoint, rights, login, rebuff) {
             Some(learnt) => {
-                self.answer(endpoint, repository, login, &learnt, rebuff.sent)
+                self.answer(endpoint, rights, login, &learnt, rebuff.sent)
                     .await
             }
             None => Ok(None),
@@ -121,17 +120,17 @@ impl Authorizer {
     fn wanted(
         &self,
         endpoint: &Endpoint,
-        repository: &Repository,
+        rights: Rights<'_>,
         login: &Login,
         rebuff: &Rebuff<'_>,
     ) -> Option<Learnt> {
         let origin = endpoint.url("/").origin;
-        let known = self.challenges.known(&origin, repository);
+        let known = self.challenges.known(&origin, rights);
         let has_login = login.credentials.is_some();
         let trusts = |realm: &str| {
             realm_url(endpoint, realm).is_some_and(|realm| endpoint.trusts_realm(&realm).is_ok())
         };
-        let learnt = match choose(rebuff, known.as_ref(), has_login, trusts)? {
+        let learnt = match choose(rebuff, known.as_ref(), has_login, rights, trusts)? {
             Learnt::Bearer {
                 realm,
                 service,
@@ -140,27 +139,26 @@ impl Authorizer {
                 realm,
                 service,
                 // The first place is asked again, and then both.
-                scope: pull_scope(&format!("{} {scope}", default_scope(repository))),
+                scope: rights.admit(&format!("{} {scope}", rights.usual_scope())),
             },
             learnt => learnt,
         };
         if !rebuff.challenges.is_empty() {
-            self.challenges
-                .learn(&origin, repository, &learnt, rebuff.sent);
+            self.challenges.learn(&origin, rights, &learnt, rebuff.sent);
         }
         (endpoint.takes_basic || learnt != Learnt::Basic).then_some(learnt)
     }
 
     /// Whether the registry has told what it wants.
-    pub fn knows(&self, endpoint: &Endpoint, repository: &Repository) -> bool {
+    pub(super) fn knows(&self, endpoint: &Endpoint, rights: Rights<'_>) -> bool {
         let origin = endpoint.url("/").origin;
-        self.challenges.known(&origin, repository).is_some()
+        self.challenges.known(&origin, rights).is_some()
     }
 
     async fn answer(
         &self,
         endpoint: &Endpoint,
-        repository: &Repository,
+        rights: Rights<'_>,
         login: &Login,
         learnt: &Learnt,
         sent: Option<&Authorization>,
@@ -188,7 +186,7 @@ impl Authorizer {
         let request = TokenRequest {
             realm: realm_url,
             service: service.clone(),
-            scope: scope.clone().unwrap_or_else(|| default_scope(repository)),
+            scope: rights.scope(scope.as_deref()),
             credentials: login.credentials.clone(),
         };
         let key = Key {
@@ -220,7 +218,7 @@ impl Authorizer {
                     monoio::time::sleep(OUTAGE_PAUSE * tries).await;
                     tries += 1;
                 }
-                Err(error) => return Err(token_error(endpoint, repository, login, error)),
+                Err(error) => return Err(token_error(endpoint, rights.repository, login, error)),
             }
         }
     }

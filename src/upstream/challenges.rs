@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, sync::Mutex};
 
-use super::login::Authorization;
+use super::{
+    login::Authorization,
+    rights::{Actions, Rights},
+};
 use crate::{
     blocking::lock,
     http::{Challenge, Origin},
@@ -30,14 +33,17 @@ pub(super) enum Learnt {
     },
 }
 
-/// For all cores. Without a repository: what holds for those of which nothing else is known.
+/// For all cores. What was said of one kind of actions says nothing about the scope of another.
 #[derive(Default)]
-pub(super) struct Challenges(Mutex<HashMap<(Origin, Option<Repository>), Learnt>>);
+pub(super) struct Challenges(Mutex<HashMap<Key, Learnt>>);
+
+/// Without a repository: what holds for those of which nothing else is known.
+type Key = (Origin, Option<(Repository, Actions)>);
 
 impl Challenges {
-    pub(super) fn known(&self, origin: &Origin, repository: &Repository) -> Option<Learnt> {
+    pub(super) fn known(&self, origin: &Origin, rights: Rights<'_>) -> Option<Learnt> {
         let challenges = lock(&self.0);
-        let own = challenges.get(&(origin.clone(), Some(repository.clone())));
+        let own = challenges.get(&own_key(origin, rights));
         own.or_else(|| challenges.get(&(origin.clone(), None)))
             .cloned()
     }
@@ -45,7 +51,7 @@ impl Challenges {
     pub(super) fn learn(
         &self,
         origin: &Origin,
-        repository: &Repository,
+        rights: Rights<'_>,
         learnt: &Learnt,
         sent: Option<&Authorization>,
     ) {
@@ -63,7 +69,7 @@ impl Challenges {
             } => {
                 let is_unusual = scope
                     .as_ref()
-                    .is_some_and(|scope| *scope != default_scope(repository));
+                    .is_some_and(|scope| *scope != rights.usual_scope());
                 let general = Learnt::Bearer {
                     realm: realm.clone(),
                     service: service.clone(),
@@ -77,7 +83,7 @@ impl Challenges {
                 _ => (None, Some(Learnt::Basic)),
             },
         };
-        let own_key = (origin.clone(), Some(repository.clone()));
+        let own_key = own_key(origin, rights);
         match own {
             Some(own) => known.insert(own_key, own),
             None => known.remove(&own_key),
@@ -88,25 +94,9 @@ impl Challenges {
     }
 }
 
-pub(super) fn default_scope(repository: &Repository) -> String {
-    format!("repository:{repository}:pull")
-}
-
-/// As a key is made of it: each scope once, in one order. A registry may name another repository than its path does
-/// (Artifactory, GitLab's proxy), but a pull asks for no more than to pull: `None`, then.
-pub(super) fn pull_scope(scope: &str) -> Option<String> {
-    const LONGEST: usize = 1024;
-    let mut scopes: Vec<&str> = scope.split(' ').filter(|one| !one.is_empty()).collect();
-    let pulls = |one: &&str| {
-        one.rsplit_once(':')
-            .is_none_or(|(_, actions)| actions == "pull")
-    };
-    if scopes.is_empty() || scope.len() > LONGEST || !scopes.iter().all(pulls) {
-        return None;
-    }
-    scopes.sort_unstable();
-    scopes.dedup();
-    Some(scopes.join(" "))
+fn own_key(origin: &Origin, rights: Rights<'_>) -> Key {
+    let own = (rights.repository.clone(), rights.actions);
+    (origin.clone(), Some(own))
 }
 
 /// Bearer, then Basic; and what was learnt before, if nothing was said.
@@ -114,6 +104,7 @@ pub(super) fn choose(
     rebuff: &Rebuff<'_>,
     known: Option<&Learnt>,
     has_login: bool,
+    rights: Rights<'_>,
     trusts: impl Fn(&str) -> bool,
 ) -> Option<Learnt> {
     let mut bearers = rebuff
@@ -128,7 +119,7 @@ pub(super) fn choose(
             } => Some(Learnt::Bearer {
                 realm: realm.clone(),
                 service: service.clone(),
-                scope: scope.as_deref().and_then(pull_scope),
+                scope: scope.as_deref().and_then(|scope| rights.admit(scope)),
             }),
             Challenge::Basic { .. } => None,
         });
@@ -169,29 +160,6 @@ mod tests {
     use super::*;
     use crate::{http::parse_challenges, secret::Secret};
 
-    #[test]
-    fn only_scopes_that_pull_are_asked_for_and_in_one_order() {
-        for (scope, expected) in [
-            ("repository:a/b:pull", Some("repository:a/b:pull")),
-            (
-                "repository:host:5000/a:pull",
-                Some("repository:host:5000/a:pull"),
-            ),
-            ("aws", Some("aws")),
-            (
-                "repository:b:pull  repository:a:pull repository:b:pull",
-                Some("repository:a:pull repository:b:pull"),
-            ),
-            ("repository:a:pull,push", None),
-            ("repository:a:*", None),
-            ("registry:catalog:*", None),
-            ("", None),
-            (" ", None),
-        ] {
-            assert_eq!(pull_scope(scope).as_deref(), expected, "{scope}");
-        }
-    }
-
     fn bearer(realm: &str) -> Learnt {
         Learnt::Bearer {
             realm: realm.to_owned(),
@@ -212,6 +180,7 @@ mod tests {
         };
         let (stale, fresh) = (token(false), token(true));
         let known = bearer("known");
+        let repository: Repository = "acme/app".parse().expect("a repository");
         for (lines, sent, known, has_login, expected) in [
             (&[own][..], None, None, true, Some(bearer("own"))),
             (&[basic, own], None, None, true, Some(bearer("own"))),
@@ -245,7 +214,8 @@ mod tests {
                 sent,
                 is_moved: false,
             };
-            let chosen = choose(&rebuff, known, has_login, |realm| realm == "own");
+            let rights = Rights::pull(&repository);
+            let chosen = choose(&rebuff, known, has_login, rights, |realm| realm == "own");
             assert_eq!(chosen, expected, "{lines:?} {has_login}");
         }
     }

@@ -77,15 +77,15 @@ pub struct Response {
 pub struct Exchange {
     dialer: Dialer,
     /// For what is pushed.
-    transfer: Rc<Transfer>,
-    options: Options,
+    pub(super) transfer: Rc<Transfer>,
+    pub(super) options: Options,
     idle: RefCell<HashMap<Place, Vec<Idle>>>,
     crowd: Crowd<Place>,
 }
 
 /// Connections are shared by all that reach the same place by the same rules.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Place {
+pub(super) struct Place {
     origin: Origin,
     addresses: Addresses,
     trust: usize,
@@ -112,17 +112,7 @@ impl Exchange {
         way: &Way,
         request: &Request<'_>,
     ) -> Result<Response, ExchangeError> {
-        let place = Place {
-            origin: request.url.origin.clone(),
-            addresses: way.addresses,
-            trust: way.trust.identity(),
-        };
-        let seat = self
-            .crowd
-            .enter(&place, *self.options.connect_timeout)
-            .await
-            .map_err(|_| ExchangeError::Crowded(self.options.max_connections_per_host))?;
-        metrics::add(Counter::UpstreamRequests, 1);
+        let (place, seat) = self.enter(way, request.url).await?;
         // The other side may close an idle connection just as we use it. That says nothing about the request,
         // which is then sent once more on a new one.
         let kept = match self.take_idle(&place) {
@@ -135,14 +125,32 @@ impl Exchange {
             Err(ExchangeError::Broken(error)) if error.kind() != io::ErrorKind::TimedOut => {}
             Err(error) => return Err(error),
         }
-        let Origin { scheme, host, port } = &place.origin;
-        let trust = (*scheme == Scheme::Https).then_some(&way.trust);
-        let stream = self
-            .dialer
-            .connect(host, *port, way.addresses, trust)
-            .await?;
+        let stream = self.connect(way, &place).await?;
         let answer = self.attempt(stream, request).await?;
         Ok(self.respond(answer, place, seat))
+    }
+
+    /// A seat at a place, for one request.
+    pub(super) async fn enter(&self, way: &Way, url: &Url) -> Result<(Place, Seat), ExchangeError> {
+        let place = Place {
+            origin: url.origin.clone(),
+            addresses: way.addresses,
+            trust: way.trust.identity(),
+        };
+        let seat = self
+            .crowd
+            .enter(&place, *self.options.connect_timeout)
+            .await
+            .map_err(|_| ExchangeError::Crowded(self.options.max_connections_per_host))?;
+        metrics::add(Counter::UpstreamRequests, 1);
+        Ok((place, seat))
+    }
+
+    pub(super) async fn connect(&self, way: &Way, place: &Place) -> Result<Stream, ExchangeError> {
+        let Origin { scheme, host, port } = &place.origin;
+        let trust = (*scheme == Scheme::Https).then_some(&way.trust);
+        let connected = self.dialer.connect(host, *port, way.addresses, trust);
+        Ok(connected.await?)
     }
 
     async fn attempt(
@@ -151,7 +159,15 @@ impl Exchange {
         request: &Request<'_>,
     ) -> Result<Answer, ExchangeError> {
         let patience = *self.options.response_timeout;
-        stream.write_all(request.encode(), patience).await?;
+        stream.write_all(request.encode(&[]), patience).await?;
+        Self::receive_head(stream, request.method, patience).await
+    }
+
+    pub(super) async fn receive_head(
+        mut stream: Stream,
+        method: Method,
+        patience: Duration,
+    ) -> Result<Answer, ExchangeError> {
         let deadline = Instant::now() + patience;
         let mut buffer = Vec::with_capacity(HEAD_BUFFER);
         let mut interim = 0;
@@ -182,7 +198,7 @@ impl Exchange {
                     _ => {}
                 }
             }
-            let parsed = parse_response(&buffer, request.method);
+            let parsed = parse_response(&buffer, method);
             let parsed = parsed.map_err(|error| ExchangeError::Malformed(error.to_string()))?;
             let Some((head, size)) = parsed else {
                 return Err(ExchangeError::Malformed("half a head".to_owned()));
@@ -206,7 +222,7 @@ impl Exchange {
         }
     }
 
-    fn respond(self: &Rc<Self>, answer: Answer, place: Place, seat: Seat) -> Response {
+    pub(super) fn respond(self: &Rc<Self>, answer: Answer, place: Place, seat: Seat) -> Response {
         let Answer {
             head,
             fresh,
@@ -235,7 +251,7 @@ impl Exchange {
         Response { head, body }
     }
 
-    fn take_idle(&self, place: &Place) -> Option<Stream> {
+    pub(super) fn take_idle(&self, place: &Place) -> Option<Stream> {
         let mut idle = self.idle.borrow_mut();
         let kept = idle.get_mut(place)?;
         let mut found = None;
@@ -276,7 +292,8 @@ impl Exchange {
 }
 
 impl Request<'_> {
-    fn encode(&self) -> Vec<u8> {
+    /// `more`: fields of a body, if there is one.
+    pub(super) fn encode(&self, more: &[(&str, &str)]) -> Vec<u8> {
         use std::io::Write as _;
         // All of it in one place, which is wiped when it was sent: a login may have some kilobytes.
         let login = self.authorization.map_or(0, |value| value.expose().len());
@@ -301,6 +318,9 @@ impl Request<'_> {
         if let Some(range) = &self.range {
             let _ = write!(head, "Range: {range}\r\n");
         }
+        for (name, value) in more {
+            let _ = write!(head, "{name}: {value}\r\n");
+        }
         if let Some(authorization) = self.authorization {
             let _ = write!(head, "Authorization: {}\r\n", authorization.expose());
         }
@@ -310,8 +330,8 @@ impl Request<'_> {
 }
 
 /// A head, and what came with it.
-struct Answer {
-    head: ResponseHead,
+pub(super) struct Answer {
+    pub(super) head: ResponseHead,
     fresh: Vec<u8>,
     stream: Stream,
 }

@@ -12,8 +12,10 @@ mod login;
 mod login_check;
 mod push;
 mod realm;
+mod rights;
 mod send;
 mod tokens;
+mod upload;
 mod web;
 
 pub use auth::Authorizer;

@@ -13,6 +13,7 @@ use super::{
     exchange::{ExchangeError, Request, Response},
     fetch::{Source, Upstream},
     login::{Authorization, Login, has_login_ended},
+    rights::Rights,
 };
 use crate::{
     http::{Challenge, Method, ResponseHead, Scheme, Url, parse_challenges},
@@ -64,11 +65,12 @@ impl Upstream {
     ) -> Result<Response, FetchError> {
         let endpoint = self.endpoint(source.registry)?;
         let started = Instant::now();
+        let rights = Rights::pull(source.repository);
         let mut authorization = self
             .authorizer
-            .authorization(&endpoint, source.repository, source.login)
+            .authorization(&endpoint, rights, source.login)
             .await?;
-        let mut trial = Trial::default();
+        let mut trial = Trial::new(rights, source.login);
         let mut attempt = 0;
         loop {
             let sent = self
@@ -97,22 +99,15 @@ impl Upstream {
                 // Some registries say 403 or 404 to nobody in particular, without a challenge: a login may see more.
                 (400 | 401 | 403 | 404, _)
                     if is_home
-                        && match authorization {
-                            None => {
-                                status == 401
-                                    || (status != 400 && source.login.credentials.is_some())
-                            }
-                            Some(_) => status != 404,
-                        } =>
+                        && is_about_the_login(status, authorization.as_ref(), source.login) =>
                 {
-                    let mut refusal = trial.read(response, source, authorization.as_ref()).await;
+                    let mut refusal = trial.read(response, authorization.as_ref()).await;
                     refusal.is_moved = is_moved;
                     let next = trial
                         .after(
                             self,
                             &endpoint,
-                            source,
-                            &wish,
+                            wish.method,
                             &refusal,
                             authorization.as_ref(),
                         )
@@ -125,7 +120,7 @@ impl Upstream {
                 (429 | 500 | 502 | 503 | 504, Some(pause)) => {
                     let asked = retry_after(&response.head);
                     if asked.is_some_and(|asked| asked > LONGEST_PAUSE) {
-                        let refusal = trial.read(response, source, authorization.as_ref()).await;
+                        let refusal = trial.read(response, authorization.as_ref()).await;
                         return Err(refusal.into_error(source, wish.what));
                     }
                     response.body.discard().await;
@@ -147,7 +142,7 @@ impl Upstream {
                     });
                 }
                 _ => {
-                    let refusal = trial.read(response, source, authorization.as_ref()).await;
+                    let refusal = trial.read(response, authorization.as_ref()).await;
                     return Err(refusal.into_error(source, wish.what));
                 }
             }
@@ -254,35 +249,61 @@ impl Upstream {
     }
 }
 
+/// Whether it may be that another login, or another token for it, gets another answer than this 400, 401, 403 or 404.
+pub(super) fn is_about_the_login(status: u16, sent: Option<&Authorization>, login: &Login) -> bool {
+    match sent {
+        None => status == 401 || (status != 400 && login.credentials.is_some()),
+        Some(_) => status != 404,
+    }
+}
+
 /// What was tried so far to be let in.
-#[derive(Default)]
-struct Trial {
+pub(super) struct Trial<'a> {
+    rights: Rights<'a>,
     renewals: u32,
-    /// The source's own has ended, and this is what came for it.
+    first_login: &'a Login,
+    /// The first has ended, and this is what came for it.
     login: Option<Login>,
 }
 
-impl Trial {
+impl<'a> Trial<'a> {
+    pub(super) fn new(rights: Rights<'a>, login: &'a Login) -> Self {
+        Self {
+            rights,
+            renewals: 0,
+            first_login: login,
+            login: None,
+        }
+    }
+
+    pub(super) fn login(&self) -> &Login {
+        self.login.as_ref().unwrap_or(self.first_login)
+    }
+
+    /// It was let in: what ends later is tried anew.
+    pub(super) fn succeeded(&mut self) {
+        self.renewals = 0;
+    }
+
     /// What to send next, if there is anything that was not tried: another token for the same credentials, then other
     /// credentials.
-    async fn after(
+    pub(super) async fn after(
         &mut self,
         upstream: &Upstream,
         endpoint: &Endpoint,
-        source: Source<'_>,
-        wish: &Wish<'_>,
+        method: Method,
         refusal: &Refusal,
         sent: Option<&Authorization>,
     ) -> Result<Option<Authorization>, FetchError> {
         let authorizer = &upstream.authorizer;
         let mut has_ended = has_login_ended(refusal.status, &refusal.said);
         // To a HEAD it cannot say why.
-        let may_have_ended = source.login.renewal.is_some() || !endpoint.takes_basic;
-        if !has_ended && wish.method == Method::Head && may_have_ended && self.login.is_none() {
+        let may_have_ended = self.first_login.renewal.is_some() || !endpoint.takes_basic;
+        if !has_ended && method == Method::Head && may_have_ended && self.login.is_none() {
             has_ended = upstream.is_refused_everywhere(endpoint, sent).await;
         }
         let mut challenges = Vec::new();
-        if refusal.challenges.is_empty() && !authorizer.knows(endpoint, source.repository) {
+        if refusal.challenges.is_empty() && !authorizer.knows(endpoint, self.rights) {
             challenges = upstream.ask_for_challenges(endpoint).await;
         }
         let rebuff = Rebuff {
@@ -299,12 +320,7 @@ impl Trial {
         } else {
             self.renewals += 1;
             authorizer
-                .after_refusal(
-                    endpoint,
-                    source.repository,
-                    self.login.as_ref().unwrap_or(source.login),
-                    &rebuff,
-                )
+                .after_refusal(endpoint, self.rights, self.login(), &rebuff)
                 .await
         };
         let is_spent = match &next {
@@ -317,24 +333,19 @@ impl Trial {
         if !is_spent || self.login.is_some() {
             return next;
         }
-        let Some(login) = source.login.renewed().await else {
+        let Some(login) = self.first_login.renewed().await else {
             return next;
         };
         metrics::add(Counter::LoginRenewals, 1);
         let login = self.login.insert(login);
         authorizer
-            .with_other_login(endpoint, source.repository, login, &rebuff)
+            .with_other_login(endpoint, self.rights, login, &rebuff)
             .await
     }
 
     /// Words of an answer go to clients and into the log, so those that repeat what was sent are left out.
-    async fn read(
-        &self,
-        response: Response,
-        source: Source<'_>,
-        sent: Option<&Authorization>,
-    ) -> Refusal {
-        let login = self.login.as_ref().unwrap_or(source.login);
+    pub(super) async fn read(&self, response: Response, sent: Option<&Authorization>) -> Refusal {
+        let login = self.login();
         let password = login.credentials.as_ref();
         let password = password.map_or("", |pair| pair.password.expose().as_str());
         let sent = sent.map_or("", Authorization::secret_part);
@@ -352,13 +363,13 @@ struct Sent {
 }
 
 /// An answer that is a no, read to its end.
-struct Refusal {
-    status: u16,
+pub(super) struct Refusal {
+    pub(super) status: u16,
     /// Of another place than was asked.
     is_moved: bool,
     challenges: Vec<Challenge>,
-    retry_after: Option<Duration>,
-    said: Said,
+    pub(super) retry_after: Option<Duration>,
+    pub(super) said: Said,
 }
 
 impl Refusal {
