@@ -15,7 +15,7 @@ use crate::{
 const MOST_CHALLENGES: usize = 16_384;
 
 /// A registry's answer to a request that was not good enough for it.
-pub struct Rebuff<'a> {
+pub(super) struct Rebuff<'a> {
     pub challenges: &'a [Challenge],
     pub sent: Option<&'a Authorization>,
     /// It came from where the registry itself had redirected to: another repository, perhaps.

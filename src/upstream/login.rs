@@ -75,7 +75,7 @@ pub(super) fn has_login_ended(status: u16, said: &Said) -> bool {
 
 /// A value for `Authorization`.
 #[derive(Clone)]
-pub enum Authorization {
+pub(super) enum Authorization {
     Basic(Secret<String>),
     Bearer {
         value: Secret<String>,
@@ -86,7 +86,7 @@ pub enum Authorization {
 }
 
 impl Authorization {
-    pub fn value(&self) -> &Secret<String> {
+    pub(super) fn value(&self) -> &Secret<String> {
         match self {
             Self::Basic(value) | Self::Bearer { value, .. } => value,
         }

@@ -1,11 +1,19 @@
-//! Pushing a manifest.
+//! Pushing a manifest: byte for byte, as its digest is its name.
 
 use bytes::Bytes;
 
-use super::{PushError, Target};
+use super::{
+    PushError, Target,
+    blob::expect_digest,
+    pusher::{Answer, Ask, Pusher},
+};
 use crate::{
+    http::Method,
     oci::{Digest, TagOrDigest},
-    upstream::Upstream,
+    upstream::{
+        Upstream,
+        rights::{Actions, Rights},
+    },
 };
 
 pub struct PushedManifest {
@@ -17,11 +25,41 @@ impl Upstream {
     /// After all that it names.
     pub async fn push_manifest(
         &self,
-        _target: Target<'_>,
-        _version: &TagOrDigest,
-        _media_type: &str,
-        _bytes: &Bytes,
+        target: Target<'_>,
+        version: &TagOrDigest,
+        media_type: &str,
+        bytes: &Bytes,
     ) -> Result<PushedManifest, PushError> {
-        todo!()
+        let rights = Rights::of(target.repository, Actions::Push);
+        let mut pusher = Pusher::new(self, target, rights)?;
+        let url = pusher.url(&format!("manifests/{version}"));
+        let ask = Ask {
+            method: Method::Put,
+            url: &url,
+            body: Some((Some(media_type), bytes)),
+        };
+        let separator = match version {
+            TagOrDigest::Tag(_) => ':',
+            TagOrDigest::Digest(_) => '@',
+        };
+        let what = format!("manifest {}{separator}{version}", target.repository);
+        match pusher.ask(&ask).await? {
+            Answer::Yes { head, .. } if (200..300).contains(&head.status) => {
+                let digest = match version {
+                    TagOrDigest::Digest(digest) => *digest,
+                    TagOrDigest::Tag(_) => Digest::of(bytes),
+                };
+                expect_digest(target, &head, &digest)?;
+                let subject = head.headers.get("oci-subject");
+                Ok(PushedManifest {
+                    subject: subject.and_then(|text| text.trim().parse().ok()),
+                })
+            }
+            Answer::Yes { head, .. } => Err(pusher.malformed(format!(
+                "a redirect ({}) for {what}, which is not followed",
+                head.status
+            ))),
+            Answer::No(refusal) => Err(PushError::of_refusal(refusal, target, what)),
+        }
     }
 }

@@ -7,10 +7,14 @@
 mod blob;
 mod error;
 mod manifest;
+mod parts;
+mod pusher;
+mod session;
 
-pub use blob::{Mount, Session};
+pub use blob::Mount;
 pub use error::PushError;
 pub use manifest::PushedManifest;
+pub use session::Session;
 
 use super::login::Login;
 use crate::{
