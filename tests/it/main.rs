@@ -50,6 +50,8 @@ mod pass_through;
 mod platform;
 mod presence_is_not_permission;
 mod private_pull;
+mod push_faults;
+mod pushes;
 mod range_on_miss;
 mod rate_limits;
 mod redirects;

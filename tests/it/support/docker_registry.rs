@@ -119,6 +119,12 @@ impl DockerRegistry {
         self.address.to_string()
     }
 
+    /// Uploads that were neither ended nor cancelled.
+    pub fn open_uploads(&self, repository: &str) -> usize {
+        let folder = format!("storage/docker/registry/v2/repositories/{repository}/_uploads");
+        fs::read_dir(self.home.path().join(folder)).map_or(0, Iterator::count)
+    }
+
     pub fn ca_file(&self) -> &PathBuf {
         self.certificate.as_ref().expect("a registry with TLS")
     }

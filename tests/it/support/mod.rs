@@ -13,6 +13,8 @@ pub mod layer;
 pub mod liar;
 pub mod moto;
 pub mod programs;
+pub mod push_target;
+pub mod pushing;
 pub mod registry_double;
 pub mod runtimes;
 pub mod scene;
