@@ -66,8 +66,17 @@ enum Step {
 struct Failure {
     cause: PushError,
     pause: Option<Duration>,
-    /// The upload is of no use any more.
-    is_gone: bool,
+    upload: Remains,
+}
+
+/// What is left of an upload by a request that failed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Remains {
+    /// All that the registry says to have.
+    Part,
+    /// Nothing of use.
+    Waste,
+    Nothing,
 }
 
 impl<'a, C: Upload> Parts<'a, C> {
@@ -109,16 +118,15 @@ impl<'a, C: Upload> Parts<'a, C> {
             };
             self.failures += 1;
             if self.failures > self.pusher.upstream.retry_count() {
-                let left = (!failure.is_gone).then_some(session);
+                let left = (failure.upload != Remains::Nothing).then_some(session);
                 return Err((failure.cause, left));
             }
             let pause = pause_of(self.failures - 1);
             let pause = failure.pause.map_or(pause, |asked| asked.max(pause));
             self.pusher.pause(pause).await;
-            let standing = if failure.is_gone {
-                Ok(None)
-            } else {
-                self.standing(&mut session).await
+            let standing = match failure.upload {
+                Remains::Part => self.standing(&mut session).await,
+                Remains::Waste | Remains::Nothing => Ok(None),
             };
             match standing {
                 Ok(Some(position)) => {
@@ -126,7 +134,7 @@ impl<'a, C: Upload> Parts<'a, C> {
                     session.position = position;
                     self.note(position);
                 }
-                Ok(None) => match self.begin_anew(session, failure.is_gone).await {
+                Ok(None) => match self.begin_anew(session, failure.upload).await {
                     Ok(Some(new)) => session = new,
                     Ok(None) => return Ok(()),
                     Err(error) => return Err((error, None)),
@@ -213,7 +221,7 @@ impl<'a, C: Upload> Parts<'a, C> {
             return Ok(Step::Failed(Failure {
                 cause: self.mismatch(problem),
                 pause: None,
-                is_gone: false,
+                upload: Remains::Part,
             }));
         }
         self.was_resumed |= taken < end;
@@ -251,11 +259,11 @@ impl<'a, C: Upload> Parts<'a, C> {
         let what = format!("blob {}", self.digest);
         let is_of_upload = code.starts_with("BLOB_UPLOAD_");
         let cause = PushError::of_refusal(refusal, self.pusher.target, what);
-        let failed = |cause, is_gone| {
+        let failed = |cause, upload| {
             Ok(Step::Failed(Failure {
                 cause,
                 pause,
-                is_gone,
+                upload,
             }))
         };
         match status {
@@ -267,24 +275,26 @@ impl<'a, C: Upload> Parts<'a, C> {
                     cause: format!("the storage that it names answered {status} for an upload"),
                     retry_after: None,
                 };
-                failed(cause, true)
+                failed(cause, Remains::Nothing)
             }
-            404 | 410 => failed(cause, true),
-            400 if is_of_upload => failed(cause, true),
+            404 | 410 => failed(cause, Remains::Nothing),
+            400 if is_of_upload => failed(cause, Remains::Nothing),
             400 if code.starts_with("DIGEST_INVALID") || code.starts_with("SIZE_INVALID") => {
                 let cause = self.mismatch(code);
                 match self.was_resumed {
                     // What was put together from parts may be wrong by their seams.
-                    true => failed(cause, true),
+                    true => failed(cause, Remains::Waste),
                     false => Err(cause),
                 }
             }
             413 if sent > PART => {
                 self.most_at_once = PART;
-                failed(cause, true)
+                failed(cause, Remains::Waste)
             }
-            416 => failed(cause, false),
-            429 | 500.. if pause.is_none_or(|asked| asked <= LONGEST_PAUSE) => failed(cause, false),
+            416 => failed(cause, Remains::Part),
+            429 | 500.. if pause.is_none_or(|asked| asked <= LONGEST_PAUSE) => {
+                failed(cause, Remains::Part)
+            }
             _ => Err(cause),
         }
     }
@@ -297,7 +307,7 @@ impl<'a, C: Upload> Parts<'a, C> {
             true => Ok(Step::Failed(Failure {
                 cause,
                 pause: None,
-                is_gone: false,
+                upload: Remains::Part,
             })),
             false => Err(cause),
         }
@@ -325,12 +335,12 @@ impl<'a, C: Upload> Parts<'a, C> {
     async fn begin_anew(
         &mut self,
         old: Session,
-        is_gone: bool,
+        remains: Remains,
     ) -> Result<Option<Session>, PushError> {
         if self.pusher.has_blob(self.digest).await? {
             return Ok(None);
         }
-        if !is_gone {
+        if remains != Remains::Nothing {
             let Pusher {
                 upstream, target, ..
             } = self.pusher;

@@ -122,7 +122,12 @@ impl DockerRegistry {
     /// Uploads that were neither ended nor cancelled.
     pub fn open_uploads(&self, repository: &str) -> usize {
         let folder = format!("storage/docker/registry/v2/repositories/{repository}/_uploads");
-        fs::read_dir(self.home.path().join(folder)).map_or(0, Iterator::count)
+        let Ok(uploads) = fs::read_dir(self.home.path().join(folder)) else {
+            return 0;
+        };
+        // Of a cancelled one it leaves an empty tree.
+        let is_open = |upload: &fs::DirEntry| upload.path().join("startedat").exists();
+        uploads.map_while(Result::ok).filter(is_open).count()
     }
 
     pub fn ca_file(&self) -> &PathBuf {

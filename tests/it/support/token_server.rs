@@ -146,18 +146,19 @@ impl State {
         if !self.accounts.knows(&user, &password) {
             return (401, json!({"details": "unknown user or wrong password"}));
         }
-        let scope = request.query("scope").unwrap_or_default();
         let mut access = Vec::new();
         let mut granted = Vec::new();
         // The grant is what was asked for and is allowed, and never an error (registry-auth §2).
-        if let Some((name, actions)) = scope
-            .strip_prefix("repository:")
-            .and_then(|rest| rest.rsplit_once(':'))
-            && self.accounts.permits(&user, &password, name)
-        {
-            let actions: Vec<&str> = actions.split(',').collect();
-            access.push(json!({"type": "repository", "name": name, "actions": actions}));
-            granted.push(name.to_owned());
+        for scope in request.queries("scope") {
+            if let Some((name, actions)) = scope
+                .strip_prefix("repository:")
+                .and_then(|rest| rest.rsplit_once(':'))
+                && self.accounts.permits(&user, &password, name)
+            {
+                let actions: Vec<&str> = actions.split(',').collect();
+                access.push(json!({"type": "repository", "name": name, "actions": actions}));
+                granted.push(name.to_owned());
+            }
         }
         let token = self.sign(&user, &access);
         self.issued
