@@ -38,21 +38,22 @@ impl From<io::Error> for BodyFailure {
 }
 
 impl Exchange {
-    /// Sends the body once, from where `content` stands. What a registry has of a body that broke off only it can tell.
+    /// Sends the body once, from where `content` stands, and says whether all of it went. What a registry has of a body that
+    /// broke off only it can tell.
     pub(super) async fn send_body(
         self: &Rc<Self>,
         way: &Way,
         request: &Request<'_>,
         payload: &Payload<'_>,
         content: &mut impl Upload,
-    ) -> Result<Response, BodyFailure> {
+    ) -> Result<(Response, Uploaded), BodyFailure> {
         let (place, seat) = self.enter(way, request.url).await?;
         let stream = match self.take_idle(&place) {
             Some(stream) => stream,
             None => self.connect(way, &place).await?,
         };
-        let answer = self.attempt_body(stream, request, payload, content).await?;
-        Ok(self.respond(answer, place, seat))
+        let (answer, sent) = self.attempt_body(stream, request, payload, content).await?;
+        Ok((self.respond(answer, place, seat), sent))
     }
 
     /// Sends what may be sent again if a kept connection turns out to be closed.
@@ -66,11 +67,14 @@ impl Exchange {
         let (place, seat) = self.enter(way, request.url).await?;
         let attempt = async |stream| {
             let mut whole = InMemory(bytes.clone());
-            let sent = self.attempt_body(stream, request, payload, &mut whole);
-            sent.await.map_err(|failure| match failure {
-                BodyFailure::Exchange(error) => error,
-                BodyFailure::Source(error) => io::Error::other(error).into(),
-            })
+            match self
+                .attempt_body(stream, request, payload, &mut whole)
+                .await
+            {
+                Ok((answer, _)) => Ok(answer),
+                Err(BodyFailure::Exchange(error)) => Err(error),
+                Err(BodyFailure::Source(error)) => Err(io::Error::other(error).into()),
+            }
         };
         if let Some(stream) = self.take_idle(&place) {
             match attempt(stream).await {
@@ -89,7 +93,7 @@ impl Exchange {
         request: &Request<'_>,
         payload: &Payload<'_>,
         content: &mut impl Upload,
-    ) -> Result<Answer, BodyFailure> {
+    ) -> Result<(Answer, Uploaded), BodyFailure> {
         let patience = *self.options.body_timeout;
         stream.write_all(payload.encode(request), patience).await?;
         let mut left = payload.size;
@@ -111,7 +115,7 @@ impl Exchange {
         if sent == Uploaded::Interrupted {
             answer.head.keep_alive = false;
         }
-        Ok(answer)
+        Ok((answer, sent))
     }
 }
 

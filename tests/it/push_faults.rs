@@ -108,7 +108,7 @@ fn an_upload_that_is_not_known_any_more_begins_anew() {
 #[test]
 fn one_that_says_not_how_much_it_has_begins_anew_and_the_old_upload_is_cancelled() {
     for fault in [
-        Fault::status(404),
+        Fault::status(400),
         Fault::status(405),
         Fault::Say(204, vec![("Range".to_owned(), "0-0".to_owned())]),
         Fault::Say(204, vec![("Range".to_owned(), String::new())]),
@@ -166,7 +166,7 @@ fn who_moves_on_is_not_given_up() {
 fn a_token_that_ends_in_the_middle_is_renewed() {
     let accounts = Accounts::none().with("ada", "hunter2", &["acme/app"]);
     let tokens = Rc::new(TokenServer::start(accounts));
-    let registry = PushTarget::start(Some((tokens.realm(), tokens.issued())));
+    let registry = PushTarget::start(tokens.realm(), tokens.issued());
     // Before the first part is asked for, and while it is on its way: the request that ends the upload is late then.
     let ending = Rc::clone(&tokens);
     let mut ends = vec![18 << 20, 0];
@@ -212,6 +212,45 @@ fn an_answer_that_comes_early_is_read() {
         assert!(error.to_string().contains("not yours"), "{error}");
         assert_eq!(registry.open_uploads(), 0, "{:?}", registry.told());
     }
+}
+
+#[test]
+fn through_tls_an_early_answer_is_read_and_what_broke_off_goes_on() {
+    let registry = PushTarget::open_tls();
+    let refusal = Fault::says(405, "UNSUPPORTED", "not now").early();
+    registry.fault("PATCH", refusal);
+    let pushing = Pushing::to(&registry.name()).trusting(registry.ca_file());
+    let error = push(&pushing, &mut Source::of(LARGE)).expect_err("a fault");
+    assert!(matches!(error, PushError::ReadOnly { .. }), "{error}");
+    assert!(error.to_string().contains("not now"), "{error}");
+    registry.fault("PATCH", Fault::CutAfter(9 * MIB));
+    let mut source = Source::of(LARGE);
+    push(&pushing, &mut source).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(source.seeks, [0, 9 << 20]);
+    let blob = registry.blob(&source.digest.to_string());
+    assert!(
+        blob.as_deref() == Some(&source.bytes()[..]),
+        "{:?}",
+        registry.told()
+    );
+}
+
+#[test]
+fn of_a_part_that_is_answered_early_only_what_is_said_is_there() {
+    let registry = PushTarget::open();
+    let early = |location: &str| Fault::status(202).early().with("Location", location);
+    registry.fault(
+        "PATCH",
+        early("/v2/acme/app/blobs/uploads/u1?_state=hidden%2b0%2Fx"),
+    );
+    let mut source = Source::of(LARGE);
+    push(&Pushing::to(&registry.name()), &mut source).unwrap_or_else(|error| panic!("{error}"));
+    let blob = registry.blob(&source.digest.to_string());
+    assert!(
+        blob.as_deref() == Some(&source.bytes()[..]),
+        "{:?}",
+        registry.told()
+    );
 }
 
 #[test]

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     http::{Method, ResponseHead, Url},
+    net::Uploaded,
     oci::Digest,
     upstream::{
         exchange::{ExchangeError, Response},
@@ -79,6 +80,13 @@ enum Remains {
     Nothing,
 }
 
+/// What a registry says of an upload.
+enum Standing {
+    Has(u64),
+    Unclear,
+    Gone,
+}
+
 impl<'a, C: Upload> Parts<'a, C> {
     pub(super) fn new(
         pusher: Pusher<'a>,
@@ -124,22 +132,24 @@ impl<'a, C: Upload> Parts<'a, C> {
             let pause = pause_of(self.failures - 1);
             let pause = failure.pause.map_or(pause, |asked| asked.max(pause));
             self.pusher.pause(pause).await;
-            let standing = match failure.upload {
-                Remains::Part => self.standing(&mut session).await,
-                Remains::Waste | Remains::Nothing => Ok(None),
-            };
-            match standing {
-                Ok(Some(position)) => {
-                    self.was_resumed = true;
-                    session.position = position;
-                    self.note(position);
-                }
-                Ok(None) => match self.begin_anew(session, failure.upload).await {
-                    Ok(Some(new)) => session = new,
-                    Ok(None) => return Ok(()),
-                    Err(error) => return Err((error, None)),
+            let remains = match failure.upload {
+                Remains::Part => match self.standing(&mut session).await {
+                    Ok(Standing::Has(position)) => {
+                        self.was_resumed = true;
+                        session.position = position;
+                        self.note(position);
+                        continue;
+                    }
+                    Ok(Standing::Unclear) => Remains::Waste,
+                    Ok(Standing::Gone) => Remains::Nothing,
+                    Err(error) => return Err((error, Some(session))),
                 },
-                Err(error) => return Err((error, Some(session))),
+                remains => remains,
+            };
+            match self.begin_anew(session, remains).await {
+                Ok(Some(new)) => session = new,
+                Ok(None) => return Ok(()),
+                Err(error) => return Err((error, None)),
             }
         }
     }
@@ -173,8 +183,8 @@ impl<'a, C: Upload> Parts<'a, C> {
             .pusher
             .send_part(method, &url, &payload, self.content)
             .await;
-        let response = match sent {
-            Ok(response) => response,
+        let (response, went) = match sent {
+            Ok(sent) => sent,
             Err(BodyFailure::Source(error)) => return Err(error.into()),
             Err(BodyFailure::Exchange(error)) => return self.broken(error),
         };
@@ -183,6 +193,11 @@ impl<'a, C: Upload> Parts<'a, C> {
                 self.pusher.succeeded();
                 let head = response.head;
                 response.body.discard().await;
+                // Of what it did not wait for it can only have what it says.
+                let end = match went {
+                    Uploaded::Whole => end,
+                    Uploaded::Interrupted => received(&head).unwrap_or(start).min(end),
+                };
                 self.accepted(session, method, &url, &head, end).await
             }
             300..400 => self.redirected(method, &url, response).await,
@@ -217,7 +232,7 @@ impl<'a, C: Upload> Parts<'a, C> {
         // If it has less than was sent it says so. What it says of more cannot be so; the digest will tell.
         let taken = received(head).map_or(end, |position| position.min(end));
         if taken <= session.position {
-            let problem = format!("nothing taken of {} bytes", end - session.position);
+            let problem = format!("it took nothing of what follows byte {}", session.position);
             return Ok(Step::Failed(Failure {
                 cause: self.mismatch(problem),
                 pause: None,
@@ -313,8 +328,9 @@ impl<'a, C: Upload> Parts<'a, C> {
         }
     }
 
-    /// How much the registry has. `None`: it does not say, or knows nothing of this upload.
-    async fn standing(&mut self, session: &mut Session) -> Result<Option<u64>, PushError> {
+    /// How much the registry has. The distribution project's own does not say it in the middle of a part, and ends the
+    /// upload.
+    async fn standing(&mut self, session: &mut Session) -> Result<Standing, PushError> {
         let asked = session.url.clone();
         let ask = Ask {
             method: Method::Get,
@@ -325,9 +341,11 @@ impl<'a, C: Upload> Parts<'a, C> {
             Answer::Yes { head, url } if (200..300).contains(&head.status) => {
                 let moved = session.moved(&url, &head);
                 moved.map_err(|problem| self.pusher.malformed(problem))?;
-                Ok(received(&head).filter(|position| *position <= self.size))
+                let position = received(&head).filter(|position| *position <= self.size);
+                Ok(position.map_or(Standing::Unclear, Standing::Has))
             }
-            Answer::Yes { .. } | Answer::No(_) => Ok(None),
+            Answer::No(refusal) if refusal.status == 404 => Ok(Standing::Gone),
+            Answer::Yes { .. } | Answer::No(_) => Ok(Standing::Unclear),
         }
     }
 

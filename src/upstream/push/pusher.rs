@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::{PushError, Target, Upload};
 use crate::{
     http::{Method, ResponseHead, Scheme, Url},
+    net::Uploaded,
     upstream::{
         FetchError, Said, Upstream,
         endpoint::Endpoint,
@@ -123,14 +124,14 @@ impl<'a> Pusher<'a> {
         }
     }
 
-    /// Sends a part of a blob, once: what came of it only the registry can tell.
+    /// Sends a part of a blob, once, and says whether all of it went.
     pub(super) async fn send_part(
         &mut self,
         method: Method,
         url: &Url,
         payload: &Payload<'_>,
         content: &mut impl Upload,
-    ) -> Result<Response, BodyFailure> {
+    ) -> Result<(Response, Uploaded), BodyFailure> {
         let (way, authorization) = self.way(url);
         let request = Request {
             method,

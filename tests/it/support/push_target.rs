@@ -2,8 +2,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    io::{self, BufRead as _, BufReader, Read, Write as _},
+    fs,
+    io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
@@ -11,6 +13,13 @@ use std::{
     thread,
     time::Duration,
 };
+
+use rustls::{
+    ServerConfig, ServerConnection, StreamOwned,
+    crypto::ring,
+    pki_types::{PrivateKeyDer, pem::PemObject as _},
+};
+use tempfile::TempDir;
 
 use super::{
     content::digest,
@@ -71,7 +80,12 @@ impl Fault {
 pub struct PushTarget {
     pub address: SocketAddr,
     state: Arc<State>,
+    certificate: Option<(TempDir, PathBuf)>,
 }
+
+/// A connection, with or without TLS.
+trait Wire: Read + Write + Send {}
+impl<T: Read + Write + Send> Wire for T {}
 
 struct State {
     /// Realm and what it has issued.
@@ -82,7 +96,6 @@ struct State {
     faults: Mutex<HashMap<String, VecDeque<Fault>>>,
     uploads: Mutex<HashMap<String, Upload>>,
     blobs: Mutex<HashMap<String, Vec<u8>>>,
-    manifests: Mutex<HashMap<String, Vec<u8>>>,
     requests: Mutex<Vec<Request>>,
     is_over: AtomicBool,
 }
@@ -95,10 +108,19 @@ struct Upload {
 
 impl PushTarget {
     pub fn open() -> Self {
-        Self::start(None)
+        Self::start_with(None, false)
     }
 
-    pub fn start(bearer: Option<(String, Issued)>) -> Self {
+    /// With a certificate of its own; `ca_file` is what to trust.
+    pub fn open_tls() -> Self {
+        Self::start_with(None, true)
+    }
+
+    pub fn start(realm: String, issued: Issued) -> Self {
+        Self::start_with(Some((realm, issued)), false)
+    }
+
+    fn start_with(bearer: Option<(String, Issued)>, with_tls: bool) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let address = listener.local_addr().expect("a bound address");
         let state = Arc::new(State {
@@ -108,10 +130,10 @@ impl PushTarget {
             faults: Mutex::default(),
             uploads: Mutex::default(),
             blobs: Mutex::default(),
-            manifests: Mutex::default(),
             requests: Mutex::default(),
             is_over: AtomicBool::new(false),
         });
+        let (certificate, tls) = with_tls.then(certificate).unzip();
         let shared = Arc::clone(&state);
         thread::spawn(move || {
             for stream in listener.incoming() {
@@ -119,13 +141,22 @@ impl PushTarget {
                     return;
                 }
                 let Ok(stream) = stream else { continue };
-                let state = Arc::clone(&shared);
+                let (state, tls) = (Arc::clone(&shared), tls.clone());
                 thread::spawn(move || {
-                    let _ = state.serve(stream);
+                    let _ = state.accept(stream, tls);
                 });
             }
         });
-        Self { address, state }
+        Self {
+            address,
+            state,
+            certificate,
+        }
+    }
+
+    pub fn ca_file(&self) -> &Path {
+        let (_, path) = self.certificate.as_ref().expect("a target with TLS");
+        path
     }
 
     pub fn name(&self) -> String {
@@ -168,10 +199,6 @@ impl PushTarget {
         lock(&self.state.blobs).get(digest).cloned()
     }
 
-    pub fn manifest(&self, version: &str) -> Option<Vec<u8>> {
-        lock(&self.state.manifests).get(version).cloned()
-    }
-
     pub fn open_uploads(&self) -> usize {
         lock(&self.state.uploads).len()
     }
@@ -185,11 +212,25 @@ impl Drop for PushTarget {
 }
 
 impl State {
-    fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        stream.set_nodelay(true)?;
-        let mut reader = BufReader::new(stream.try_clone()?);
+    fn accept(&self, tcp: TcpStream, tls: Option<Arc<ServerConfig>>) -> io::Result<()> {
+        tcp.set_read_timeout(Some(PATIENCE))?;
+        tcp.set_write_timeout(Some(PATIENCE))?;
+        tcp.set_nodelay(true)?;
+        let raw = tcp.try_clone()?;
+        let wire: Box<dyn Wire> = match tls {
+            Some(config) => {
+                let session = ServerConnection::new(config).map_err(io::Error::other)?;
+                Box::new(StreamOwned::new(session, tcp))
+            }
+            None => Box::new(tcp),
+        };
+        let served = self.serve(BufReader::new(wire));
+        // What nobody reads any more resets the connection, as with a real one.
+        let _ = raw.shutdown(Shutdown::Both);
+        served
+    }
+
+    fn serve(&self, mut reader: BufReader<Box<dyn Wire>>) -> io::Result<()> {
         while let Some(mut request) = read_head(&mut reader)? {
             lock(&self.requests).push(request.clone());
             let size: usize = request
@@ -201,12 +242,9 @@ impl State {
             let refusal = fault.or_else(|| self.refusal(&request, size as u64));
             match &refusal {
                 Some(Fault::Early(status, fields, body)) => {
-                    answer(&mut stream, *status, fields, body)?;
-                    // A body that nobody reads resets the connection, as with a real one.
-                    return stream.shutdown(Shutdown::Both);
+                    return answer(reader.get_mut(), *status, fields, body);
                 }
                 Some(Fault::Stall) => {
-                    let _ = stream.peek(&mut [0]);
                     thread::park_timeout(PATIENCE);
                     return Ok(());
                 }
@@ -217,7 +255,7 @@ impl State {
                     if let Some(upload) = lock(&self.uploads).get_mut(&name) {
                         upload.bytes.extend(taken);
                     }
-                    return stream.shutdown(Shutdown::Both);
+                    return Ok(());
                 }
                 _ => {}
             }
@@ -228,12 +266,12 @@ impl State {
                 return Ok(());
             }
             if let Some(Fault::Answer(status, fields, body)) = &refusal {
-                answer(&mut stream, *status, fields, body)?;
+                answer(reader.get_mut(), *status, fields, body)?;
                 continue;
             }
             let (mut status, mut fields) = self.obey(request);
             match refusal {
-                Some(Fault::CutBeforeAnswer) => return stream.shutdown(Shutdown::Both),
+                Some(Fault::CutBeforeAnswer) => return Ok(()),
                 Some(Fault::Say(other, instead)) => {
                     status = other;
                     fields.retain(|(name, _)| !instead.iter().any(|(said, _)| said == name));
@@ -241,7 +279,7 @@ impl State {
                 }
                 _ => {}
             }
-            answer(&mut stream, status, &fields, "")?;
+            answer(reader.get_mut(), status, &fields, "")?;
         }
         Ok(())
     }
@@ -280,9 +318,8 @@ impl State {
         let path = request.path().to_owned();
         let repository = repository_of(&request);
         let field = |name: &str, value: String| (name.to_owned(), value);
-        if let Some((_, version)) = path.split_once("/manifests/") {
+        if path.contains("/manifests/") {
             let said = field("Docker-Content-Digest", digest(&request.body));
-            lock(&self.manifests).insert(version.to_owned(), request.body);
             return (201, vec![said]);
         }
         let mut uploads = lock(&self.uploads);
@@ -365,6 +402,23 @@ fn state(upload: &Upload) -> String {
     format!("hidden+{}/x", upload.state)
 }
 
+fn certificate() -> ((TempDir, PathBuf), Arc<ServerConfig>) {
+    let made =
+        rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).expect("a certificate");
+    let key =
+        PrivateKeyDer::from_pem_slice(made.signing_key.serialize_pem().as_bytes()).expect("a key");
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the provider has the default versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .expect("a usable pair");
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let path = home.path().join("tls.pem");
+    fs::write(&path, made.cert.pem()).expect("a writable folder");
+    ((home, path), Arc::new(config))
+}
+
 fn upload_of(request: &Request) -> String {
     request
         .path()
@@ -381,7 +435,7 @@ fn repository_of(request: &Request) -> String {
 }
 
 fn answer(
-    stream: &mut TcpStream,
+    wire: &mut dyn Write,
     status: u16,
     fields: &[(String, String)],
     body: &str,
@@ -394,10 +448,11 @@ fn answer(
     let length = (status != 204).then_some(body.len() as u64);
     let mut bytes = head(status, &fields, length);
     bytes.extend_from_slice(body.as_bytes());
-    stream.write_all(&bytes)
+    wire.write_all(&bytes)?;
+    wire.flush()
 }
 
-fn read_head(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
+fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);
