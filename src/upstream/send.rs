@@ -345,11 +345,24 @@ impl<'a> Trial<'a> {
 
     /// Words of an answer go to clients and into the log, so those that repeat what was sent are left out.
     pub(super) async fn read(&self, response: Response, sent: Option<&Authorization>) -> Refusal {
-        let login = self.login();
-        let password = login.credentials.as_ref();
+        self.read_without(response, sent, &[]).await
+    }
+
+    /// `others`: what else was sent that is a secret.
+    pub(super) async fn read_without(
+        &self,
+        response: Response,
+        sent: Option<&Authorization>,
+        others: &[&str],
+    ) -> Refusal {
+        let password = self.login().credentials.as_ref();
         let password = password.map_or("", |pair| pair.password.expose().as_str());
         let sent = sent.map_or("", Authorization::secret_part);
-        Refusal::read(response, &[password, sent]).await
+        let secrets: Vec<&str> = [password, sent]
+            .into_iter()
+            .chain(others.iter().copied())
+            .collect();
+        Refusal::read(response, &secrets).await
     }
 }
 

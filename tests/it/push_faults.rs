@@ -1,6 +1,6 @@
 //! What registries do to pushes: break off, forget, refuse, answer early, say odd things.
 
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use tidegate::{
@@ -20,12 +20,12 @@ const LARGE: u64 = 20 << 20;
 const MIB: usize = 1 << 20;
 
 fn push(pushing: &Pushing, source: &mut Source) -> Result<(), PushError> {
-    let source = RefCell::new(source);
+    let (digest, size) = (source.digest, source.size);
+    let source = Cell::new(Some(source));
     pushing.on_a_core(async |upstream, target| {
-        let mut source = source.borrow_mut();
-        let (digest, size) = (source.digest, source.size);
+        let source = source.take().expect("it is pushed once");
         upstream
-            .push_blob(target, &digest, size, None, &mut **source)
+            .push_blob(target, &digest, size, None, source)
             .await
     })
 }
@@ -44,7 +44,7 @@ fn arrives(registry: &PushTarget, source: &mut Source) {
 }
 
 fn fails(registry: &PushTarget, size: u64) -> PushError {
-    let pushing = Pushing::to(&registry.name()).as_user("ada", "hunter2");
+    let pushing = Pushing::to(&registry.name()).with_login("ada", "hunter2");
     let error = push(&pushing, &mut Source::of(size)).expect_err("a fault");
     for text in [error.to_string(), format!("{error:?}")] {
         for secret in ["hunter2", "hidden", "YWRhOmh1bnRlcjI"] {
@@ -176,7 +176,7 @@ fn a_token_that_ends_in_the_middle_is_renewed() {
             ending.forget_issued();
         }
     });
-    let pushing = Pushing::to(&registry.name()).as_user("ada", "hunter2");
+    let pushing = Pushing::to(&registry.name()).with_login("ada", "hunter2");
     pushing.on_a_core(async |upstream, target| upstream.try_push(target).await.expect("a push"));
     push(&pushing, &mut source).unwrap_or_else(|error| panic!("{error}"));
     let blob = registry.blob(&source.digest.to_string());
@@ -294,6 +294,34 @@ fn a_full_registry_is_told_from_a_broken_one() {
             assert!(!error.is_transient());
         }
     }
+}
+
+#[test]
+fn words_that_repeat_an_uploads_state_are_left_out() {
+    for words in ["no: _state=hidden%2b0%2Fx", "no: hidden+0/x is old"] {
+        let registry = PushTarget::open();
+        registry.fault("PATCH", Fault::says(409, "CONFLICT", words));
+        let error = fails(&registry, LARGE);
+        assert!(
+            matches!(error, PushError::Failed { status: 409, .. }),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_manifests_type_cannot_add_to_the_head() {
+    let registry = PushTarget::open();
+    Pushing::to(&registry.name()).on_a_core(async |upstream, target| {
+        let version: TagOrDigest = "v1".parse().expect("a tag");
+        for media_type in ["", "a/b\r\nX: y"] {
+            let pushed = upstream
+                .push_manifest(target, &version, media_type, &Bytes::from_static(b"{}"))
+                .await;
+            assert!(matches!(pushed, Err(PushError::Source(_))), "{media_type}");
+        }
+    });
+    assert!(registry.told().is_empty());
 }
 
 #[test]
@@ -415,7 +443,7 @@ fn an_upload_elsewhere_sees_no_login() {
     storage.fault("POST", Fault::status(202));
     let pushing = Pushing::to(&registry.name())
         .and(&storage.name())
-        .as_user("ada", "hunter2");
+        .with_login("ada", "hunter2");
     registry.fault(
         "POST",
         Fault::status(401).with("WWW-Authenticate", "Basic realm=\"x\""),
@@ -537,7 +565,7 @@ fn a_challenge_cannot_talk_a_push_into_another_repository() {
             "POST",
             Fault::status(401).with("WWW-Authenticate", challenge),
         );
-        let pushing = Pushing::to(&registry.name()).as_user("ada", "hunter2");
+        let pushing = Pushing::to(&registry.name()).with_login("ada", "hunter2");
         push(&pushing, &mut Source::of(1000)).unwrap_or_else(|error| panic!("{error}"));
         let asked = tokens.requests().pop().expect("a token was asked for");
         assert_eq!(

@@ -80,7 +80,7 @@ async fn push_image(upstream: &Upstream, target: Target<'_>, sizes: &[u64]) {
 fn an_image_reaches_a_real_registry() {
     require!("docker-registry");
     let registry = DockerRegistry::start(&Login::Htpasswd);
-    let pushing = Pushing::to(&registry.name()).as_user(USER, PASSWORD);
+    let pushing = Pushing::to(&registry.name()).with_login(USER, PASSWORD);
     pushing.on_a_core(async |upstream, target| push_image(upstream, target, &SIZES).await);
     assert_eq!(registry.open_uploads("acme/app"), 0, "{}", registry.log());
 }
@@ -91,7 +91,7 @@ fn an_image_reaches_a_real_registry_through_tls() {
     let registry = DockerRegistry::start_tls(&Login::Htpasswd);
     let pushing = Pushing::to(&registry.name())
         .trusting(registry.ca_file())
-        .as_user(USER, PASSWORD);
+        .with_login(USER, PASSWORD);
     pushing.on_a_core(async |upstream, target| push_image(upstream, target, &SIZES).await);
 }
 
@@ -118,7 +118,7 @@ fn tokens_are_asked_for_by_what_is_done_with_them() {
     let accounts = Accounts::none().with("ada", "hunter2", &["acme/app", "acme/base"]);
     let tokens = TokenServer::start(accounts);
     let registry = DockerRegistry::start(&Login::Token(&tokens));
-    let pushing = Pushing::to(&registry.name()).as_user("ada", "hunter2");
+    let pushing = Pushing::to(&registry.name()).with_login("ada", "hunter2");
     pushing.on_a_core(async |upstream, target| {
         upstream
             .try_push(target)
@@ -153,7 +153,7 @@ fn a_blob_is_mounted_from_where_this_login_may_pull() {
     let registry = DockerRegistry::start(&Login::Token(&tokens));
     let base: Repository = "acme/base".parse().expect("a repository");
     let other: Repository = "acme/other".parse().expect("a repository");
-    let ada = Pushing::to(&registry.name()).as_user("ada", "hunter2");
+    let ada = Pushing::to(&registry.name()).with_login("ada", "hunter2");
     ada.on_a_core(async |upstream, target| {
         let mut source = Source::of(1000);
         let digest = source.digest;
@@ -171,7 +171,7 @@ fn a_blob_is_mounted_from_where_this_login_may_pull() {
         assert!(matches!(mounted, Mount::Mounted));
         assert!(upstream.has_blob(target, &digest).await.expect("an answer"));
     });
-    let bob = Pushing::to(&registry.name()).as_user("bob", "hunter3");
+    let bob = Pushing::to(&registry.name()).with_login("bob", "hunter3");
     bob.on_a_core(async |upstream, target| {
         let mut source = Source::of(2000);
         let digest = source.digest;
@@ -194,7 +194,7 @@ fn who_may_not_push_is_told_so_and_what_is_missing() {
     let registry = DockerRegistry::start(&Login::Htpasswd);
     for pushing in [
         Pushing::to(&registry.name()),
-        Pushing::to(&registry.name()).as_user(USER, "wrong horse"),
+        Pushing::to(&registry.name()).with_login(USER, "wrong horse"),
     ] {
         let error = pushing.on_a_core(async |upstream, target| upstream.try_push(target).await);
         let error = error.expect_err("nobody may push there");

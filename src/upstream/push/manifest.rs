@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{
-    PushError, Target,
+    PushError, Target, UploadError,
     blob::expect_digest,
     pusher::{Answer, Ask, Pusher},
 };
@@ -30,6 +30,12 @@ impl Upstream {
         media_type: &str,
         bytes: &Bytes,
     ) -> Result<PushedManifest, PushError> {
+        // It comes from a manifest, which may say anything, and goes into a head.
+        let is_type = |byte: u8| byte.is_ascii_graphic() || byte == b' ';
+        if media_type.is_empty() || !media_type.bytes().all(is_type) {
+            let problem = format!("the type of manifest {version} is none");
+            return Err(UploadError(problem, false).into());
+        }
         let rights = Rights::of(target.repository, Actions::Push);
         let mut pusher = Pusher::new(self, target, rights)?;
         let url = pusher.url(&format!("manifests/{version}"));

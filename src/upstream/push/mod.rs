@@ -36,7 +36,8 @@ pub trait Upload {
     /// Goes to this byte of the blob: before the first piece, and when an interrupted upload is taken up again.
     async fn seek(&mut self, position: u64) -> Result<(), UploadError>;
 
-    /// Never empty; `None` is the end.
+    /// Never empty; `None` is the end. Whoever gives up says so with an error here: what has begun is then cancelled at the
+    /// registry, which a future that is only dropped cannot do.
     async fn next(&mut self) -> Result<Option<Piece>, UploadError>;
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::{PushError, Target, Upload};
 use crate::{
-    http::{Method, ResponseHead, Scheme, Url},
+    http::{Method, ResponseHead, Scheme, Url, percent_decode},
     net::Uploaded,
     upstream::{
         FetchError, Said, Upstream,
@@ -192,9 +192,11 @@ impl<'a> Pusher<'a> {
     }
 
     /// Words that repeat what was sent are left out, and those of another host.
-    pub(super) async fn read(&self, response: Response, url: &Url) -> Refusal {
+    async fn read(&self, response: Response, url: &Url) -> Refusal {
         let sent = self.authorization.as_ref();
-        let mut refusal = self.trial.read(response, sent).await;
+        let states = states(url);
+        let states: Vec<&str> = states.iter().map(String::as_str).collect();
+        let mut refusal = self.trial.read_without(response, sent, &states).await;
         if !self.is_home(url) {
             refusal.said = Said::default();
         }
@@ -290,6 +292,19 @@ impl<'a> Pusher<'a> {
         let endpoints = &self.upstream.endpoints;
         (endpoints.way_to(&self.endpoint, &url.origin), None)
     }
+}
+
+/// What an upload's address has in its query, as it is written and as it is meant. The other parameters are ours.
+fn states(url: &Url) -> Vec<String> {
+    let query = url.target.split_once('?').map_or("", |(_, query)| query);
+    let values = query.split('&').filter_map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or(("", pair));
+        (!matches!(name, "digest" | "mount" | "from")).then_some(value)
+    });
+    values
+        .flat_map(|value| [Some(value.to_owned()), percent_decode(value)])
+        .flatten()
+        .collect()
 }
 
 pub(super) fn pause_of(attempt: u32) -> Duration {

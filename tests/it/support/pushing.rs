@@ -47,7 +47,7 @@ impl Pushing {
         self
     }
 
-    pub fn as_user(mut self, user: &str, password: &str) -> Self {
+    pub fn with_login(mut self, user: &str, password: &str) -> Self {
         self.login = login(Some((user, password)));
         self
     }
