@@ -84,7 +84,9 @@ impl<'a> Rights<'a> {
     /// is about other actions than these. A registry may name another repository than its path does (Artifactory,
     /// GitLab's proxy); but what is written to is at least named by the end of our path.
     pub(super) fn admit(&self, scope: &str) -> Option<String> {
-        let mut parts: Vec<&str> = scope.split(' ').filter(|part| !part.is_empty()).collect();
+        let written = scope.split(' ').filter(|part| !part.is_empty());
+        let written: Vec<String> = written.map(in_order).collect();
+        let mut parts: Vec<&str> = written.iter().map(String::as_str).collect();
         if parts.is_empty() || scope.len() > LONGEST_SCOPE {
             return None;
         }
@@ -125,6 +127,17 @@ impl<'a> Rights<'a> {
 
 fn actions(part: &str) -> Option<&str> {
     part.rsplit_once(':').map(|(_, actions)| actions)
+}
+
+/// The distribution project's registry lists actions as they come.
+fn in_order(part: &str) -> String {
+    let Some((name, actions)) = part.rsplit_once(':') else {
+        return part.to_owned();
+    };
+    let mut actions: Vec<&str> = actions.split(',').collect();
+    actions.sort_unstable();
+    actions.dedup();
+    format!("{name}:{}", actions.join(","))
 }
 
 fn has(listed: &str, actions: Actions) -> bool {
@@ -205,6 +218,11 @@ mod tests {
             push.admit("repository:a:pull repository:z/app:pull,push")
                 .as_deref(),
             Some("repository:z/app:pull,push repository:a:pull")
+        );
+        assert_eq!(
+            push.admit("repository:z/app:push,pull repository:z/app:pull,push")
+                .as_deref(),
+            Some("repository:z/app:pull,push")
         );
         assert_eq!(
             push.mounting(&base).scope(None),
