@@ -28,6 +28,8 @@ pub mod upstream;
 pub mod credentials;
 // 3 stories
 pub mod pull;
+// … on `pull`
+pub mod mirror;
 // 4 edge
 pub mod api;
 pub mod server;

@@ -25,6 +25,7 @@ use zeroize::Zeroizing;
 use crate::{
     api, aws, cache,
     credentials::{self, Directory, DockerLogins, load_password},
+    mirror,
     oci::RegistryPattern,
     platform, pull, requests, server, telemetry,
     toml_file::{self, KeyLines, Problem, Reading},
@@ -51,6 +52,7 @@ pub struct Config {
     pub upstream: upstream::Options,
     pub overlays: pull::Options,
     pub limits: api::Options,
+    pub mirror: mirror::Options,
     pub directory: credentials::Options,
     pub docker: credentials::DockerOptions,
     pub platform: platform::Options,
@@ -273,6 +275,7 @@ impl Default for Config {
             upstream: upstream::Options::default(),
             overlays: pull::Options::default(),
             limits: api::Options::default(),
+            mirror: mirror::Options::default(),
             directory: credentials::Options::default(),
             docker: credentials::DockerOptions::default(),
             platform: platform::Options::default(),

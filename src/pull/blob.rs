@@ -95,7 +95,9 @@ impl Pull {
         let key = access.key(digest);
         for _ in 0..MOST_ROUNDS {
             let presence = self.cache.presence(&key);
-            if presence == Presence::Absent && self.redirecting.borrow().contains(&access.registry)
+            if presence == Presence::Absent
+                && !access.follows_redirects
+                && self.redirecting.borrow().contains(&access.registry)
             {
                 break;
             }
@@ -404,10 +406,11 @@ impl Pull {
         let login = self
             .login(&access.caller, &access.registry, &access.repository)
             .await?;
-        Ok(self
-            .upstream
-            .blob(access.source(&login), digest, part)
-            .await?)
+        let source = access.source(&login);
+        Ok(match access.follows_redirects {
+            true => self.upstream.blob_wherever(source, digest, part).await?,
+            false => self.upstream.blob(source, digest, part).await?,
+        })
     }
 }
 

@@ -143,6 +143,7 @@ impl Access {
             repository: image.repository.clone(),
             grant: None,
             web: None,
+            follows_redirects: false,
         }
     }
 }

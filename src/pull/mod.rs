@@ -74,6 +74,8 @@ pub struct Access {
     grant: Option<Arc<Grant>>,
     /// Where the bytes are, if that is no registry.
     web: Option<Arc<Web>>,
+    /// Blobs are fetched here wherever the registry redirects to.
+    follows_redirects: bool,
 }
 
 /// A grant's overlay and the image that it is for.
@@ -97,6 +99,7 @@ impl Access {
         Self {
             grant: grant.overlay.is_some().then(|| Arc::clone(grant)),
             web: None,
+            follows_redirects: false,
             holder: Holder::Token(grant.token),
             caller: Arc::clone(&grant.caller),
             registry: grant.image.registry.clone(),
@@ -112,7 +115,31 @@ impl Access {
             repository,
             grant: None,
             web: None,
+            follows_redirects: false,
         }
+    }
+
+    /// For whoever reads on the caller's behalf and needs no name for it. Its proofs are of one use.
+    pub fn by_caller(caller: &Arc<Caller>, registry: Registry, repository: Repository) -> Self {
+        Self {
+            holder: Holder::Token(Token::random()),
+            caller: Arc::clone(caller),
+            ..Self::anonymous(registry, repository)
+        }
+    }
+
+    /// For whoever wants the bytes and cannot be sent elsewhere for them.
+    #[must_use]
+    pub fn following_redirects(self) -> Self {
+        Self {
+            follows_redirects: true,
+            ..self
+        }
+    }
+
+    /// What it reads is made here, of what the registry has.
+    pub fn is_overlaid(&self) -> bool {
+        self.overlaid().is_some()
     }
 
     fn overlaid(&self) -> Option<Overlaid<'_>> {
@@ -297,7 +324,7 @@ impl Pull {
     }
 
     /// Whose credentials serve the caller there, in the form that the registry takes.
-    async fn login(
+    pub async fn login(
         &self,
         caller: &Arc<Caller>,
         registry: &Registry,
@@ -346,7 +373,7 @@ impl Pull {
     ) -> Result<T, PullError> {
         match ask().await {
             Err(PullError::Fetch(FetchError::Refused { .. }))
-                if self.desk.doubt(caller, registry, repository) =>
+                if self.doubt(caller, registry, repository) =>
             {
                 ask().await
             }
@@ -367,6 +394,11 @@ impl Pull {
             true => Ok(work()),
             false => self.pool.run(Errand::Hash, work).await,
         }
+    }
+
+    /// The registry has just refused the caller's login. Whether there may be another.
+    pub fn doubt(&self, caller: &Caller, registry: &Registry, repository: &Repository) -> bool {
+        self.desk.doubt(caller, registry, repository)
     }
 
     /// For when the registry says that `spent`, which was made of `found`, has ended.

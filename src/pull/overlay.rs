@@ -108,7 +108,7 @@ impl Pull {
         };
         let layer = overlaid.overlay.layer(digest);
         match layer.map(|layer| (layer, &layer.place)) {
-            Some((layer, Place::Web { url })) => match self.elsewhere_on_the_web(url) {
+            Some((layer, Place::Web { url })) => match self.elsewhere_on_the_web(access, url) {
                 Elsewhere::Redirect(location) => {
                     return Ok(OpenBlob::Redirect {
                         status: 307,
@@ -150,7 +150,7 @@ impl Pull {
         let layer = overlaid.overlay.layer(digest);
         match layer.map(|layer| (layer, &layer.place)) {
             Some((layer, Place::Web { url })) => {
-                return Ok(match self.elsewhere_on_the_web(url) {
+                return Ok(match self.elsewhere_on_the_web(access, url) {
                     Elsewhere::Redirect(location) => BlobHead::Redirect {
                         status: 307,
                         location,
@@ -389,10 +389,10 @@ impl Pull {
         Ok(Some(Content::stored(Blob { file, size })))
     }
 
-    fn elsewhere_on_the_web(&self, url: &str) -> Elsewhere {
+    fn elsewhere_on_the_web(&self, access: &Access, url: &str) -> Elsewhere {
         let place = match self.options.web_layers {
-            WebLayers::Redirect => None,
-            WebLayers::Fetch => WebPlace::parse(url),
+            WebLayers::Redirect if !access.follows_redirects => None,
+            WebLayers::Redirect | WebLayers::Fetch => WebPlace::parse(url),
         };
         place.map_or_else(|| Elsewhere::Redirect(url.to_owned()), Elsewhere::At)
     }
@@ -424,6 +424,7 @@ impl Pull {
             repository: repository.clone(),
             grant: None,
             web: None,
+            follows_redirects: access.follows_redirects,
         }
     }
 }

@@ -162,8 +162,31 @@ impl Upstream {
         digest: &Digest,
         part: Option<Range<u64>>,
     ) -> Result<FetchedBlob, FetchError> {
-        let mut wish = self.blob_wish(Method::Get, source, digest)?;
-        wish.part = part;
+        let wish = self.blob_wish(Method::Get, source, digest)?;
+        self.blob_by(Wish { part, ..wish }, source, digest).await
+    }
+
+    /// The same, wherever the registry redirects to.
+    pub async fn blob_wherever(
+        &self,
+        source: Source<'_>,
+        digest: &Digest,
+        part: Option<Range<u64>>,
+    ) -> Result<FetchedBlob, FetchError> {
+        let wish = Wish {
+            part,
+            follow: Follow::Always,
+            ..self.blob_wish(Method::Get, source, digest)?
+        };
+        self.blob_by(wish, source, digest).await
+    }
+
+    async fn blob_by(
+        &self,
+        wish: Wish<'_>,
+        source: Source<'_>,
+        digest: &Digest,
+    ) -> Result<FetchedBlob, FetchError> {
         let response = self.send(source, wish).await?;
         if let Some((status, location)) = self.redirect(source, &response.head)? {
             response.body.discard().await;

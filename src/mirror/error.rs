@@ -1,0 +1,106 @@
+//! Why a copy did not come about, in sentences for whoever wanted it.
+
+use std::time::Duration;
+
+use crate::{
+    cache::FillError,
+    oci::{Digest, Platform, Registry},
+    pull::{FetchError, PullError},
+};
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CopyError {
+    #[error("the image cannot be read: {}", told(.0))]
+    Source(#[from] PullError),
+    /// Of the login for it, or of reading what stands there.
+    #[error("the destination cannot be used: {}", told(.0))]
+    Destination(PullError),
+    #[error("{what} cannot be copied: {cause}")]
+    Content {
+        what: String,
+        cause: String,
+        is_transient: bool,
+    },
+    #[error("it has no image for {wanted}, only for {present}")]
+    NoPlatform { wanted: Platform, present: String },
+    #[error("{registry} has a manifest that cannot be copied: {problem}")]
+    Manifest { registry: Registry, problem: String },
+    #[error(
+        "the destination is named by {named}, and the image is {copied}; name it by a tag, or without a version"
+    )]
+    OtherDigest { named: Digest, copied: Digest },
+    #[error("the copy was cancelled")]
+    Cancelled,
+}
+
+impl CopyError {
+    /// Another attempt may do better.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Source(error) | Self::Destination(error) => is_transient(error),
+            Self::Content { is_transient, .. } => *is_transient,
+            Self::NoPlatform { .. }
+            | Self::Manifest { .. }
+            | Self::OtherDigest { .. }
+            | Self::Cancelled => false,
+        }
+    }
+
+    /// What the registry asked for.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Source(error) | Self::Destination(error) => retry_after(error),
+            Self::Content { .. }
+            | Self::NoPlatform { .. }
+            | Self::Manifest { .. }
+            | Self::OtherDigest { .. }
+            | Self::Cancelled => None,
+        }
+    }
+}
+
+/// What concerns the operator's logins is for the operator.
+fn told(error: &PullError) -> String {
+    match error {
+        PullError::Caller(error) => error.to_caller(),
+        error => error.to_string(),
+    }
+}
+
+pub(super) fn is_transient(error: &PullError) -> bool {
+    match error {
+        PullError::Fetch(error) => match error {
+            FetchError::RateLimited { .. }
+            | FetchError::Unreachable { .. }
+            | FetchError::Busy(_)
+            // A body that broke is one, too.
+            | FetchError::Malformed { .. } => true,
+            FetchError::Failed { status, .. } => matches!(status, 408 | 429 | 500..),
+            FetchError::Unknown { .. }
+            | FetchError::Refused { .. }
+            | FetchError::Forbidden { .. } => false,
+        },
+        PullError::Caller(error) => error.is_outage(),
+        PullError::Busy(_) => true,
+        PullError::Fill { cause, .. } => match &**cause {
+            FillError::Mismatch { .. } | FillError::WrongSize { .. } => false,
+            FillError::NoRoom
+            | FillError::DiskFull(_)
+            | FillError::Disk(_)
+            | FillError::Busy(_)
+            | FillError::Source(_)
+            | FillError::Dropped => true,
+        },
+        PullError::Mismatch { .. }
+        | PullError::Manifest { .. }
+        | PullError::Overlay(_)
+        | PullError::Belongings(_) => false,
+    }
+}
+
+fn retry_after(error: &PullError) -> Option<Duration> {
+    match error {
+        PullError::Fetch(FetchError::RateLimited { retry_after, .. }) => *retry_after,
+        _ => None,
+    }
+}

@@ -1,0 +1,97 @@
+//! Copies that stay: an image from one registry put into another, byte for byte, or with its overlay on it (*freeze*).
+//!
+//! A copy reads by the story that clients pull by, so it has the cache, what is proved and the logins in common with
+//! them; it pushes by `upstream`. It runs on a core, since it moves bytes and waits for two registries. It knows neither
+//! why an image is copied nor what comes of it: that is for `api` and the command line.
+
+mod error;
+mod options;
+mod progress;
+
+pub use error::CopyError;
+pub use options::Options;
+pub use progress::{Item, Kind, Progress, Snapshot, State, Totals};
+
+use std::{rc::Rc, sync::Arc};
+
+use crate::{
+    oci::{Digest, Platform, Registry, Repository, TagOrDigest},
+    pull::{Access, Pull},
+    requests::Caller,
+};
+
+/// Whereto, and on whose behalf.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    pub registry: Registry,
+    pub repository: Repository,
+    pub version: TagOrDigest,
+    pub caller: Arc<Caller>,
+}
+
+/// What is to be copied.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// `Access::by_caller`, or by a grant with an overlay.
+    pub source: Access,
+    pub version: TagOrDigest,
+    pub destination: Destination,
+    /// The image for it alone; `None`: all that there are.
+    pub platform: Option<Platform>,
+    /// Signatures and the like, too.
+    pub referrers: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// What the destination means now.
+    pub digest: Digest,
+    /// Of the image and of what refers to it, indexes included.
+    pub manifests: u64,
+    /// Blobs.
+    pub copied: u64,
+    pub mounted: u64,
+    pub present: u64,
+    /// That were sent.
+    pub bytes: u64,
+}
+
+/// Which repositories have which blobs, as far as this process pushed them. One for all cores.
+#[derive(Default)]
+pub struct Places {}
+
+/// One core's.
+pub struct Mirror {
+    pull: Rc<Pull>,
+    options: Options,
+    places: Arc<Places>,
+}
+
+impl Mirror {
+    pub fn new(pull: &Rc<Pull>, options: &Options, places: &Arc<Places>) -> Rc<Self> {
+        Rc::new(Self {
+            pull: Rc::clone(pull),
+            options: options.clone(),
+            places: Arc::clone(places),
+        })
+    }
+
+    /// Digest of what stands at the destination now, as far as its caller can see.
+    pub async fn standing(&self, destination: &Destination) -> Result<Option<Digest>, CopyError> {
+        todo!()
+    }
+
+    /// Whether the caller's login may push there, before much is transferred.
+    pub async fn may_push(&self, destination: &Destination) -> Result<(), CopyError> {
+        todo!()
+    }
+
+    pub async fn copy(
+        self: &Rc<Self>,
+        plan: &Plan,
+        progress: &Arc<Progress>,
+    ) -> Result<Copied, CopyError> {
+        todo!()
+    }
+}
