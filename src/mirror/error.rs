@@ -6,6 +6,7 @@ use crate::{
     cache::FillError,
     oci::{Digest, Platform, Registry},
     pull::{FetchError, PullError},
+    upstream::PushError,
 };
 
 #[derive(Clone, Debug, thiserror::Error)]
@@ -15,6 +16,10 @@ pub enum CopyError {
     /// Of the login for it, or of reading what stands there.
     #[error("the destination cannot be used: {}", told(.0))]
     Destination(PullError),
+    #[error("{0}")]
+    Push(#[from] PushError),
+    #[error("what refers to the image cannot be read: {}; without referrers it can be copied", told(.0))]
+    Referrers(PullError),
     #[error("{what} cannot be copied: {cause}")]
     Content {
         what: String,
@@ -23,12 +28,16 @@ pub enum CopyError {
     },
     #[error("it has no image for {wanted}, only for {present}")]
     NoPlatform { wanted: Platform, present: String },
-    #[error("{registry} has a manifest that cannot be copied: {problem}")]
-    Manifest { registry: Registry, problem: String },
+    #[error("{registry}: manifest {digest} cannot be copied: {problem}")]
+    Manifest {
+        registry: Registry,
+        digest: Digest,
+        problem: String,
+    },
     #[error(
         "the destination is named by {named}, and the image is {copied}; name it by a tag, or without a version"
     )]
-    OtherDigest { named: Digest, copied: Digest },
+    OtherDigest { named: String, copied: String },
     #[error("the copy was cancelled")]
     Cancelled,
 }
@@ -37,7 +46,10 @@ impl CopyError {
     /// Another attempt may do better.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Source(error) | Self::Destination(error) => is_transient(error),
+            Self::Source(error) | Self::Destination(error) | Self::Referrers(error) => {
+                is_transient(error)
+            }
+            Self::Push(error) => error.is_transient(),
             Self::Content { is_transient, .. } => *is_transient,
             Self::NoPlatform { .. }
             | Self::Manifest { .. }
@@ -49,7 +61,10 @@ impl CopyError {
     /// What the registry asked for.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Source(error) | Self::Destination(error) => retry_after(error),
+            Self::Source(error) | Self::Destination(error) | Self::Referrers(error) => {
+                retry_after(error)
+            }
+            Self::Push(error) => error.retry_after(),
             Self::Content { .. }
             | Self::NoPlatform { .. }
             | Self::Manifest { .. }
@@ -67,7 +82,7 @@ fn told(error: &PullError) -> String {
     }
 }
 
-pub(super) fn is_transient(error: &PullError) -> bool {
+fn is_transient(error: &PullError) -> bool {
     match error {
         PullError::Fetch(error) => match error {
             FetchError::RateLimited { .. }

@@ -4,15 +4,27 @@
 //! them; it pushes by `upstream`. It runs on a core, since it moves bytes and waits for two registries. It knows neither
 //! why an image is copied nor what comes of it: that is for `api` and the command line.
 
+mod blob;
+mod contents;
+mod copying;
 mod error;
 mod options;
+mod parallel;
+mod places;
 mod progress;
+mod pusher;
+mod referrers;
+mod tree;
 
 pub use error::CopyError;
 pub use options::Options;
+pub use places::Places;
 pub use progress::{Item, Kind, Progress, Snapshot, State, Totals};
 
 use std::{rc::Rc, sync::Arc};
+
+use copying::Copying;
+use pusher::Pusher;
 
 use crate::{
     oci::{Digest, Platform, Registry, Repository, TagOrDigest},
@@ -57,10 +69,6 @@ pub struct Copied {
     pub bytes: u64,
 }
 
-/// Which repositories have which blobs, as far as this process pushed them. One for all cores.
-#[derive(Default)]
-pub struct Places {}
-
 /// One core's.
 pub struct Mirror {
     pull: Rc<Pull>,
@@ -79,19 +87,29 @@ impl Mirror {
 
     /// Digest of what stands at the destination now, as far as its caller can see.
     pub async fn standing(&self, destination: &Destination) -> Result<Option<Digest>, CopyError> {
-        todo!()
+        self.pusher(destination)
+            .standing(&destination.version)
+            .await
     }
 
     /// Whether the caller's login may push there, before much is transferred.
     pub async fn may_push(&self, destination: &Destination) -> Result<(), CopyError> {
-        todo!()
+        self.pusher(destination).try_push().await
     }
 
+    /// Ends soon after `progress` is cancelled. What was transferred by then is found there by the next attempt.
     pub async fn copy(
         self: &Rc<Self>,
         plan: &Plan,
         progress: &Arc<Progress>,
     ) -> Result<Copied, CopyError> {
-        todo!()
+        Box::pin(Copying::new(self, plan, progress).run()).await
+    }
+
+    fn pusher<'a>(&'a self, destination: &'a Destination) -> Pusher<'a> {
+        Pusher {
+            pull: &self.pull,
+            destination,
+        }
     }
 }

@@ -103,14 +103,20 @@ const LAYERS: [(&str, &[&str]); 27] = [
     (
         "mirror",
         &[
+            "pull",
+            "sharded",
             "credentials",
             "requests",
             "upstream",
+            "cache",
+            "net",
             "augment",
+            "blocking",
             "http",
             "oci",
             "units",
             "secret",
+            "seal",
             "telemetry",
         ],
     ),
@@ -376,15 +382,10 @@ fn unsafe_code_stays_in_its_module() {
 /// Two worlds: async on the cores, blocking on the pool.
 #[test]
 fn neither_world_uses_the_libraries_of_the_other() {
-    let blocking = [
-        "requests",
-        "credentials",
-        "limits",
-        "platform",
-        "aws",
-        "mirror",
+    let blocking = ["requests", "credentials", "limits", "platform", "aws"];
+    let on_cores = [
+        "server", "api", "mirror", "pull", "upstream", "cache", "net",
     ];
-    let on_cores = ["server", "api", "pull", "upstream", "cache", "net"];
     let pure = ["oci", "units", "secret", "http", "augment"];
     for source in sources() {
         let module = source.module.as_str();
