@@ -26,6 +26,8 @@ const LONGEST_DURATION: Duration = Duration::from_secs(3_650 * 24 * 3_600);
 const MOST_CORES: usize = 1_024;
 /// With doubling pauses a tenth try comes later than any client waits.
 const MOST_RETRIES: u32 = 10;
+/// Each has a connection to two registries; `upstream.max_connections_per_host` is for all copies of a core, and pulls.
+const MOST_BLOBS_IN_PARALLEL: usize = 32;
 /// Below it not even manifests would fit.
 const SMALLEST_CACHE: ByteSize = ByteSize::mib(1);
 
@@ -178,6 +180,13 @@ impl Check<'_> {
         self.duration_is_bounded(&["docker", "helper_cache"], *docker.helper_cache);
         if upstream.max_connections_per_host == 0 {
             self.report(&["upstream", "max_connections_per_host"], "must not be 0");
+        }
+        let parallel = config.mirror.blobs_in_parallel;
+        if parallel == 0 || parallel > MOST_BLOBS_IN_PARALLEL {
+            self.report(
+                &["mirror", "blobs_in_parallel"],
+                format_args!("is not between 1 and {MOST_BLOBS_IN_PARALLEL}"),
+            );
         }
         if upstream.retry_count > MOST_RETRIES {
             self.report(

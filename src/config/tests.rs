@@ -326,6 +326,10 @@ fn broken_rules_are_named_with_their_lines() {
             ":2: cache.scrub_interval: is more than 3650 days",
         ),
         (
+            "[mirror]\nblobs_in_parallel = 0",
+            ":2: mirror.blobs_in_parallel: is not between 1 and 32",
+        ),
+        (
             "[upstream]\nretry_count = 11",
             ":2: upstream.retry_count: is more than 10",
         ),
