@@ -45,7 +45,8 @@ impl Copying<'_> {
         }
         let mut session = None;
         if let Some(from) = self.place_to_mount_from(&identity, part) {
-            match self.pusher.mount_blob(digest, &from).await? {
+            let mount = self.pusher.mount_blob(digest, &from);
+            match Box::pin(mount).await? {
                 Some(Mount::Mounted) => {
                     self.note_place(&identity, part);
                     return Ok(State::Mounted);
@@ -66,9 +67,8 @@ impl Copying<'_> {
         };
         let pushed = self
             .pusher
-            .push_blob(digest, part.size, session, &mut content)
-            .await;
-        match (pushed, content.failure) {
+            .push_blob(digest, part.size, session, &mut content);
+        match (Box::pin(pushed).await, content.failure) {
             (Ok(()), _) => {}
             (Err(_), Some(failure)) => return Err(failure),
             (Err(error), None) => return Err(error),

@@ -481,8 +481,8 @@ impl<'a> Copying<'a> {
         tracked.set(State::Copying);
         let pushed = self
             .pusher
-            .push_manifest(version, &node.media_type, &node.bytes)
-            .await;
+            .push_manifest(version, &node.media_type, &node.bytes);
+        let pushed = Box::pin(pushed).await;
         let pushed = pushed.inspect_err(|_| tracked.set(State::Failed))?;
         tracked.set(State::Copied);
         match (node.contents.subject, pushed.subject) {
@@ -534,15 +534,18 @@ impl<'a> Copying<'a> {
         }
     }
 
-    /// For what may be given up at any moment.
-    pub(super) async fn unless_cancelled<T>(
-        &self,
-        work: impl Future<Output = Result<T, CopyError>>,
-    ) -> Result<T, CopyError> {
-        self.go_on()?;
-        monoio::select! {
-            done = work => done,
-            () = self.progress.cancelled() => Err(CopyError::Cancelled),
+    /// For what may be given up at any moment. In a box at once: what asks a registry is large, and there are many of these.
+    pub(super) fn unless_cancelled<'w, T: 'w>(
+        &'w self,
+        work: impl Future<Output = Result<T, CopyError>> + 'w,
+    ) -> impl Future<Output = Result<T, CopyError>> + 'w {
+        let work = Box::pin(work);
+        async move {
+            self.go_on()?;
+            monoio::select! {
+                done = work => done,
+                () = self.progress.cancelled() => Err(CopyError::Cancelled),
+            }
         }
     }
 }

@@ -87,14 +87,13 @@ impl Mirror {
 
     /// Digest of what stands at the destination now, as far as its caller can see.
     pub async fn standing(&self, destination: &Destination) -> Result<Option<Digest>, CopyError> {
-        self.pusher(destination)
-            .standing(&destination.version)
-            .await
+        let pusher = self.pusher(destination);
+        Box::pin(pusher.standing(&destination.version)).await
     }
 
     /// Whether the caller's login may push there, before much is transferred.
     pub async fn may_push(&self, destination: &Destination) -> Result<(), CopyError> {
-        self.pusher(destination).try_push().await
+        Box::pin(self.pusher(destination).try_push()).await
     }
 
     /// Ends soon after `progress` is cancelled. What was transferred by then is found there by the next attempt.

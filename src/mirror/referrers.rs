@@ -159,9 +159,10 @@ impl Copying<'_> {
             })?;
             if let Some(index) = index {
                 let index = Bytes::from(index);
-                self.pusher
-                    .push_manifest(&version, media_type::OCI_INDEX, &index)
-                    .await?;
+                let pushed = self
+                    .pusher
+                    .push_manifest(&version, media_type::OCI_INDEX, &index);
+                Box::pin(pushed).await?;
             }
         }
         Ok(())
