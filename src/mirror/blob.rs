@@ -91,7 +91,7 @@ impl Copying<'_> {
         let is_same_registry = self.source.registry == destination.registry;
         let known = self
             .mirror
-            .places
+            .whereabouts
             .find(&destination.registry, identity, part.digest);
         let source = is_same_registry.then(|| self.source.repository.clone());
         known
@@ -102,7 +102,7 @@ impl Copying<'_> {
 
     fn note_place(&self, identity: &str, part: &Part) {
         let destination = &self.plan.destination;
-        self.mirror.places.note(
+        self.mirror.whereabouts.note(
             &destination.registry,
             identity,
             part.digest,

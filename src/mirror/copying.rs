@@ -49,8 +49,9 @@ pub(super) struct Copying<'a> {
     is_ending: Cell<bool>,
     /// Manifests with a subject, of which the destination did not say that it lists them.
     pub(super) unlisted: RefCell<Vec<(Digest, Value)>>,
-    /// The destination has said that it lists referrers itself.
-    pub(super) has_listed: Cell<bool>,
+    /// Whether the source lists referrers, as soon as it was asked; and whether the destination does.
+    pub(super) source_lists: Cell<Option<bool>>,
+    pub(super) destination_lists: Cell<Option<bool>>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -110,7 +111,8 @@ impl<'a> Copying<'a> {
             tally: Cell::default(),
             is_ending: Cell::default(),
             unlisted: RefCell::default(),
-            has_listed: Cell::default(),
+            source_lists: Cell::default(),
+            destination_lists: Cell::default(),
         }
     }
 
@@ -490,7 +492,7 @@ impl<'a> Copying<'a> {
                 let listed = (subject, node.as_listed());
                 self.unlisted.borrow_mut().push(listed);
             }
-            (_, Some(_)) => self.has_listed.set(true),
+            (_, Some(_)) => self.destination_lists.set(Some(true)),
             (None, None) => {}
         }
         Ok(())

@@ -10,16 +10,16 @@ mod copying;
 mod error;
 mod options;
 mod parallel;
-mod places;
 mod progress;
 mod pusher;
 mod referrers;
 mod tree;
+mod whereabouts;
 
 pub use error::CopyError;
 pub use options::Options;
-pub use places::Places;
 pub use progress::{Item, Kind, Progress, Snapshot, State, Totals};
+pub use whereabouts::Whereabouts;
 
 use std::{rc::Rc, sync::Arc};
 
@@ -73,15 +73,15 @@ pub struct Copied {
 pub struct Mirror {
     pull: Rc<Pull>,
     options: Options,
-    places: Arc<Places>,
+    whereabouts: Arc<Whereabouts>,
 }
 
 impl Mirror {
-    pub fn new(pull: &Rc<Pull>, options: &Options, places: &Arc<Places>) -> Rc<Self> {
+    pub fn new(pull: &Rc<Pull>, options: &Options, whereabouts: &Arc<Whereabouts>) -> Rc<Self> {
         Rc::new(Self {
             pull: Rc::clone(pull),
             options: options.clone(),
-            places: Arc::clone(places),
+            whereabouts: Arc::clone(whereabouts),
         })
     }
 

@@ -5,7 +5,7 @@
 //! At the destination the first way works by itself. Where it does not, whoever pushes keeps the index under the tag.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::{BTreeMap, HashSet},
 };
 
@@ -125,11 +125,15 @@ impl Copying<'_> {
         let Some((subject, _)) = pushed_before.first() else {
             return Ok(());
         };
-        if !self.has_listed.get() {
-            let asked = self.pusher.lists_referrers(subject);
-            self.has_listed.set(self.unless_cancelled(asked).await?);
-        }
-        if !self.has_listed.get() {
+        let lists = match self.destination_lists.get() {
+            Some(lists) => lists,
+            None => {
+                let asked = self.pusher.lists_referrers(subject);
+                self.unless_cancelled(asked).await?
+            }
+        };
+        self.destination_lists.set(Some(lists));
+        if !lists {
             self.unlisted.borrow_mut().extend(pushed_before);
         }
         Ok(())
@@ -173,30 +177,35 @@ impl Copying<'_> {
             depth,
             ..Found::default()
         });
-        let has_lists = Cell::new(true);
-        for_each(subjects, self.width(), |subject| {
-            let (found, has_lists) = (&found, &has_lists);
-            async move {
-                let pages = match has_lists.get() {
-                    true => self.listed_by_the_registry(subject).await?,
-                    false => None,
-                };
-                let pages = match pages {
-                    Some(pages) => pages,
-                    None => {
-                        has_lists.set(false);
-                        self.listed_by_tag(subject).await?
-                    }
-                };
-                let mut found = found.borrow_mut();
-                for (descriptor, entry) in pages.iter().flat_map(|page| entries(page)) {
-                    found.listed.push((*subject, descriptor, entry));
-                }
-                Ok::<_, CopyError>(())
-            }
-        })
-        .await?;
+        let find = |subject| self.find_of(subject, &found);
+        let mut subjects = subjects.iter();
+        // One is enough to learn how this registry tells.
+        if self.source_lists.get().is_none()
+            && let Some(first) = subjects.next()
+        {
+            find(first).await?;
+        }
+        for_each(subjects, self.width(), find).await?;
         Ok(found.into_inner())
+    }
+
+    async fn find_of(&self, subject: &Digest, found: &RefCell<Found>) -> Result<(), CopyError> {
+        let pages = match self.source_lists.get() {
+            Some(false) => None,
+            Some(true) | None => self.listed_by_the_registry(subject).await?,
+        };
+        if self.source_lists.get().is_none() {
+            self.source_lists.set(Some(pages.is_some()));
+        }
+        let pages = match pages {
+            Some(pages) => pages,
+            None => self.listed_by_tag(subject).await?,
+        };
+        let mut found = found.borrow_mut();
+        for (descriptor, entry) in pages.iter().flat_map(|page| entries(page)) {
+            found.listed.push((*subject, descriptor, entry));
+        }
+        Ok(())
     }
 
     /// `None`: the registry lists nothing.

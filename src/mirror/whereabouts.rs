@@ -17,9 +17,9 @@ type Key = (Registry, String, Digest);
 
 /// Which repositories of a registry have which blobs, as far as this process knows by pushing. One for all cores.
 #[derive(Default)]
-pub struct Places(Sharded<Key, (Repository, Instant)>);
+pub struct Whereabouts(Sharded<Key, (Repository, Instant)>);
 
-impl Places {
+impl Whereabouts {
     /// `identity`: whose login saw it there. Another's may not look into that repository.
     pub(super) fn note(
         &self,
@@ -58,15 +58,15 @@ mod tests {
 
     #[test]
     fn a_place_is_known_to_the_login_that_pushed_there() {
-        let places = Places::default();
+        let known = Whereabouts::default();
         let registry: Registry = "r.example".parse().expect("a registry");
         let repository: Repository = "a/b".parse().expect("a repository");
         let digest = Digest::of(b"blob");
-        places.note(&registry, "ada", digest, &repository);
-        assert_eq!(places.find(&registry, "ada", digest), Some(repository));
-        assert_eq!(places.find(&registry, "bob", digest), None);
-        assert_eq!(places.find(&registry, "ada", Digest::of(b"other")), None);
+        known.note(&registry, "ada", digest, &repository);
+        assert_eq!(known.find(&registry, "ada", digest), Some(repository));
+        assert_eq!(known.find(&registry, "bob", digest), None);
+        assert_eq!(known.find(&registry, "ada", Digest::of(b"other")), None);
         let other = "s.example".parse().expect("a registry");
-        assert_eq!(places.find(&other, "ada", digest), None);
+        assert_eq!(known.find(&other, "ada", digest), None);
     }
 }
