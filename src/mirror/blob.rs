@@ -17,6 +17,7 @@ const LARGEST_PIECE: u64 = 4 << 20;
 impl Copying<'_> {
     pub(super) async fn bring_blob(&self, part: &Part) -> Result<(), CopyError> {
         let tracked = self.progress.track(part.digest, part.kind, part.size);
+        tracked.set(State::Waiting);
         let brought = self.try_to_bring(part, &tracked).await;
         match &brought {
             Ok(state) => {
@@ -127,6 +128,7 @@ struct Sending<'a> {
 
 impl Upload for Sending<'_> {
     async fn seek(&mut self, position: u64) -> Result<(), UploadError> {
+        self.failure = None;
         let opened = self.open(position).await;
         self.body = self.or_fail(opened)?;
         self.rest = None;

@@ -4,7 +4,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::Arc,
 };
 
@@ -12,27 +12,20 @@ use serde_json::Value;
 
 use super::{
     Copied, CopyError, Kind, Mirror, Plan, Progress, State,
-    contents::{Contents, is_image, is_index},
+    contents::{Part, is_index},
     parallel::for_each,
     progress::Tracked,
     pusher::Pusher,
     tree::{Node, by_height},
+    walk::{Standing, Walk},
 };
 use crate::{
-    augment::{AugmentError, Target},
-    oci::{Descriptor, Digest, Platform, TagOrDigest},
-    pull::{Access, Extent, PullError, ServedManifest},
-    upstream::Source,
+    oci::{Digest, TagOrDigest},
+    pull::{Access, Extent, ServedManifest},
 };
 
-/// Manifests of one copy. Large images have some dozen, and as much again that refers to them.
-const MOST_MANIFESTS: usize = 2048;
-/// Bytes of manifests, which are in memory until all are pushed.
-const MOST_MANIFEST_BYTES: u64 = 64 << 20;
-/// Indexes in indexes.
-const DEEPEST: usize = 8;
-/// Of an image.
-const LARGEST_CONFIG: usize = 8 << 20;
+/// Blobs of one copy: thirty platforms with as many layers as an image can have.
+const MOST_BLOBS: usize = 4096;
 
 pub(super) struct Copying<'a> {
     pub(super) mirror: &'a Mirror,
@@ -41,9 +34,9 @@ pub(super) struct Copying<'a> {
     pub(super) source: Access,
     pub(super) pusher: Pusher<'a>,
     /// Manifests that were met, whatever became of them.
-    seen: RefCell<HashSet<Digest>>,
+    pub(super) seen: RefCell<HashSet<Digest>>,
     blobs_seen: RefCell<HashSet<Digest>>,
-    manifest_bytes: Cell<u64>,
+    pub(super) manifest_bytes: Cell<u64>,
     tally: Cell<Tally>,
     /// Something has failed: what is on its way may end.
     is_ending: Cell<bool>,
@@ -60,38 +53,6 @@ struct Tally {
     mounted: u64,
     present: u64,
     bytes: u64,
-}
-
-/// A manifest as a walk comes upon it.
-pub(super) struct Met {
-    digest: Digest,
-    /// `None`: nothing of it is needed.
-    node: Option<Node>,
-    /// At the destination.
-    is_there: bool,
-}
-
-impl Met {
-    pub(super) fn is_there(&self) -> bool {
-        self.is_there
-    }
-}
-
-#[derive(Default)]
-pub(super) struct Walk {
-    /// All that were met, the roots included.
-    pub(super) names: Vec<Digest>,
-    /// What the destination does not have.
-    pub(super) missing: HashMap<Digest, Node>,
-}
-
-/// What is known of the destination before a walk.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// Each manifest is looked for.
-    Unknown,
-    /// The root is what stands there, so all below it is there, too.
-    Whole,
 }
 
 impl<'a> Copying<'a> {
@@ -188,263 +149,10 @@ impl<'a> Copying<'a> {
         }
     }
 
-    /// What becomes the destination's version.
-    async fn root(&self) -> Result<Node, CopyError> {
-        let top = self.read(&self.plan.version).await?;
-        let Some(wanted) = &self.plan.platform else {
-            return Ok(top);
-        };
-        let no_platform = |present| CopyError::NoPlatform {
-            wanted: wanted.clone(),
-            present,
-        };
-        match Target::of(wanted, &top.media_type, &top.bytes) {
-            Ok(Target::Index { images }) => {
-                let image = images
-                    .first()
-                    .ok_or_else(|| no_platform("nothing".to_owned()))?;
-                self.read(&TagOrDigest::Digest(image.digest)).await
-            }
-            Ok(Target::Image { config }) => match self.other_platform(wanted, &config).await? {
-                Some(present) => Err(no_platform(present)),
-                None => Ok(top),
-            },
-            // Charts and the like are for every platform.
-            Err(AugmentError::Artifact { .. }) => Ok(top),
-            Err(AugmentError::NoPlatform { present, .. }) => Err(no_platform(present)),
-            Err(error) => Err(self.unfit(&top.digest, error.to_string())),
-        }
-    }
-
-    /// The platform of a single image, if it is another one.
-    async fn other_platform(
-        &self,
-        wanted: &Platform,
-        config: &Descriptor,
-    ) -> Result<Option<String>, CopyError> {
-        #[derive(serde::Deserialize)]
-        struct Shape {
-            #[serde(default)]
-            os: String,
-            #[serde(default)]
-            architecture: String,
-            #[serde(default)]
-            variant: Option<String>,
-        }
-        // Its configuration is made here, for the platform of the overlay.
-        if self.source.is_overlaid() {
-            return Ok(None);
-        }
-        let Access {
-            caller,
-            registry,
-            repository,
-            ..
-        } = &self.source;
-        let pull = &self.mirror.pull;
-        let fetched = async {
-            let login = pull.login(caller, registry, repository).await?;
-            let source = Source {
-                registry,
-                repository,
-                login: &login,
-            };
-            let upstream = pull.upstream();
-            let fetched = upstream
-                .whole_blob(source, &config.digest, LARGEST_CONFIG)
-                .await;
-            Ok(fetched.map_err(PullError::Fetch)?)
-        };
-        let config = self.unless_cancelled(fetched).await?;
-        // Nothing is known of it, then.
-        let Ok(found) = serde_json::from_slice::<Shape>(&config) else {
-            return Ok(None);
-        };
-        let Shape {
-            os,
-            architecture,
-            variant,
-        } = found;
-        if architecture.is_empty() || wanted.is_met_by(&os, &architecture, variant.as_deref()) {
-            return Ok(None);
-        }
-        let variant = variant.filter(|variant| !variant.is_empty());
-        let variant = variant.map(|variant| format!("/{variant}"));
-        let present = format!("{os}/{architecture}{}", variant.unwrap_or_default());
-        Ok(Some(present.chars().take(60).collect()))
-    }
-
     async fn head(&self) -> Result<ServedManifest, CopyError> {
         let pull = &self.mirror.pull;
         let head = pull.manifest(&self.source, &self.plan.version, Extent::Head);
         self.unless_cancelled(async { Ok(head.await?) }).await
-    }
-
-    pub(super) async fn read(&self, version: &TagOrDigest) -> Result<Node, CopyError> {
-        let pull = &self.mirror.pull;
-        let manifest = pull.manifest(&self.source, version, Extent::Whole);
-        let served = self.unless_cancelled(async { Ok(manifest.await?) }).await?;
-        let digest = served.digest;
-        let Some(bytes) = served.bytes else {
-            return Err(self.unfit(&digest, "it came without its bytes".to_owned()));
-        };
-        let held = self.manifest_bytes.get() + bytes.len() as u64;
-        self.manifest_bytes.set(held);
-        if held > MOST_MANIFEST_BYTES {
-            return Err(self.unfit(
-                &digest,
-                format!(
-                    "with those before it, it makes more than {MOST_MANIFEST_BYTES} bytes of manifests"
-                ),
-            ));
-        }
-        let contents = Contents::parse(&bytes);
-        Ok(Node {
-            digest,
-            media_type: served.media_type,
-            contents: contents.map_err(|problem| self.unfit(&digest, problem))?,
-            bytes,
-        })
-    }
-
-    pub(super) fn unfit(&self, digest: &Digest, problem: String) -> CopyError {
-        CopyError::Manifest {
-            registry: self.source.registry.clone(),
-            digest: *digest,
-            problem,
-        }
-    }
-
-    /// All that stands below the roots. An index is read even if the destination has it: some registries take one
-    /// without what it names. An image that is there is whole.
-    pub(super) async fn walk(
-        &self,
-        roots: Vec<Met>,
-        standing: Standing,
-    ) -> Result<Walk, CopyError> {
-        let mut walk = Walk::default();
-        let mut met = roots;
-        for _ in 0..DEEPEST {
-            let mut below = Vec::new();
-            for Met {
-                digest,
-                node,
-                is_there,
-            } in met
-            {
-                self.note_seen(digest)?;
-                walk.names.push(digest);
-                if let Some(node) = node {
-                    below.extend(node.contents.manifests.iter().cloned());
-                    if !is_there {
-                        walk.missing.insert(digest, node);
-                    }
-                }
-            }
-            below.retain(|child| !self.has_seen(&child.digest));
-            let mut once = HashSet::new();
-            below.retain(|child| once.insert(child.digest));
-            if below.is_empty() {
-                return Ok(walk);
-            }
-            met = self.meet_all(below, standing).await?;
-        }
-        Err(match walk.names.first() {
-            Some(root) => self.unfit(
-                root,
-                format!("it has indexes in indexes, more than {DEEPEST} deep"),
-            ),
-            None => CopyError::Cancelled,
-        })
-    }
-
-    pub(super) fn has_seen(&self, digest: &Digest) -> bool {
-        self.seen.borrow().contains(digest)
-    }
-
-    fn note_seen(&self, digest: Digest) -> Result<(), CopyError> {
-        let mut seen = self.seen.borrow_mut();
-        seen.insert(digest);
-        match seen.len() > MOST_MANIFESTS {
-            true => Err(self.unfit(
-                &digest,
-                format!("with what refers to it, it has more than {MOST_MANIFESTS} manifests"),
-            )),
-            false => Ok(()),
-        }
-    }
-
-    async fn meet_all(
-        &self,
-        named: Vec<Descriptor>,
-        standing: Standing,
-    ) -> Result<Vec<Met>, CopyError> {
-        let met = RefCell::new(Vec::with_capacity(named.len()));
-        for_each(named, self.width(), |descriptor| {
-            let met = &met;
-            async move {
-                let one = self.meet(&descriptor, standing).await?;
-                met.borrow_mut().push(one);
-                Ok::<_, CopyError>(())
-            }
-        })
-        .await?;
-        Ok(met.into_inner())
-    }
-
-    pub(super) async fn meet(
-        &self,
-        named: &Descriptor,
-        standing: Standing,
-    ) -> Result<Met, CopyError> {
-        let digest = named.digest;
-        let is_there = standing == Standing::Whole || self.is_there(digest).await?;
-        let node = match is_there && is_image(&named.media_type) {
-            true => None,
-            false => Some(self.read(&TagOrDigest::Digest(digest)).await?),
-        };
-        let kind = match is_index(&named.media_type) {
-            true => Kind::Index,
-            false => Kind::Manifest,
-        };
-        let tracked = self.progress.track(digest, kind, named.size);
-        if is_there {
-            tracked.set(State::Present);
-        }
-        Ok(Met {
-            digest,
-            node,
-            is_there,
-        })
-    }
-
-    pub(super) async fn meet_node(&self, node: Node) -> Result<Met, CopyError> {
-        match self.is_there(node.digest).await? {
-            true => Ok(self.met_there(node)),
-            false => {
-                self.track(&node);
-                Ok(Met {
-                    digest: node.digest,
-                    node: Some(node),
-                    is_there: false,
-                })
-            }
-        }
-    }
-
-    fn met_there(&self, node: Node) -> Met {
-        self.track(&node).set(State::Present);
-        Met {
-            digest: node.digest,
-            node: Some(node),
-            is_there: true,
-        }
-    }
-
-    async fn is_there(&self, digest: Digest) -> Result<bool, CopyError> {
-        let version = TagOrDigest::Digest(digest);
-        let standing = self.pusher.standing(&version);
-        Ok(self.unless_cancelled(standing).await?.is_some())
     }
 
     /// What is missing, but the manifests in `except`: their blobs, and all below them.
@@ -458,10 +166,17 @@ impl<'a> Copying<'a> {
             let ordered = groups.iter().flatten();
             ordered.filter_map(|digest| walk.missing.get(digest))
         };
-        let blobs: Vec<_> = nodes()
-            .flat_map(|node| &node.contents.blobs)
-            .filter(|part| self.blobs_seen.borrow_mut().insert(part.digest))
-            .collect();
+        let mut blobs = Vec::new();
+        for node in nodes() {
+            let new = |part: &&Part| self.blobs_seen.borrow_mut().insert(part.digest);
+            blobs.extend(node.contents.blobs.iter().filter(new));
+            if self.blobs_seen.borrow().len() > MOST_BLOBS {
+                return Err(self.unfit(
+                    &node.digest,
+                    format!("with those before it, it has more than {MOST_BLOBS} blobs"),
+                ));
+            }
+        }
         for part in &blobs {
             self.progress.track(part.digest, part.kind, part.size);
         }
@@ -498,7 +213,7 @@ impl<'a> Copying<'a> {
         Ok(())
     }
 
-    fn track(&self, node: &Node) -> Arc<Tracked> {
+    pub(super) fn track(&self, node: &Node) -> Arc<Tracked> {
         let kind = match is_index(&node.media_type) {
             true => Kind::Index,
             false => Kind::Manifest,

@@ -5,6 +5,7 @@
 //! why an image is copied nor what comes of it: that is for `api` and the command line.
 
 mod blob;
+mod choice;
 mod contents;
 mod copying;
 mod error;
@@ -14,6 +15,7 @@ mod progress;
 mod pusher;
 mod referrers;
 mod tree;
+mod walk;
 mod whereabouts;
 
 pub use error::CopyError;

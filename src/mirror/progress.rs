@@ -1,6 +1,7 @@
 //! How far a copy is, for whoever watches it from another thread, and the way to stop it.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
@@ -16,8 +17,15 @@ const CANCEL_CHECK: Duration = Duration::from_millis(200);
 /// Written by the copy, read by anybody. What it tells is for eyes: its numbers are each right, and not of one moment.
 #[derive(Debug, Default)]
 pub struct Progress {
-    tracked: Mutex<Vec<Arc<Tracked>>>,
+    items: Mutex<Items>,
     is_cancelled: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Items {
+    /// In the order in which the copy met them.
+    tracked: Vec<Arc<Tracked>>,
+    places: HashMap<Digest, usize>,
 }
 
 /// A manifest or a blob at one moment.
@@ -123,7 +131,10 @@ pub(super) struct Tracked {
 
 impl Progress {
     pub fn snapshot(&self) -> Snapshot {
-        let items: Vec<Item> = lock(&self.tracked).iter().map(|it| it.item()).collect();
+        let items: Vec<Item> = {
+            let items = lock(&self.items);
+            items.tracked.iter().map(|one| one.item()).collect()
+        };
         let mut totals = Totals::default();
         for item in &items {
             totals.items += 1;
@@ -152,10 +163,10 @@ impl Progress {
     }
 
     pub(super) fn track(&self, digest: Digest, kind: Kind, size: u64) -> Arc<Tracked> {
-        let mut tracked = lock(&self.tracked);
-        // A second attempt meets what the first one met.
-        if let Some(known) = tracked.iter().find(|known| known.digest == digest) {
-            known.set(State::Waiting);
+        let mut items = lock(&self.items);
+        let place = items.places.get(&digest).copied();
+        // Of an attempt before this one, or of the same: what is known of it is kept as long as nothing new is.
+        if let Some(known) = place.and_then(|place| items.tracked.get(place)) {
             return Arc::clone(known);
         }
         let item = Arc::new(Tracked {
@@ -165,7 +176,9 @@ impl Progress {
             done: AtomicU64::new(0),
             state: AtomicU8::new(State::Waiting as u8),
         });
-        tracked.push(Arc::clone(&item));
+        let place = items.tracked.len();
+        items.places.insert(digest, place);
+        items.tracked.push(Arc::clone(&item));
         item
     }
 }
@@ -174,11 +187,11 @@ impl Tracked {
     pub(super) fn set(&self, state: State) {
         self.state.store(state as u8, Relaxed);
         match state {
-            State::Waiting => self.done.store(0, Relaxed),
+            State::Waiting | State::Copying => self.done.store(0, Relaxed),
             State::Mounted | State::Present | State::Copied | State::Skipped => {
                 self.done.store(self.size, Relaxed);
             }
-            State::Copying | State::Failed => {}
+            State::Failed => {}
         }
     }
 
@@ -239,12 +252,15 @@ mod tests {
     }
 
     #[test]
-    fn an_item_is_tracked_once_and_begins_anew() {
+    fn an_item_is_tracked_once() {
         let progress = Progress::default();
         let digest = Digest::of(b"layer");
         progress.track(digest, Kind::Layer, 100).set(State::Failed);
         let again = progress.track(digest, Kind::Layer, 100);
-        assert_eq!(progress.snapshot().items.len(), 1);
-        assert_eq!(again.item().state, State::Waiting);
+        again.set(State::Copied);
+        let items = progress.snapshot().items;
+        assert_eq!(items.len(), 1);
+        assert_eq!(items.first(), Some(&again.item()));
+        assert_eq!(again.item().done, 100);
     }
 }

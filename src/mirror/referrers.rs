@@ -16,9 +16,10 @@ use serde_json::{Value, json};
 use super::{
     CopyError,
     contents::is_index,
-    copying::{Copying, Standing},
+    copying::Copying,
     parallel::for_each,
     tree::Node,
+    walk::{Met, Standing},
 };
 use crate::{
     oci::{Descriptor, Digest, Tag, TagOrDigest, media_type},
@@ -39,6 +40,15 @@ pub(super) struct Found {
     listed: Vec<(Digest, Descriptor, Value)>,
     tagged: Vec<(Tag, Digest)>,
     depth: u32,
+}
+
+/// What refers to something, as it is met.
+#[derive(Default)]
+struct Referring {
+    met: Vec<Met>,
+    /// With what they are about, and as they were listed.
+    pushed_before: Vec<(Digest, Value)>,
+    digests: Vec<Digest>,
 }
 
 impl Found {
@@ -73,28 +83,19 @@ impl Copying<'_> {
 
     /// Answers with what refers to them.
     pub(super) async fn bring_referrers(&self, found: Found) -> Result<Found, CopyError> {
-        let (mut met, mut named_by_tags) = (Vec::new(), Vec::new());
-        let mut subjects = Vec::new();
-        let mut listed_before = Vec::new();
-        for (subject, descriptor, entry) in found.listed {
-            if self.has_seen(&descriptor.digest) {
-                continue;
-            }
-            match self.meet(&descriptor, Standing::Unknown).await {
-                Ok(one) => {
-                    if one.is_there() {
-                        listed_before.push((subject, entry));
-                    }
-                    subjects.push(descriptor.digest);
-                    met.push(one);
-                }
-                Err(CopyError::Source(error)) if is_absence(&error) => {
-                    tracing::warn!(digest = %descriptor.digest, %subject, %error,
-                        "what is listed as referring to an image is not there, and is not copied");
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let referring = RefCell::<Referring>::default();
+        for_each(
+            found.listed,
+            self.width(),
+            |(subject, descriptor, entry)| self.meet_listed(subject, descriptor, entry, &referring),
+        )
+        .await?;
+        let Referring {
+            mut met,
+            pushed_before,
+            digests,
+        } = referring.into_inner();
+        let mut named_by_tags = Vec::new();
         for (tag, digest) in found.tagged {
             let version = TagOrDigest::Tag(tag);
             let standing = self.pusher.standing(&version);
@@ -102,7 +103,7 @@ impl Copying<'_> {
                 continue;
             }
             let node = self.read(&TagOrDigest::Digest(digest)).await?;
-            if !self.has_seen(&digest) {
+            if !self.has_seen(&digest) && met.iter().all(|one| one.digest() != digest) {
                 met.push(self.meet_node(node.clone()).await?);
             }
             named_by_tags.push((version, node));
@@ -113,11 +114,43 @@ impl Copying<'_> {
         for (version, node) in &named_by_tags {
             self.push(node, version).await?;
         }
-        self.keep_listed(listed_before).await?;
+        self.keep_listed(pushed_before).await?;
         match found.depth < DEEPEST {
-            true => self.find_listed(&subjects, found.depth + 1).await,
+            true => self.find_listed(&digests, found.depth + 1).await,
             false => Ok(Found::default()),
         }
+    }
+
+    async fn meet_listed(
+        &self,
+        subject: Digest,
+        descriptor: Descriptor,
+        entry: Value,
+        referring: &RefCell<Referring>,
+    ) -> Result<(), CopyError> {
+        let digest = descriptor.digest;
+        let is_known = referring.borrow().digests.contains(&digest);
+        if is_known || self.has_seen(&digest) {
+            return Ok(());
+        }
+        let met = match self.meet(&descriptor, Standing::Unknown).await {
+            Ok(met) => met,
+            Err(CopyError::Source(error)) if is_absence(&error) => {
+                tracing::warn!(%digest, %subject, %error,
+                    "what is listed as referring to an image is not there, and is not copied");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let mut referring = referring.borrow_mut();
+        if met.is_there() {
+            referring.pushed_before.push((subject, entry));
+        }
+        if !referring.digests.contains(&digest) {
+            referring.digests.push(digest);
+            referring.met.push(met);
+        }
+        Ok(())
     }
 
     /// They were pushed before, and whoever did may not have come to list them.
