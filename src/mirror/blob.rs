@@ -24,6 +24,8 @@ impl Copying<'_> {
                 tracked.set(*state);
                 self.count_blob(*state, part.size);
             }
+            // By no fault of its own.
+            Err(CopyError::Cancelled) => tracked.set(State::Waiting),
             Err(_) => {
                 tracked.set(State::Failed);
                 // Those that are on their way need not be sent to their ends.

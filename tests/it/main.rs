@@ -23,6 +23,7 @@ mod byte_cap;
 mod cache_command;
 mod concurrent_pulls;
 mod config_errors;
+mod copies;
 mod crash;
 mod crash_storm;
 mod credential_checks;

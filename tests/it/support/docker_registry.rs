@@ -160,7 +160,7 @@ impl DockerRegistry {
     }
 
     /// A request is logged after its answer is sent: a later one tells when the log has come so far.
-    fn wait_for_its_log(&self) {
+    pub fn wait_for_its_log(&self) {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let marker = format!("/marker-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         if self.certificate.is_some() {

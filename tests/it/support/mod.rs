@@ -5,6 +5,7 @@ pub mod accounts;
 pub mod authority;
 pub mod aws_double;
 pub mod content;
+pub mod copying;
 pub mod docker_registry;
 pub mod fake_platform;
 pub mod http;
