@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     oci::{Descriptor, Digest, TagOrDigest},
-    pull::Extent,
+    pull::{Extent, PullError},
 };
 
 /// Manifests of one copy. Large images have some dozen, and as much again that refers to them.
@@ -79,7 +79,11 @@ impl Copying<'_> {
                 ),
             ));
         }
-        let contents = Contents::parse(&bytes);
+        let read = bytes.clone();
+        let contents = pull
+            .compute(bytes.len(), move || Contents::parse(&read))
+            .await
+            .map_err(PullError::from)?;
         Ok(Node {
             digest,
             media_type: served.media_type,

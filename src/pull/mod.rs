@@ -383,7 +383,7 @@ impl Pull {
 
     /// Parses or hashes `size` bytes: few of them here, more on the pool, so that the core's other connections need not
     /// wait for it.
-    async fn compute<T: Send + 'static>(
+    pub async fn compute<T: Send + 'static>(
         &self,
         size: usize,
         work: impl FnOnce() -> T + Send + 'static,
