@@ -9,6 +9,7 @@ mod choice;
 mod contents;
 mod copying;
 mod error;
+mod names;
 mod options;
 mod parallel;
 mod progress;
@@ -19,6 +20,7 @@ mod walk;
 mod whereabouts;
 
 pub use error::CopyError;
+pub use names::{Frozen, NameError, Place};
 pub use options::Options;
 pub use progress::{Item, Kind, Progress, Snapshot, State, Totals};
 pub use whereabouts::Whereabouts;
