@@ -4,6 +4,7 @@ mod open_files;
 mod runs;
 mod runtime;
 mod shared;
+mod story;
 mod worker;
 
 use std::{
@@ -177,8 +178,8 @@ pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError>
             .spawn(move || keep_current(&identity))
             .map_err(StartError::Thread)?;
     }
-    if !shared.docker.is_empty() {
-        let docker = Arc::clone(&shared.docker);
+    if !shared.story.docker.is_empty() {
+        let docker = Arc::clone(&shared.story.docker);
         thread::Builder::new()
             .name("docker-logins".to_owned())
             .spawn(move || keep_logins_current(&docker))
@@ -218,7 +219,7 @@ pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError>
             }
         }
     }
-    shared.cache.close();
+    shared.story.cache.close();
     tracing::info!("stopped");
     // The cores still own buffers that the kernel may write to, so they are not taken apart: the process ends as
     // a whole. Everything on disk is whole at any moment.

@@ -15,10 +15,8 @@ use super::{
 use crate::{
     api::{Admin, Api},
     blocking::Receiver,
-    net::{Dialer, Listener, Transfer},
-    pull::Pull,
+    net::{Listener, Transfer},
     server::{Edge, Load},
-    upstream::{Exchange, Upstream},
 };
 
 /// How often idle connections to registries are looked at.
@@ -67,16 +65,9 @@ async fn work(plan: Plan) {
         events,
         ..
     } = plan;
-    let dialer = Dialer::new(Arc::clone(&shared.pool), *shared.upstream.connect_timeout);
-    let transfer = Transfer::new(Arc::clone(&shared.pool), pipes);
-    let exchange = Exchange::new(dialer, Rc::clone(&transfer), shared.upstream.clone());
-    let upstream = Upstream::new(
-        Arc::clone(&shared.endpoints),
-        Arc::clone(&shared.authorizer),
-        exchange,
-        shared.upstream.clone(),
-    );
-    let pull = Pull::new(upstream, shared.cache.clone(), shared.pull.clone());
+    let story = &shared.story;
+    let transfer = Transfer::new(Arc::clone(&story.pool), pipes);
+    let pull = story.on_this_core(&transfer);
     let api = Rc::new(Api::new(Rc::clone(&pull), Arc::clone(&shared.api)));
     let edge = Edge::new(
         shared.listener.clone(),
@@ -116,10 +107,10 @@ async fn work(plan: Plan) {
         let listener = listen(address);
         let admin = Rc::new(Admin::new(
             Arc::clone(&shared) as Arc<_>,
-            shared.cache.clone(),
-            Arc::clone(&shared.pool),
+            story.cache.clone(),
+            Arc::clone(&story.pool),
             Rc::clone(&pull),
-            Arc::clone(&shared.desk),
+            Arc::clone(&story.desk),
         ));
         // It answers to the end, so that an operator sees what is still running.
         // A flood of clients must not make us look dead to whoever watches.
@@ -129,7 +120,7 @@ async fn work(plan: Plan) {
             Load::of(1),
             0,
             // Its answers are small and come from memory.
-            Transfer::new(Arc::clone(&shared.pool), 0),
+            Transfer::new(Arc::clone(&story.pool), 0),
         );
         monoio::spawn(edge.serve(listener, admin, std::future::pending()));
     }

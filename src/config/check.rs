@@ -14,6 +14,7 @@ use crate::{
     aws::{EcrHost, RoleArn},
     credentials::{Directory, DirectoryError, DockerLogins, Scope, load_external_id},
     http::Url,
+    net::Addresses,
     oci::{Registry, RegistryPattern},
     toml_file::{KeyLines, Problem},
     units::ByteSize,
@@ -263,7 +264,7 @@ impl Check<'_> {
             .iter()
             .filter_map(|&(name, options)| Some((name, (name.parse().ok()?, options.clone()))))
             .unzip();
-        let Err(errors) = Endpoints::load(&endpoints, true) else {
+        let Err(errors) = Endpoints::load(&endpoints, Addresses::Public, true) else {
             return;
         };
         for (registry, error) in errors {

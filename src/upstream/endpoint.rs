@@ -114,7 +114,7 @@ impl Reach {
             addresses: if options.allow_private {
                 Addresses::Any
             } else {
-                Addresses::Public
+                platform.reach.way.addresses
             },
             trust: trust.unwrap_or_else(|| platform.reach.way.trust.clone()),
         };
@@ -226,11 +226,8 @@ struct Platform {
 }
 
 impl Platform {
-    fn new(trust: Trust, is_open: bool) -> Self {
-        let way = Way {
-            addresses: Addresses::Public,
-            trust,
-        };
+    fn new(trust: Trust, addresses: Addresses, is_open: bool) -> Self {
+        let way = Way { addresses, trust };
         let realms = RealmClient::new(&way);
         Self {
             reach: Reach { way, realms },
@@ -248,15 +245,16 @@ pub struct Endpoints {
 }
 
 impl Endpoints {
-    /// All problems at once, each with the table's name.
+    /// All problems at once, each with the table's name. `addresses`: of registries that no table allows private ones.
     pub fn load(
         tables: &[(RegistryPattern, RegistryOptions)],
+        addresses: Addresses,
         is_open: bool,
     ) -> Result<Self, Vec<(RegistryPattern, EndpointError)>> {
         let mut endpoints = Self {
             configured: HashMap::new(),
             patterns: Vec::new(),
-            platform: Platform::new(Trust::platform(), is_open),
+            platform: Platform::new(Trust::platform(), addresses, is_open),
         };
         let mut problems = Vec::new();
         for (pattern, options) in tables {
@@ -342,7 +340,7 @@ mod tests {
     use super::*;
 
     fn endpoint(registry: &str, options: &RegistryOptions) -> Result<Endpoint, EndpointError> {
-        let platform = Platform::new(Trust::unchecked(), true);
+        let platform = Platform::new(Trust::unchecked(), Addresses::Public, true);
         let reach = Reach::new(options, &platform)?;
         Endpoint::new(registry.parse().expect(registry), options, reach, &platform)
     }
@@ -407,7 +405,8 @@ mod tests {
             table("reg-*.corp.example", Redirects::Follow, true),
             table("reg-1.corp.example", Redirects::Pass, true),
         ];
-        let endpoints = Endpoints::load(&tables, false).unwrap_or_else(|_| panic!("good tables"));
+        let endpoints = Endpoints::load(&tables, Addresses::Public, false)
+            .unwrap_or_else(|_| panic!("good tables"));
         for (registry, redirects, is_open) in [
             ("reg-1.corp.example", Redirects::Pass, true),
             ("reg-2.corp.example", Redirects::Follow, true),

@@ -85,7 +85,8 @@ impl Copier {
             .iter()
             .map(|name| (name.parse().expect("a pattern"), table.clone()))
             .collect();
-        Endpoints::load(&tables, true).unwrap_or_else(|_| panic!("good tables"))
+        Endpoints::load(&tables, tidegate::net::Addresses::Public, true)
+            .unwrap_or_else(|_| panic!("good tables"))
     }
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use tidegate::{
     blocking::Pool,
-    net::{Dialer, Piece, Transfer},
+    net::{Addresses, Dialer, Piece, Transfer},
     oci::{Credentials, Digest, Registry, Repository},
     secret::Secret,
     upstream::{
@@ -82,7 +82,8 @@ impl Pushing {
             .iter()
             .map(|(name, table)| (name.parse().expect("a pattern"), table.clone()))
             .collect();
-        let endpoints = Endpoints::load(&tables, true).unwrap_or_else(|_| panic!("good tables"));
+        let endpoints = Endpoints::load(&tables, Addresses::Public, true)
+            .unwrap_or_else(|_| panic!("good tables"));
         let authorizer = Authorizer::new(pool);
         let upstream = Upstream::new(
             Arc::new(endpoints),
