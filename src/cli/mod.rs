@@ -5,10 +5,12 @@
 
 mod access_token;
 mod cache;
+mod changes;
 mod check_config;
 mod creds;
 mod directory;
 mod inspect;
+mod layer;
 mod output;
 mod request;
 mod serve;

@@ -1,24 +1,26 @@
 //! `tidegate request`: a name for an image, from a shell. It sends what the Wave CLI sends, so it works for Wave too.
 
-mod layer;
-
 use std::{
-    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant, SystemTime},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
     MISCONFIGURED,
+    changes::Changes,
+    layer::{self, PackError},
     output::{Output, yaml},
     print_line,
     service::{Identity, Service, ServiceArguments, ServiceError, SetupError, wait},
 };
-use crate::secret::Secret;
-use layer::{LARGEST_LAYERS, Layer, PackError, pack};
+use crate::{secret::Secret, units::ByteSize};
+
+/// All layers of a request together, packed: servers take no more.
+const LARGEST_LAYERS: ByteSize = ByteSize::mib(10);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -72,7 +74,12 @@ pub(super) struct Arguments {
     mirror: bool,
 
     /// Where the copy goes: quay.io/acme/kept
-    #[arg(long, value_name = "REPOSITORY", requires = "copy")]
+    #[arg(
+        long,
+        value_name = "REPOSITORY",
+        requires = "copy",
+        visible_alias = "build-repository"
+    )]
     to: Option<String>,
 
     /// Wait until the image is there, for so long at most [default if there is no duration: 15m]
@@ -89,42 +96,6 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     service: ServiceArguments,
-}
-
-/// What is put on the image.
-#[derive(clap::Args)]
-#[command(next_help_heading = "Changes to the image")]
-struct Changes {
-    /// Lay the files of this folder over the image; may be repeated
-    #[arg(long = "layer", value_name = "DIR")]
-    layers: Vec<PathBuf>,
-
-    /// Lay the layers of this image over it; may be repeated
-    #[arg(long = "include", value_name = "IMAGE")]
-    includes: Vec<String>,
-
-    /// Set a variable; may be repeated
-    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
-    env: Vec<String>,
-
-    /// Replace the entrypoint: a word each time, or a JSON list
-    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
-    entrypoint: Vec<String>,
-
-    /// Replace the command: a word each time, or a JSON list
-    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
-    cmd: Vec<String>,
-
-    /// Replace the working folder
-    #[arg(long, value_name = "PATH")]
-    workdir: Option<String>,
-}
-
-fn variable(text: &str) -> Result<String, &'static str> {
-    match text.split_once('=') {
-        Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
-        _ => Err("a variable is a name and a value, as in PATH=/bin"),
-    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -211,9 +182,41 @@ struct ContainerConfig {
     layers: Vec<Layer>,
 }
 
+/// It travels inside the request.
+#[derive(PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Layer {
+    location: String,
+    gzip_digest: String,
+    gzip_size: usize,
+    tar_digest: String,
+}
+
 impl ContainerConfig {
+    fn of(changes: &Changes) -> Result<Self, PackError> {
+        let layers = layer::pack_all(&changes.layers, LARGEST_LAYERS)?;
+        Ok(Self {
+            entrypoint: changes.entrypoint(),
+            cmd: changes.cmd(),
+            env: changes.env.clone(),
+            working_dir: changes.workdir.clone(),
+            layers: layers.iter().map(Layer::of).collect(),
+        })
+    }
+
     fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+impl Layer {
+    fn of(layer: &layer::Layer) -> Self {
+        Self {
+            location: format!("data:{}", STANDARD.encode(&layer.bytes)),
+            gzip_digest: layer.digest.to_string(),
+            gzip_size: layer.bytes.len(),
+            tar_digest: layer.diff_id.to_string(),
+        }
     }
 }
 
@@ -235,7 +238,7 @@ impl Arguments {
         let submission = Submission {
             container_image: &self.image,
             container_platform: self.platform.as_deref(),
-            container_config: self.changes.config()?,
+            container_config: ContainerConfig::of(&self.changes)?,
             container_includes: &self.changes.includes,
             tower_access_token: identity.token.as_ref().map(|token| token.expose().as_str()),
             tower_endpoint: identity.tower_endpoint.as_deref(),
@@ -252,34 +255,6 @@ impl Arguments {
             json.expect("texts, numbers and lists are JSON"),
         ))
     }
-}
-
-impl Changes {
-    fn config(&self) -> Result<ContainerConfig, PackError> {
-        let mut room_bytes = LARGEST_LAYERS.bytes();
-        let mut layers = Vec::new();
-        for folder in &self.layers {
-            let layer = pack(folder, room_bytes)?;
-            room_bytes = room_bytes.saturating_sub(layer.gzip_size);
-            layers.push(layer);
-        }
-        Ok(ContainerConfig {
-            entrypoint: words(&self.entrypoint),
-            cmd: words(&self.cmd),
-            env: self.env.clone(),
-            working_dir: self.workdir.clone(),
-            layers,
-        })
-    }
-}
-
-/// A JSON list alone is all of the words.
-fn words(given: &[String]) -> Vec<String> {
-    let list = match given {
-        [alone] => serde_json::from_str(alone).ok(),
-        _ => None,
-    };
-    list.unwrap_or_else(|| given.to_vec())
 }
 
 /// Asks until the image is there. An answer that says `succeeded` needs no question.
@@ -349,26 +324,4 @@ fn is_name(target: &str) -> bool {
 /// Empty if it is none.
 fn text<'a>(answer: &'a Value, name: &str) -> &'a str {
     answer.get(name).and_then(Value::as_str).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_come_alone_or_as_a_list() {
-        for (given, expected) in [
-            (&[][..], &[][..]),
-            (&["/bin/sh"], &["/bin/sh"]),
-            (&["sh", "-c", "echo"], &["sh", "-c", "echo"]),
-            (&[r#"["sh", "-c", "a b"]"#], &["sh", "-c", "a b"]),
-            // A program may well be called so.
-            (&["[", "-e", "x", "]"], &["[", "-e", "x", "]"]),
-            (&["["], &["["]),
-            (&["[1]"], &["[1]"]),
-        ] {
-            let given: Vec<String> = given.iter().map(|&word| word.to_owned()).collect();
-            assert_eq!(words(&given), expected, "{given:?}");
-        }
-    }
 }

@@ -1,6 +1,6 @@
-//! A folder as a layer: a tar that is gzipped and travels inside the request. The same files give the same bytes
-//! everywhere and always, so that the image that they are put on has the same digest too: sorted names, no times, no
-//! owners. Modes are kept, since it matters what can be run.
+//! A folder as a layer: a tar that is gzipped. The same files give the same bytes everywhere and always, so that the image
+//! that they are put on has the same digest too: sorted names, no times, no owners. Modes are kept, since it matters what
+//! can be run.
 
 use std::{
     fmt, fs,
@@ -9,9 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use flate2::{Compression, write::GzEncoder};
-use serde::Serialize;
 use tar::{Builder, EntryType, Header};
 
 use crate::{
@@ -19,17 +17,13 @@ use crate::{
     units::ByteSize,
 };
 
-/// All layers of a request together, packed: servers take no more.
-pub(super) const LARGEST_LAYERS: ByteSize = ByteSize::mib(10);
-
-/// As the API wants it.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+/// A gzipped tar, named by its digest.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Layer {
-    location: String,
-    gzip_digest: String,
-    pub(super) gzip_size: u64,
-    tar_digest: String,
+    pub(super) bytes: Vec<u8>,
+    pub(super) digest: Digest,
+    /// Of the tar.
+    pub(super) diff_id: Digest,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -45,15 +39,27 @@ pub(super) enum PackError {
     #[error("{} changed while it was read", path.display())]
     Changed { path: PathBuf },
     #[error(
-        "with {} the layers have more than {LARGEST_LAYERS} when they are packed, which is the most that travels with a \
-         request; push large files as an image and name it with --include",
+        "with {} the layers have more than {most} when they are packed, which is too much; push large files as an image and \
+         name it with --include",
         path.display()
     )]
-    TooLarge { path: PathBuf },
+    TooLarge { path: PathBuf, most: ByteSize },
 }
 
-/// `room_bytes` is what the layers before it have left.
-pub(super) fn pack(folder: &Path, room_bytes: u64) -> Result<Layer, PackError> {
+/// A layer for each folder. All together may have `most` bytes.
+pub(super) fn pack_all(folders: &[PathBuf], most: ByteSize) -> Result<Vec<Layer>, PackError> {
+    let mut room_bytes = most.bytes();
+    let mut layers = Vec::new();
+    for folder in folders {
+        let layer = pack(folder, room_bytes, most)?;
+        room_bytes = room_bytes.saturating_sub(layer.bytes.len() as u64);
+        layers.push(layer);
+    }
+    Ok(layers)
+}
+
+/// `room_bytes` is what the layers before it have left of `most`.
+fn pack(folder: &Path, room_bytes: u64, most: ByteSize) -> Result<Layer, PackError> {
     let unreadable = |cause| PackError::Unreadable {
         path: folder.to_owned(),
         cause,
@@ -66,6 +72,7 @@ pub(super) fn pack(folder: &Path, room_bytes: u64) -> Result<Layer, PackError> {
     let room = Room {
         bytes: Vec::new(),
         left: room_bytes,
+        most,
     };
     // Without a name and a time in the gzip's head.
     let gzip = GzEncoder::new(room, Compression::default());
@@ -87,10 +94,9 @@ pub(super) fn pack(folder: &Path, room_bytes: u64) -> Result<Layer, PackError> {
     let Hashed { to: gzip, hasher } = packer.tar.into_inner().map_err(failed)?;
     let packed = gzip.finish().map_err(failed)?.bytes;
     Ok(Layer {
-        location: format!("data:{}", STANDARD.encode(&packed)),
-        gzip_digest: Digest::of(&packed).to_string(),
-        gzip_size: packed.len() as u64,
-        tar_digest: hasher.finish().to_string(),
+        digest: Digest::of(&packed),
+        diff_id: hasher.finish(),
+        bytes: packed,
     })
 }
 
@@ -171,11 +177,12 @@ fn header(kind: EntryType, mode: u32, size: u64) -> Header {
 }
 
 fn failure(folder: &Path, path: &Path, cause: io::Error) -> PackError {
-    match cause.get_ref().is_some_and(|cause| cause.is::<Full>()) {
-        true => PackError::TooLarge {
+    match cause.get_ref().and_then(|cause| cause.downcast_ref()) {
+        Some(Full { most }) => PackError::TooLarge {
             path: folder.to_owned(),
+            most: *most,
         },
-        false => PackError::Unreadable {
+        None => PackError::Unreadable {
             path: path.to_owned(),
             cause,
         },
@@ -203,10 +210,13 @@ impl<W: Write> Write for Hashed<W> {
 struct Room {
     bytes: Vec<u8>,
     left: u64,
+    most: ByteSize,
 }
 
 #[derive(Debug)]
-struct Full;
+struct Full {
+    most: ByteSize,
+}
 
 impl fmt::Display for Full {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -219,7 +229,8 @@ impl std::error::Error for Full {}
 impl Write for Room {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let left = self.left.checked_sub(bytes.len() as u64);
-        self.left = left.ok_or_else(|| io::Error::other(Full))?;
+        let most = self.most;
+        self.left = left.ok_or_else(|| io::Error::other(Full { most }))?;
         self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
     }
@@ -243,6 +254,7 @@ mod tests {
     use crate::units::MIB;
 
     const ROOM: u64 = 10 * MIB;
+    const MOST: ByteSize = ByteSize::mib(10);
 
     fn write(path: PathBuf, content: &[u8], mode: u32) {
         fs::write(&path, content).expect("a writable folder");
@@ -275,28 +287,25 @@ mod tests {
     }
 
     fn unpacked(layer: &Layer) -> (Vec<u8>, Vec<u8>) {
-        let data = layer.location.strip_prefix("data:").expect("inline");
-        let packed = STANDARD.decode(data).expect("base64");
         let mut tar = Vec::new();
-        let mut decoder = GzDecoder::new(packed.as_slice());
+        let mut decoder = GzDecoder::new(layer.bytes.as_slice());
         decoder.read_to_end(&mut tar).expect("gzip");
-        (packed, tar)
+        (layer.bytes.clone(), tar)
     }
 
     #[test]
     fn what_is_said_of_a_layer_is_true() {
         let folder = sample(&["tool"]);
-        let layer = pack(folder.path(), ROOM).expect("a good folder");
+        let layer = pack(folder.path(), ROOM, MOST).expect("a good folder");
         let (packed, tar) = unpacked(&layer);
-        assert_eq!(layer.gzip_digest, Digest::of(&packed).to_string());
-        assert_eq!(layer.gzip_size, packed.len() as u64);
-        assert_eq!(layer.tar_digest, Digest::of(&tar).to_string());
+        assert_eq!(layer.digest, Digest::of(&packed));
+        assert_eq!(layer.diff_id, Digest::of(&tar));
     }
 
     #[test]
     fn tar_unpacks_it_to_what_it_was() {
         let folder = sample(&["tool", "another"]);
-        let layer = pack(folder.path(), ROOM).expect("a good folder");
+        let layer = pack(folder.path(), ROOM, MOST).expect("a good folder");
         let (packed, _) = unpacked(&layer);
         let to = tempfile::tempdir().expect("a temporary folder");
         let file = to.path().join("layer.tar.gz");
@@ -342,12 +351,12 @@ mod tests {
         let file = file.expect("our own file");
         file.set_modified(SystemTime::UNIX_EPOCH)
             .expect("our own file");
-        let layers = [&first, &second].map(|folder| pack(folder.path(), ROOM).expect("good"));
+        let layers = [&first, &second].map(|folder| pack(folder.path(), ROOM, MOST).expect("good"));
         assert_eq!(layers[0], layers[1]);
         write(second.path().join("empty"), b"!", 0o600);
-        assert_ne!(pack(second.path(), ROOM).expect("good"), layers[0]);
+        assert_ne!(pack(second.path(), ROOM, MOST).expect("good"), layers[0]);
         write(first.path().join("empty"), b"", 0o700);
-        let changed = pack(first.path(), ROOM).expect("good");
+        let changed = pack(first.path(), ROOM, MOST).expect("good");
         assert_ne!(changed, layers[0], "the mode is part of it");
     }
 
@@ -355,7 +364,7 @@ mod tests {
     fn what_can_be_no_layer_is_named() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let root = folder.path();
-        let error = |path: &Path, room| pack(path, room).expect_err("no layer").to_string();
+        let error = |path: &Path, room| pack(path, room, MOST).expect_err("no layer").to_string();
         assert!(error(root, ROOM).contains("empty"));
         assert!(error(&root.join("none"), ROOM).contains("none: "));
         // What does not compress.
@@ -366,7 +375,7 @@ mod tests {
         assert!(error(&root.join("noise"), ROOM).contains("no folder"));
         let message = error(root, 1000);
         assert!(message.contains("more than 10MiB"), "{message}");
-        assert!(pack(root, 10_000).is_ok());
+        assert!(pack(root, 10_000, MOST).is_ok());
         let _socket = UnixListener::bind(root.join("socket")).expect("a writable folder");
         assert!(error(root, ROOM).contains("socket is neither"));
     }
