@@ -3,9 +3,13 @@
 mod open_files;
 mod runs;
 mod runtime;
+mod scratch;
 mod shared;
+mod standalone;
 mod story;
 mod worker;
+
+pub use standalone::{Core, Ended, Standalone};
 
 use std::{
     io,
@@ -52,6 +56,8 @@ pub enum StartError {
     Identity(#[from] IdentityError),
     #[error("the cache cannot be opened: {0}")]
     Cache(#[source] io::Error),
+    #[error("there is no folder for temporary files: {0}")]
+    Scratch(#[source] io::Error),
     #[error("cannot listen on {address}: {cause}; choose another with {setting}")]
     Listen {
         address: SocketAddr,

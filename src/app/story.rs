@@ -1,7 +1,7 @@
 //! What it takes to pull images, in a server or in a command: registries, logins, the cache, and what all cores share of
 //! the story. Who serves it to whom is known elsewhere.
 
-use std::{path::Path, rc::Rc, sync::Arc};
+use std::{path::Path, rc::Rc, sync::Arc, time::Duration};
 
 use super::StartError;
 use crate::{
@@ -121,6 +121,16 @@ impl Story {
             self.upstream.clone(),
         );
         Pull::new(upstream, self.cache.clone(), self.pull.clone())
+    }
+}
+
+/// As long as the core lives.
+pub(super) async fn close_idle(pull: Rc<Pull>) {
+    /// How often idle connections to registries are looked at.
+    const IDLE_CHECK: Duration = Duration::from_secs(10);
+    loop {
+        monoio::time::sleep(IDLE_CHECK).await;
+        pull.upstream().close_idle();
     }
 }
 

@@ -5,12 +5,12 @@ use std::{
     process,
     rc::Rc,
     sync::{Arc, mpsc},
-    time::Duration,
 };
 
 use super::{
     Event, Shared,
     runtime::{self, Choice},
+    story,
 };
 use crate::{
     api::{Admin, Api},
@@ -18,9 +18,6 @@ use crate::{
     net::{Listener, Transfer},
     server::{Edge, Load},
 };
-
-/// How often idle connections to registries are looked at.
-const IDLE_CHECK: Duration = Duration::from_secs(10);
 
 pub(super) struct Plan {
     pub(super) shared: Arc<Shared>,
@@ -77,16 +74,10 @@ async fn work(plan: Plan) {
         transfer,
     );
     monoio::spawn(Rc::clone(&edge).take_over(Rc::clone(&api)));
-    let idle = Rc::clone(&pull);
     if core == 0 {
         monoio::spawn(Rc::clone(&pull).heal());
     }
-    monoio::spawn(async move {
-        loop {
-            monoio::time::sleep(IDLE_CHECK).await;
-            idle.upstream().close_idle();
-        }
-    });
+    monoio::spawn(story::close_idle(Rc::clone(&pull)));
 
     let mut stops = Vec::new();
     let mut serving = Vec::new();

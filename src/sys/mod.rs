@@ -16,6 +16,7 @@ mod processes;
 mod signals;
 mod socket;
 mod splice;
+mod terminal;
 
 pub use background::{forget, lower_priority};
 pub use clock::{coarse_seconds, coarse_time};
@@ -32,6 +33,7 @@ pub use socket::{
     receive, receive_more, reset_on_close, send, send_pieces,
 };
 pub use splice::{Pipe, Sent, send_file};
+pub use terminal::{TerminalSize, terminal_size};
 
 use std::io;
 

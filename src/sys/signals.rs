@@ -29,13 +29,13 @@ impl Signals {
         }
     }
 
-    /// Returns when the next of them arrives.
-    pub fn wait(&self) {
+    /// Returns when the next of them arrives, with its number.
+    pub fn wait(&self) -> i32 {
         let mut signal = 0;
         loop {
             // SAFETY: the set is initialised and `signal` is writable.
             if unsafe { libc::sigwait(&raw const self.0, &raw mut signal) } == 0 {
-                return;
+                return signal;
             }
         }
     }
