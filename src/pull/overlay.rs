@@ -68,14 +68,15 @@ impl Pull {
         version: &TagOrDigest,
     ) -> Result<ServedManifest, PullError> {
         let digest = match version {
-            TagOrDigest::Tag(_) => {
+            TagOrDigest::Digest(digest) if version != overlaid.version => digest,
+            // A request may name its image by digest, and then that is what the overlay is put on.
+            TagOrDigest::Tag(_) | TagOrDigest::Digest(_) => {
                 let (derived, is_stale) = self.derive_by_tag(access, overlaid, version).await?;
                 let mut served = self.serve(access, &derived.top);
                 served.source = Some(derived.source);
                 served.is_stale = is_stale;
                 return Ok(served);
             }
-            TagOrDigest::Digest(digest) => digest,
         };
         if let Some(own) = self.own_manifest(overlaid, digest).await? {
             let mut served = self.serve(access, &own);
