@@ -14,14 +14,11 @@ use super::{
     validation::Additions,
 };
 use crate::{
-    augment::{Layer, NamedOverlay, Overlay, Place},
+    augment::{Layer, MOST_LAYERS, NamedOverlay, Overlay, Place},
     blocking::Errand,
     oci::{Platform, Reference},
     requests::{Caller, InlineLayer},
 };
-
-/// What overlayfs takes less than (it has 128 in Docker), the image's own not counted.
-const MOST_LAYERS: usize = 127;
 
 impl Api {
     /// Everything but the image's own part in it.

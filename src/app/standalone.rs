@@ -45,6 +45,7 @@ pub struct Standalone {
 
 /// What work is done with, on its core.
 pub struct Core {
+    pub pool: Arc<Pool>,
     pub pull: Rc<Pull>,
     pub mirror: Rc<Mirror>,
     /// In memory of this run only.
@@ -140,6 +141,7 @@ impl Standalone {
                 let pull = story.on_this_core(&transfer);
                 monoio::spawn(story::close_idle(Rc::clone(&pull)));
                 let core = Core {
+                    pool: Arc::clone(&story.pool),
                     mirror: Mirror::new(&pull, &options, &Arc::default()),
                     requests: Arc::clone(&story.requests),
                     pull,

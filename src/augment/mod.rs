@@ -16,6 +16,9 @@ use std::ops::Deref;
 
 use crate::oci::{Descriptor, Digest, Platform, Registry, Repository, media_type};
 
+/// That can be put on an image. What overlayfs takes less than (it has 128 in Docker), the image's own not counted.
+pub const MOST_LAYERS: usize = 127;
+
 /// `containerConfig` and `containerIncludes` of a container request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlay {

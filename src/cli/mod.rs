@@ -1,17 +1,21 @@
 //! The command line. Each command is a file; what they print for programs goes to standard output, all else to
 //! standard error.
 //!
-//! Exit codes: 0 done; 1 it could not be done; 2 the arguments or the configuration are wrong.
+//! Exit codes: 0 done; 1 it could not be done; 2 the arguments or the configuration are wrong; 130 and 143 ended by a signal.
 
 mod access_token;
 mod cache;
 mod changes;
 mod check_config;
+mod copy;
 mod creds;
 mod directory;
+mod freeze;
 mod inspect;
 mod layer;
+mod mirror;
 mod output;
+mod progress;
 mod request;
 mod serve;
 mod server;
@@ -54,6 +58,8 @@ enum Command {
     #[command(subcommand)]
     Creds(creds::Command),
     Request(Box<request::Arguments>),
+    Mirror(Box<mirror::Arguments>),
+    Freeze(Box<freeze::Arguments>),
     Inspect(inspect::Arguments),
 }
 
@@ -65,6 +71,8 @@ pub fn run() -> ExitCode {
         Command::Cache(command) => cache::run(&command),
         Command::Creds(command) => creds::run(&command),
         Command::Request(arguments) => request::run(&arguments),
+        Command::Mirror(arguments) => mirror::run(*arguments),
+        Command::Freeze(arguments) => freeze::run(*arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
     }
 }
@@ -181,6 +189,10 @@ mod tests {
             ("request alpine --await=soon", false),
             ("request alpine --freeze --to quay.io/a/b", true),
             ("request alpine --mirror --to quay.io/a/b", true),
+            (
+                "request alpine --mirror --build-repository quay.io/a/b --await",
+                true,
+            ),
             ("request alpine --freeze", false),
             ("request alpine --to quay.io/a/b", false),
             ("request alpine --freeze --mirror --to quay.io/a/b", false),
@@ -190,6 +202,26 @@ mod tests {
             ("request", false),
             ("inspect alpine --platform linux/arm64 -o json", true),
             ("inspect", false),
+            (
+                "mirror docker://alpine quay.io/kept --platform arm64 --no-referrers --jobs 8 --dry-run -q -o json",
+                true,
+            ),
+            (
+                "mirror alpine localhost:5000 --config c --authfile a --authfile b --plain-http r:5000 --insecure s --cache-dir d",
+                true,
+            ),
+            ("mirror alpine quay.io/kept:v1", false),
+            ("mirror alpine https://quay.io/kept", false),
+            ("mirror alpine", false),
+            ("mirror alpine quay.io/kept --layer tools", false),
+            ("mirror alpine quay.io/kept --jobs 0", false),
+            (
+                "freeze alpine quay.io/a/b --layer d --env A=b --entrypoint e --cmd c --workdir /w --include b --platform arm64",
+                true,
+            ),
+            ("freeze alpine quay.io/a/b --env A", false),
+            ("freeze alpine quay.io/a/b --include -x", false),
+            ("freeze alpine", false),
             ("cache burn", false),
             ("cache", false),
             ("", false),

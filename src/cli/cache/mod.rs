@@ -3,7 +3,6 @@
 //! `keeper.rs` finds out whether a server runs and does or asks; here is what each command says, `table.rs` how it looks.
 
 mod keeper;
-mod progress;
 mod table;
 
 use std::{
@@ -15,7 +14,7 @@ use std::{
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 
-use super::{MISCONFIGURED, print_problems};
+use super::{MISCONFIGURED, print_problems, progress::Progress};
 use crate::{
     cache::{Checked, Gone, Intent, Listed, Pin, Selection},
     config::listen_address,
@@ -23,7 +22,6 @@ use crate::{
     units::ByteSize,
 };
 use keeper::{FindError, Keeper, KeeperError};
-use progress::Progress;
 
 const LS_EXAMPLES: &str = "\
 Examples:

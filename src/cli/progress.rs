@@ -1,4 +1,4 @@
-//! How far it is, on a terminal, for what takes long.
+//! How far it is, on a terminal, for what takes long: a bar, a pace, and how long it will be.
 
 use std::{
     fmt::Write as _,
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::table::{count, size};
+use crate::units::ByteSize;
 
 /// What is done sooner needs no bar.
 const PATIENCE: Duration = Duration::from_millis(400);
@@ -73,27 +73,42 @@ fn line(what: &str, done: Amount, of: Amount, elapsed: Duration) -> String {
     };
     let mut line = format!("{what} ");
     if whole > 0 {
-        // Blobs come and go meanwhile.
-        let part = part.min(whole);
-        let share = |of: u64| u128::from(part) * u128::from(of) / u128::from(whole);
-        let filled = usize::try_from(share(WIDTH as u64)).unwrap_or(WIDTH);
-        let _ = write!(line, "[{:<WIDTH$}] {:>3}% ", "#".repeat(filled), share(100));
+        let _ = write!(line, "{} ", bar(part, whole));
     }
-    let _ = write!(line, "{}", count(done.count));
+    let _ = match done.count {
+        1 => write!(line, "1 blob"),
+        many => write!(line, "{many} blobs"),
+    };
     if done.bytes > 0 {
-        let milliseconds = elapsed.as_millis().max(1);
-        let rate = u128::from(done.bytes) * 1000 / milliseconds;
-        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
-        let _ = write!(line, ", {}, {}/s", size(done.bytes), size(rate));
+        let rate = pace(done.bytes, elapsed);
+        let size = ByteSize(done.bytes).rounded();
+        let _ = write!(line, ", {size}, {}/s", ByteSize(rate).rounded());
     }
     if part > 0 && part < whole {
         let left = elapsed.as_secs_f64() * (ratio(whole) / ratio(part) - 1.0);
-        let left = Duration::try_from_secs_f64(left)
-            .unwrap_or_default()
-            .as_secs();
-        let _ = write!(line, ", {}:{:02} left", left / 60, left % 60);
+        let left = Duration::try_from_secs_f64(left).unwrap_or_default();
+        let _ = write!(line, ", {} left", minutes(left));
     }
     line
+}
+
+/// Of something: more of it may come and go meanwhile.
+pub(super) fn bar(part: u64, whole: u64) -> String {
+    let part = part.min(whole);
+    let share = |of: u64| u128::from(part) * u128::from(of) / u128::from(whole.max(1));
+    let filled = usize::try_from(share(WIDTH as u64)).unwrap_or(WIDTH);
+    format!("[{:<WIDTH$}] {:>3}%", "#".repeat(filled), share(100))
+}
+
+/// Bytes in a second.
+pub(super) fn pace(bytes: u64, time: Duration) -> u64 {
+    let rate = u128::from(bytes) * 1000 / time.as_millis().max(1);
+    u64::try_from(rate).unwrap_or(u64::MAX)
+}
+
+pub(super) fn minutes(time: Duration) -> String {
+    let seconds = time.as_secs();
+    format!("{}:{:02}", seconds / 60, seconds % 60)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
