@@ -150,7 +150,7 @@ impl Job {
             referrers: false,
         };
         let copied = copy::copy(core, &plan, progress).await?;
-        Ok(Answer::copied(&self.image, &target, &copied))
+        Ok(Answer::copied(&self.image, &target, &copied, false))
     }
 
     /// `None`: the image stays as it is.

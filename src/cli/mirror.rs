@@ -124,6 +124,6 @@ impl Job {
             referrers: self.referrers,
         };
         let copied = copy::copy(core, &plan, progress).await?;
-        Ok(Answer::copied(image, target, &copied))
+        Ok(Answer::copied(image, target, &copied, is_there))
     }
 }

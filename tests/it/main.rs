@@ -41,6 +41,7 @@ mod inspection;
 mod load_limits;
 mod lying_upstream;
 mod manifests;
+mod mirror_command;
 mod operations;
 mod overlays;
 mod pages;

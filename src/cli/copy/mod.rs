@@ -283,12 +283,18 @@ pub(super) async fn copy(
 }
 
 impl Answer {
-    pub(super) fn copied(source: &Reference, target: &Reference, copied: &Copied) -> Self {
+    /// `was_there`: what stands there now stood there before.
+    pub(super) fn copied(
+        source: &Reference,
+        target: &Reference,
+        copied: &Copied,
+        was_there: bool,
+    ) -> Self {
         Self {
             target_image: target.to_string(),
             source_image: source.to_string(),
             digest: copied.digest.to_string(),
-            cached: false,
+            cached: was_there && copied.copied + copied.mounted == 0,
             dry_run: false,
             counts: Some(Counts {
                 manifests: copied.manifests,
@@ -335,7 +341,7 @@ fn told(answer: &Answer, time: Duration) -> String {
         ..
     } = answer;
     match (&answer.counts, answer.cached) {
-        (Some(counts), _) => format!(
+        (Some(counts), false) => format!(
             "{source_image} is {digest} at {target_image} now: {} copied ({}), {} mounted, {} there before, in {:.1}s",
             blobs(counts.copied),
             ByteSize(counts.bytes).rounded(),
@@ -343,7 +349,7 @@ fn told(answer: &Answer, time: Duration) -> String {
             counts.present,
             time.as_secs_f64(),
         ),
-        (None, true) => format!("{target_image} is there already: {digest}"),
+        (_, true) => format!("{target_image} is there already: {digest}"),
         (None, false) => {
             format!("{source_image}, {digest}, may be copied to {target_image}; nothing was done")
         }

@@ -36,6 +36,7 @@ pub fn are_here(programs: &[&str]) -> bool {
         "ctr" => "containerd",
         "nginx" => "nginx-light",
         "mkfs.btrfs" | "btrfs" => "btrfs-progs",
+        "script" => "bsdutils",
         other => other,
     };
     let install = match *missing {
