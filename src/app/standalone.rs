@@ -146,7 +146,9 @@ impl Standalone {
                     requests: Arc::clone(&story.requests),
                     pull,
                 };
-                let _ = events.send(Event::Done(work(core, tracked).await));
+                // Stacks are small.
+                let answer = Box::pin(work(core, tracked)).await;
+                let _ = events.send(Event::Done(answer));
             });
             // The kernel may still write into buffers of this runtime; the process ends as a whole.
             std::mem::forget(broken);

@@ -11,7 +11,7 @@ use std::{
 use super::{
     MISCONFIGURED,
     changes::Changes,
-    copy::{self, Answer, Failure, Surroundings, caller, destination},
+    copy::{self, Answer, Failure, Surroundings, caller, destination, unless_cancelled},
     layer::{self, Layer},
     output::Output,
 };
@@ -128,8 +128,10 @@ impl Job {
     }
 
     async fn run(mut self, core: &Core, progress: &Arc<Progress>) -> Result<Answer, Failure> {
-        let digest = core.pull.resolve(&caller(), &self.image).await?;
-        let overlay = self.overlay(core).await?;
+        let caller = caller();
+        let digest = core.pull.resolve(&caller, &self.image);
+        let digest = unless_cancelled(progress, digest).await??;
+        let overlay = unless_cancelled(progress, self.overlay(core)).await??;
         let name = self.to.frozen(&Frozen {
             source: &digest,
             platform: &self.platform,
@@ -137,7 +139,8 @@ impl Job {
         });
         let target = name.map_err(|error| Failure::Arguments(error.to_string()))?;
         let destination = destination(&target);
-        if let Some(standing) = core.mirror.standing(&destination).await? {
+        let standing = core.mirror.standing(&destination);
+        if let Some(standing) = unless_cancelled(progress, standing).await?? {
             return Ok(Answer::standing(&self.image, &target, &standing));
         }
         core.mirror.may_push(&destination).await?;

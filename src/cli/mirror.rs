@@ -3,7 +3,7 @@
 use std::{process::ExitCode, sync::Arc};
 
 use super::{
-    copy::{self, Answer, Failure, Surroundings, caller, destination},
+    copy::{self, Answer, Failure, Surroundings, caller, destination, unless_cancelled},
     output::Output,
 };
 use crate::{
@@ -102,7 +102,9 @@ impl Job {
             return Err(Failure::Arguments(message));
         }
         // What it means now is copied, even if the tag moves meanwhile.
-        let digest = core.pull.resolve(&caller(), image).await?;
+        let caller = caller();
+        let digest = core.pull.resolve(&caller, image);
+        let digest = unless_cancelled(progress, digest).await??;
         let destination = destination(target);
         // An image of one platform has a digest that only the index knows.
         let is_there =
@@ -117,7 +119,7 @@ impl Job {
             return Ok(Answer::standing(image, target, &digest));
         }
         let plan = Plan {
-            source: Access::by_caller(&caller(), image.registry.clone(), image.repository.clone()),
+            source: Access::by_caller(&caller, image.registry.clone(), image.repository.clone()),
             version: TagOrDigest::Digest(digest),
             destination,
             platform: self.platform.clone(),

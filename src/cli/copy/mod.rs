@@ -256,6 +256,25 @@ pub(super) fn destination(target: &Reference) -> Destination {
     }
 }
 
+/// What asks registries and begins nothing there need not be waited for. A copy sees for itself that it is cancelled.
+pub(super) async fn unless_cancelled<T>(
+    progress: &Progress,
+    work: impl Future<Output = T>,
+) -> Result<T, CopyError> {
+    const CHECK: Duration = Duration::from_millis(100);
+    let cancelled = async {
+        while !progress.is_cancelled() {
+            monoio::time::sleep(CHECK).await;
+        }
+    };
+    // Stacks are small, and what asks registries is large.
+    let work = Box::pin(work);
+    monoio::select! {
+        done = work => Ok(done),
+        () = cancelled => Err(CopyError::Cancelled),
+    }
+}
+
 /// Again after what may pass by itself: what has been copied need not be copied again.
 pub(super) async fn copy(
     core: &Core,
@@ -273,10 +292,10 @@ pub(super) async fn copy(
             ended => return ended,
         };
         let wanted = error.retry_after().unwrap_or_default().max(pause);
-        if wanted > LONGEST_PAUSE || progress.is_cancelled() {
+        if wanted > LONGEST_PAUSE {
             return Err(error);
         }
-        monoio::time::sleep(wanted).await;
+        unless_cancelled(progress, monoio::time::sleep(wanted)).await?;
         pause *= 4;
     }
     core.mirror.copy(plan, progress).await
