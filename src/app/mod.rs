@@ -148,6 +148,7 @@ pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError>
         };
         thread::Builder::new()
             .name(format!("core-{core}"))
+            .stack_size(runtime::STACK_SIZE)
             .spawn(move || worker::run(plan))
             .map_err(StartError::Thread)?;
     }

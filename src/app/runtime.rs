@@ -9,6 +9,9 @@ use monoio::{FusionRuntime, IoUringDriver, LegacyDriver, RuntimeBuilder, time::T
 
 use crate::config::Driver;
 
+/// Of a core's thread, as the first one of a process has it: without optimisation, a copy's futures are large.
+pub(super) const STACK_SIZE: usize = 8 << 20;
+
 pub(super) type Core = FusionRuntime<TimeDriver<IoUringDriver>, TimeDriver<LegacyDriver>>;
 
 #[derive(Clone, Debug)]

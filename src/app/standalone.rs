@@ -201,11 +201,9 @@ impl Standalone {
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
-    /// As the first thread of a process has it: without optimisation, a copy's futures are large.
-    const STACK_SIZE: usize = 8 << 20;
     let thread = thread::Builder::new()
         .name(name.to_owned())
-        .stack_size(STACK_SIZE);
+        .stack_size(runtime::STACK_SIZE);
     thread.spawn(work).map(|_| ()).map_err(StartError::Thread)
 }
 
