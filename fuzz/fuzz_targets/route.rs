@@ -70,6 +70,7 @@ fn print(route: &Route) -> String {
             format!("/pairing/tower/token/{token}")
         }
         Route::ContainerPage(token) => format!("/view/containers/{token}"),
+        Route::InspectPage => "/view/inspect".to_owned(),
         Route::ServiceInfo => "/service-info".to_owned(),
         Route::Health => "/health".to_owned(),
         Route::Landing => "/".to_owned(),

@@ -160,6 +160,7 @@ impl Api {
             Ok(Route::OpenApi) => openapi::description(),
             Ok(Route::Pair(token)) => self.pair(token, request),
             Ok(Route::ContainerPage(token)) => self.container_page(token, request.client).await,
+            Ok(Route::InspectPage) => self.inspect_page(request).await,
             Ok(Route::ServiceInfo) => status::service_info(),
             Ok(Route::Health) => status::health(),
             Ok(Route::Landing) => status::landing(&self.shared.authority),

@@ -41,6 +41,8 @@ pub enum Route {
     Pair(Secret<String>),
     /// `GET /view/containers/{token}`, for people
     ContainerPage(Token),
+    /// `GET /view/inspect`, for people
+    InspectPage,
     /// `GET /service-info`
     ServiceInfo,
     /// `GET /health`
@@ -136,6 +138,7 @@ impl Route {
             (["view", "containers", token], Get | Head) => {
                 Ok(Self::ContainerPage(parse_token(token)?))
             }
+            (["view", "inspect"], Get | Head) => Ok(Self::InspectPage),
             (["v1alpha1", "inspect"], Post) => Ok(Self::Inspect),
             (["validate-creds"], Post) => Ok(Self::CheckCredentials(ApiVersion::V1Alpha1)),
             (["v1alpha2", "validate-creds"], Post) => {
@@ -177,6 +180,7 @@ impl Route {
                 | ["openapi.json"]
                 | ["v1alpha2", "container", _]
                 | ["view", "containers", _]
+                | ["view", "inspect"]
                 | ["v1alpha2", "container", _, "status"],
                 _,
             ) => Err(RouteError::MethodNotAllowed { allow: READ }),
@@ -687,6 +691,8 @@ mod tests {
             ),
             (Post, "/view/containers/0123456789ab", Err(READ)),
             (Get, "/view/containers/x", Err("token")),
+            (Get, "/view/inspect", Ok(Route::InspectPage)),
+            (Post, "/view/inspect", Err(READ)),
             (Get, "/view/", Err("path")),
             (Get, "/v1alpha2", Err("path")),
             (Get, "/v20/", Err("path")),

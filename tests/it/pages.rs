@@ -210,6 +210,56 @@ fn other_errors_below_view_are_pages_too() {
     }
 }
 
+#[test]
+fn an_image_is_shown_with_its_layers_and_an_index_with_its_platforms() {
+    require!("docker-registry", "skopeo");
+    let registry = DockerRegistry::start(&Login::Open);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let index = Image::build_for(folder.path(), &["amd64", "arm64"], &[3000]);
+    registry.push(&index, "acme/app", "v1");
+    let tidegate = Setup::new().registry(registry.name()).start();
+    let image = format!("{}/acme/app:v1", registry.name());
+    let encoded = image.replace(':', "%3A").replace('/', "%2F");
+    let page = tidegate.get(&format!("/view/inspect?image={encoded}"));
+    assert_eq!(page.status(), 200, "{}", page.text());
+    let text = assert_self_contained(&page);
+    let link = format!("href=\"/view/inspect?image={encoded}&amp;platform=linux%2Farm64\"");
+    for part in [&image, "linux/amd64", &link] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    let page = tidegate.get(&format!(
+        "/view/inspect?image={encoded}&platform=linux%2Farm64"
+    ));
+    assert_eq!(page.status(), 200, "{}", page.text());
+    let text = assert_self_contained(&page);
+    for part in [&image, "linux/arm64", "Layers, ", "sha256:", "What runs"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+}
+
+#[test]
+fn what_cannot_be_inspected_is_said_beside_the_form() {
+    let scene = Scene::new();
+    let page = scene.tidegate.get("/view/inspect");
+    assert_eq!(page.status(), 200);
+    assert!(
+        assert_self_contained(&page).contains("<form action=\"/view/inspect\" method=\"get\">")
+    );
+    let private = scene.liar.reference("acme/app", "v1");
+    for (image, part) in [
+        (private.as_str(), "not allowed"),
+        ("%22%3E%3Cscript%3E", "&quot;&gt;&lt;script&gt;"),
+    ] {
+        let page = scene.tidegate.get(&format!("/view/inspect?image={image}"));
+        assert!((400..500).contains(&page.status()), "{}", page.status());
+        let text = assert_self_contained(&page);
+        assert!(
+            text.contains(part) && text.contains("<form"),
+            "{part} is not in {text}"
+        );
+    }
+}
+
 /// A screenshot.
 fn look(url: &str, folder: &Path, scheme: &str) -> Vec<u8> {
     let picture = folder.join("picture.png");
@@ -245,7 +295,11 @@ fn a_browser_shows_pages_dark_and_light_without_a_complaint() {
     let scene = Scene::new();
     let token = scene.token();
     let folder = tempfile::tempdir().expect("a temporary folder");
-    for path in [format!("/view/containers/{token}"), "/view/no".to_owned()] {
+    for path in [
+        format!("/view/containers/{token}"),
+        "/view/inspect".to_owned(),
+        "/view/no".to_owned(),
+    ] {
         let url = format!("http://{}{path}", scene.tidegate.registry);
         let [dark, light] = [DARK, LIGHT].map(|scheme| look(&url, folder.path(), scheme));
         assert!(dark != light, "{path} looks the same");

@@ -1,10 +1,11 @@
-//! Pages for people: what became of a container request, and errors on the way there. Each is whole in
+//! Pages for people: what became of a container request, what an image is, and errors on the way there. Each is whole in
 //! itself, without a script and without anything from elsewhere, and says so in its security policy.
 //!
 //! They show less than the API does: no layer's bytes, no variable's value, nothing of who asked but a name.
 
 mod container;
 mod html;
+mod inspect;
 pub mod inspection;
 
 use std::sync::LazyLock;
