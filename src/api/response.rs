@@ -74,6 +74,15 @@ impl Response {
         self
     }
 
+    /// The line of a field, with its end.
+    pub(super) fn line(&self, name: &str) -> Option<&[u8]> {
+        let mut lines = self.fields.split_inclusive(|byte| *byte == b'\n');
+        lines.find(|line| {
+            let value = line.strip_prefix(name.as_bytes());
+            value.is_some_and(|value| value.starts_with(b":"))
+        })
+    }
+
     /// What names the content, for runtimes and for caches.
     pub(super) fn content_digest(mut self, digest: &Digest) -> Self {
         self.fields.extend_from_slice(b"Docker-Content-Digest: ");

@@ -590,6 +590,57 @@ fn inspect_tells_what_the_server_says() {
     );
 }
 
+#[test]
+fn inspect_shows_an_image_of_a_real_registry() {
+    require!("docker-registry", "skopeo");
+    let registry = DockerRegistry::start(&Login::Open);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let index = Image::build_for(folder.path(), &["amd64", "arm64"], &[3000]);
+    registry.push(&index, "acme/app", "v1");
+    let tidegate = Setup::new().registry(registry.name()).start();
+    let image = format!("{}/acme/app:v1", registry.name());
+    let inspect = |arguments: &[&str]| {
+        let mut command = command(&url(&tidegate), "inspect");
+        let (code, text, told) = said(command.arg(&image).args(arguments));
+        assert_eq!(code, Some(0), "{told}");
+        text
+    };
+    let text = inspect(&[]);
+    for part in ["linux/amd64", "linux/arm64", "sha256:"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    let text = inspect(&["--platform", "linux/arm64"]);
+    for part in [&image, "linux/arm64", "sha256:"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    assert!(!text.contains("amd64"), "{text}");
+    let answer: Value = serde_json::from_str(&inspect(&["--platform", "arm64", "-o", "json"]))
+        .expect("the server's answer");
+    let layers = &answer["container"]["manifest"]["layers"];
+    assert_eq!(layers.as_array().map(Vec::len), Some(1), "{answer}");
+}
+
+#[test]
+fn inspect_comes_with_the_callers_login_and_says_why_an_image_is_not_shown() {
+    let scene = Scene::new();
+    let file = scene.tidegate.home().join("ada.token");
+    fs::write(&file, format!("{ADA}\n")).expect("a writable folder");
+    let inspect = || {
+        let mut command = command(&url(&scene.tidegate), "inspect");
+        command.arg(scene.image());
+        command
+    };
+    let (code, text, told) = said(inspect().arg("--token-file").arg(&file));
+    assert_eq!(code, Some(0), "{told}");
+    assert!(text.contains(&scene.image()), "{text}");
+    let (code, text, told) = said(&mut inspect());
+    assert_eq!((code, text.as_str()), (Some(1), ""));
+    assert!(
+        told.contains("403") && told.contains("not allowed"),
+        "{told}"
+    );
+}
+
 /// Both commands teach by example.
 #[test]
 fn help_has_examples() {

@@ -66,7 +66,10 @@ impl Api {
                     message: String,
                 }
                 let said: Said = serde_json::from_slice(&bytes).unwrap_or_default();
-                refused(&question, status, &said.message)
+                let mut page = refused(&question, status, &said.message);
+                let wait = answer.line("Retry-After").unwrap_or_default();
+                page.fields.extend_from_slice(wait);
+                page
             }
         }
     }
