@@ -12,9 +12,6 @@
 mod support;
 
 use std::{
-    io::{BufRead as _, BufReader},
-    net::SocketAddr,
-    process::{Child, ChildStdout, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -23,11 +20,11 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 use support::{
     client::{Figures, Get, Load, Target},
-    comes_true,
     origin::{Blob, Origin},
+    platform::Platform,
     report::{Arguments, Report},
     servers::{Cores, Server, Tidegate},
 };
@@ -38,7 +35,6 @@ const STRANGERS: usize = 64;
 const ROUNDS: usize = 3;
 const WARM_UP: Duration = Duration::from_millis(500);
 const WINDOW: Duration = Duration::from_secs(3);
-const ENDPOINT: &str = "https://api.platform.example";
 const TOKEN: &str = "token-of-the-bench";
 
 fn main() {
@@ -48,18 +44,12 @@ fn main() {
         "cached pulls while a Platform does not answer",
     );
     let Some(platform) = Platform::start() else {
-        println!("left out: python3-websockets and python3-cryptography are not installed");
         return;
     };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let origin = Origin::start(folder.path(), 1 << 20);
     let hot = origin.new_blob(HOT);
-    platform.order("user", &json!({"token": TOKEN, "id": 1, "workspaces": []}));
-    platform.order(
-        "credentials",
-        &json!({"workspace": null, "user": 1, "list": [{"id": "1", "registry": origin.address.to_string(),
-            "userName": "ada", "password": "sesame"}]}),
-    );
+    platform.add_user(TOKEN, origin.address);
     println!("{ROUNDS} rounds of {WINDOW:?} each, in turns; latency to the last byte");
     for driver in &arguments.drivers {
         let server = serve(&origin, &platform, driver, folder.path());
@@ -74,10 +64,7 @@ fn serve(origin: &Origin, platform: &Platform, driver: &str, folder: &std::path:
         driver,
         tls: None,
     };
-    let settings = format!(
-        "[platform]\nendpoints = [\"{ENDPOINT}\"]\nallow_any_pairing_token = true\n\
-         request_timeout = \"1s\"\ncall_timeout = \"2s\"\n"
-    );
+    let settings = Platform::settings() + "request_timeout = \"1s\"\ncall_timeout = \"2s\"\n";
     let mut server = tidegate
         .start_with(folder, &settings)
         .expect("tidegate without TLS");
@@ -203,65 +190,5 @@ impl Strangers {
         for thread in self.threads {
             thread.join().expect("the client ends well");
         }
-    }
-}
-
-/// The Platform of the tests, in a process of its own.
-struct Platform {
-    child: Child,
-    control: SocketAddr,
-    _lines: BufReader<ChildStdout>,
-}
-
-impl Platform {
-    /// `None`: it lacks what it is made of.
-    fn start() -> Option<Self> {
-        let script = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/it/support/fake_platform.py"
-        );
-        let mut child = Command::new("/usr/bin/python3")
-            .arg(script)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .ok()?;
-        let mut lines = BufReader::new(child.stdout.take()?);
-        let mut line = String::new();
-        lines.read_line(&mut line).ok()?;
-        let control = line
-            .split_whitespace()
-            .find_map(|word| word.strip_prefix("control=")?.parse().ok());
-        let Some(control) = control else {
-            let _ = child.wait();
-            return None;
-        };
-        Some(Self {
-            child,
-            control,
-            _lines: lines,
-        })
-    }
-
-    fn order(&self, name: &str, order: &Value) {
-        let target = Target::plain(self.control);
-        let answer = target.post(&format!("/{name}"), &order.to_string());
-        let answer = answer.expect("an answer");
-        assert!(answer.contains(" 200 "), "{name}: {answer}");
-    }
-
-    fn pair(&self, server: &Server) {
-        let url = format!("ws://{}", server.address);
-        self.order("pair", &json!({"url": url, "endpoint": ENDPOINT}));
-        let is_paired = comes_true(|| server.log().contains("has paired"));
-        assert!(is_paired, "{}", server.log());
-    }
-}
-
-impl Drop for Platform {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

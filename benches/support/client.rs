@@ -57,9 +57,13 @@ impl Target {
 
     /// One request with a body, answered with a whole body. For what is not measured.
     pub fn post(&self, path: &str, body: &str) -> io::Result<String> {
+        self.send("POST", path, "Content-Type: application/json\r\n", body)
+    }
+
+    /// `fields`: lines with their ends.
+    pub fn send(&self, method: &str, path: &str, fields: &str, body: &str) -> io::Result<String> {
         let request = format!(
-            "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-             Connection: close\r\n\r\n{body}",
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\n{fields}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
             self.address,
             body.len(),
         );
@@ -115,10 +119,27 @@ pub struct Get {
 
 impl Get {
     pub fn new(host: SocketAddr, path: &str, blob: &Blob) -> Self {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        Self::with_fields(host, path, "", blob)
+    }
+
+    /// `fields`: lines with their ends.
+    pub fn with_fields(host: SocketAddr, path: &str, fields: &str, blob: &Blob) -> Self {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n");
         Self {
             request: request.into_bytes().into(),
             size: blob.size,
+        }
+    }
+
+    /// A request with a body, whose answer has always the same size.
+    pub fn post(host: SocketAddr, path: &str, body: &str, size: u64) -> Self {
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        Self {
+            request: request.into_bytes().into(),
+            size,
         }
     }
 }

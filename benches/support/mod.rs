@@ -13,6 +13,7 @@
 
 pub mod client;
 pub mod origin;
+pub mod platform;
 pub mod report;
 pub mod servers;
 pub mod sys;

@@ -21,8 +21,8 @@ const TAIL_SIZE: usize = 64;
 /// What is sent between two looks at the counters.
 const PIECE: u64 = 1 << 20;
 
-/// Of every image: a token is given only for images that exist. No bench asks for its content.
-const MANIFEST: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}"#;
+/// Of every image: a token is given only for images that exist. Its configuration is `{}`, for which no bench asks.
+pub const MANIFEST: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}"#;
 
 #[derive(Clone, Debug)]
 pub struct Blob {
@@ -141,7 +141,6 @@ impl Origin {
             .unwrap_or_default()
     }
 
-    /// Where every server of registries finds it.
     /// The image's manifest, under which it has no blobs.
     pub fn manifest() -> Blob {
         Blob {
@@ -150,6 +149,7 @@ impl Origin {
         }
     }
 
+    /// Where every server of registries finds it.
     pub fn path(blob: &Blob) -> String {
         format!("/v2/bench/blobs/blobs/sha256:{}", blob.digest)
     }

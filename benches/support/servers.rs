@@ -245,6 +245,12 @@ pub fn varnish(folder: &Path, origin: &Origin, cores: Cores) -> Option<Server> {
 
 /// distribution as a pull-through cache.
 pub fn docker_registry(folder: &Path, origin: &Origin, cores: Cores) -> Option<Server> {
+    let proxy = format!("proxy:\n  remoteurl: http://{}\n", origin.address);
+    docker_registry_with(folder, cores, &proxy)
+}
+
+/// distribution, with more of its settings.
+pub fn docker_registry_with(folder: &Path, cores: Cores, settings: &str) -> Option<Server> {
     let program = find("docker-registry")?;
     let home = own_folder(folder, "docker-registry");
     let address = free_address();
@@ -252,9 +258,8 @@ pub fn docker_registry(folder: &Path, origin: &Origin, cores: Cores) -> Option<S
     let text = format!(
         "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\n\
          storage:\n  filesystem:\n    rootdirectory: {}\n  cache:\n    blobdescriptor: inmemory\n\
-         http:\n  addr: {address}\n  secret: benches\nproxy:\n  remoteurl: http://{}\n",
+         http:\n  addr: {address}\n  secret: benches\n{settings}",
         home.join("storage").display(),
-        origin.address
     );
     fs::write(&config, text).expect("a writable folder");
     let mut command = cores.command(program);
