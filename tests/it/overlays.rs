@@ -1,5 +1,7 @@
 //! Images with the layers and settings of their container requests on them.
 
+use std::fs;
+
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -10,8 +12,8 @@ use crate::support::{
     image::Image,
     layer::Layer,
     liar::{Auth, Behaviour, Liar, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, blob_path, manifest_path},
-    programs::require,
-    runtimes::{Containerd, podman_unpack, skopeo_copy, umoci_unpack},
+    programs::{find, require},
+    runtimes::{Containerd, podman_run, podman_starts, podman_unpack, skopeo_copy, umoci_unpack},
     tidegate::{Grant, Setup, Tidegate},
 };
 
@@ -156,6 +158,48 @@ fn blob(tidegate: &Tidegate, grant: &Grant, digest: &str) -> Response {
     let head = tidegate.head(&grant.blob(digest));
     assert_eq!(head.head.content_length(), Some(got.body.len() as u64));
     got
+}
+
+/// Not only unpacked: what a layer brought is started as the image's entrypoint, with the settings of the request.
+#[test]
+fn a_container_starts_with_what_its_overlay_brought() {
+    require!("docker-registry", "skopeo", "podman", "runc", "busybox");
+    let busybox = find("busybox").expect("it is required");
+    if let Err(problem) = podman_starts(&busybox, &["true"]) {
+        eprintln!("left out: podman starts no container here: {problem}");
+        return;
+    }
+    let registry = DockerRegistry::start(&Login::Open);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let index = Image::build_for(&folder.path().join("index"), &["amd64", "arm64"], &[3000]);
+    registry.push(&index, "acme/index", "v1");
+    let docker = ["--format=v2s2", "--dest-compress-format=gzip"];
+    let image = Image::build(&folder.path().join("docker"), &[4000]);
+    registry.push_as(&image, "acme/docker", "v1", &docker);
+    let tool = folder.path().join("tool");
+    fs::create_dir_all(tool.join("opt/bin")).expect("a writable folder");
+    fs::create_dir_all(tool.join("work")).expect("a writable folder");
+    fs::copy(&busybox, tool.join("opt/bin/busybox")).expect("a program");
+    let tool = Layer::of_folder(&tool);
+    let settings = Layer::of(&[("etc/settings", "of a tool")]);
+    let tidegate = Setup::new().registry(registry.name()).start();
+    for repository in ["acme/index", "acme/docker"] {
+        let grant = tidegate.grant_of(&json!({
+            "containerImage": format!("{}/{repository}:v1", registry.name()),
+            "containerConfig": {
+                "entrypoint": ["/opt/bin/busybox", "sh", "-c"],
+                "cmd": ["echo \"$GREETING from $PWD\"; /opt/bin/busybox cat /etc/settings; /opt/bin/busybox ls /layer-0"],
+                "env": ["GREETING=good morning"],
+                "workingDir": "/work",
+                "layers": [tool.posted(), settings.posted()],
+            },
+        }));
+        let printed = podman_run(&grant.target);
+        assert_eq!(
+            printed, "good morning from /work\nof a tool/layer-0\n",
+            "{repository}"
+        );
+    }
 }
 
 #[test]

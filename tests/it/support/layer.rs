@@ -1,6 +1,6 @@
 //! Layers as clients put them into container requests.
 
-use std::io::Write;
+use std::{io::Write, path::Path, process::Command};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use flate2::{
@@ -9,7 +9,7 @@ use flate2::{
 };
 use serde_json::{Value, json};
 
-use super::{content::digest, image::archive};
+use super::{content::digest, image::archive, programs::run};
 
 /// A tar.gz.
 #[derive(Clone)]
@@ -22,6 +22,22 @@ pub struct Layer {
 impl Layer {
     pub fn of(files: &[(&str, &str)]) -> Self {
         Self::packed(&archive(files), Compression::default())
+    }
+
+    /// Of a folder, with the rights of its files.
+    pub fn of_folder(folder: &Path) -> Self {
+        let archive = run(Command::new("tar")
+            .args([
+                "--owner=0",
+                "--group=0",
+                "--numeric-owner",
+                "--sort=name",
+                "--mtime=@0",
+            ])
+            .arg("-C")
+            .arg(folder)
+            .args(["-c", "."]));
+        Self::packed(&archive.stdout, Compression::default())
     }
 
     /// Of what nobody will unpack, as large as it is.

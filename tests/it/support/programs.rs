@@ -34,6 +34,7 @@ pub fn are_here(programs: &[&str]) -> bool {
     };
     let package = match *missing {
         "ctr" => "containerd",
+        "busybox" => "busybox-static",
         "nginx" => "nginx-light",
         "mkfs.btrfs" | "btrfs" => "btrfs-progs",
         "script" => "bsdutils",

@@ -102,6 +102,54 @@ pub fn podman_unpack(target: &str) -> Unpacked {
     }
 }
 
+/// Pulls, starts, and returns what the container printed until its end.
+pub fn podman_run(target: &str) -> String {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    run(podman(&home).args(["pull", "--tls-verify=false", target]));
+    let printed = run(podman_start(&home).arg(target)).stdout;
+    String::from_utf8_lossy(&printed).into_owned()
+}
+
+/// Whether this machine lets podman start a container at all, of a static program in an image of its own; or what it says.
+pub fn podman_starts(program: &Path, arguments: &[&str]) -> Result<(), String> {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let archive = home.path().join("image.tar");
+    let path = program.strip_prefix("/").expect("a path from the root");
+    run(Command::new("tar")
+        .arg("-cf")
+        .arg(&archive)
+        .args(["-C", "/"])
+        .arg(path));
+    let imported = output(podman(&home).arg("import").arg(&archive).arg("probe:v1"));
+    let started = output(
+        podman_start(&home)
+            .arg("probe:v1")
+            .arg(program)
+            .args(arguments),
+    );
+    match imported.status.success() && started.status.success() {
+        true => Ok(()),
+        false => Err([imported.stderr, started.stderr]
+            .map(|said| String::from_utf8_lossy(&said).into_owned())
+            .concat()),
+    }
+}
+
+/// With no network, as there may be none, and with limits that every machine allows.
+fn podman_start(home: &TempDir) -> Command {
+    let mut podman = podman(home);
+    podman.args([
+        "--runtime=runc",
+        "run",
+        "--rm",
+        "--pull=never",
+        "--network=none",
+        "--ulimit=nofile=1024:1024",
+        "--ulimit=nproc=1000:1000",
+    ]);
+    podman
+}
+
 /// Fetched by skopeo. It knows no layers in zstd.
 pub fn umoci_unpack(target: &str) -> Unpacked {
     let home = tempfile::tempdir().expect("a temporary folder");
