@@ -25,8 +25,10 @@ pub enum Errand {
     Names,
     /// Exchanges with token realms.
     Tokens,
-    /// Who is the caller, whose credentials serve him, and the store of requests.
+    /// Who is the caller, whose credentials serve him, and what the store of requests has.
     Grants,
+    /// What is written to the store of requests, which waits for the disk.
+    Records,
     /// Logins that a credential helper has to be asked for, which may hang.
     Helpers,
     /// Questions to Seqera Platforms, which may wait for seconds. See `credentials::Desk`.
@@ -58,7 +60,7 @@ struct Lane {
 }
 
 // Threads and queues are guesses on the generous side: a thread that waits costs a stack, an errand its closure.
-const LANES: [Lane; 13] = [
+const LANES: [Lane; 14] = [
     Lane {
         errand: Errand::Names,
         name: "names",
@@ -75,6 +77,13 @@ const LANES: [Lane; 13] = [
         errand: Errand::Grants,
         name: "grants",
         threads: 4,
+        queue: 4096,
+    },
+    // Those who wait together are written together.
+    Lane {
+        errand: Errand::Records,
+        name: "records",
+        threads: 32,
         queue: 4096,
     },
     Lane {

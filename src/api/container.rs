@@ -49,6 +49,13 @@ struct Submitted<'a> {
 /// What is to be put on the image is not looked at yet.
 type Admitted = (ContainerRequest, Option<(Additions, Platform)>);
 
+/// A submission that keeps the rules which need not know who asks.
+enum Recognized {
+    /// Of somebody who is known without asking, so all rules are kept.
+    At(Box<Admitted>),
+    Not(Box<(Submission, Claim)>),
+}
+
 impl Api {
     pub(super) async fn submit(&self, version: ApiVersion, request: &Request) -> Response {
         let (mut container_request, additions) = match self.admit(version, request).await {
@@ -78,7 +85,7 @@ impl Api {
         }
         // Layers are written to the disk.
         let lane = match container_request.layers.is_empty() {
-            true => Errand::Grants,
+            true => Errand::Records,
             false => Errand::Commit,
         };
         let requests = Arc::clone(&self.shared.requests);
@@ -130,48 +137,25 @@ impl Api {
             let submission = Submission::parse(&body)?;
             submission.check_before_identity(version)?;
             let claim = submission.claim();
-            let caller = desk.keyring().recognize(&claim)?;
-            Ok::<_, Refusal>((submission, claim, caller))
+            Ok::<_, Refusal>(match desk.keyring().recognize(&claim)? {
+                Some(caller) => {
+                    let admitted = admitted(version, submission, caller, client)?;
+                    Recognized::At(Box::new(admitted))
+                }
+                None => Recognized::Not(Box::new((submission, claim))),
+            })
         });
-        let (submission, claim, caller) = match recognized.await.map_err(busy)? {
-            Ok(recognized) => recognized,
+        let (submission, claim) = match recognized.await.map_err(busy)? {
+            Ok(Recognized::At(admitted)) => return Ok(Ok(*admitted)),
+            Ok(Recognized::Not(unknown)) => *unknown,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        let caller = match caller {
-            Some(caller) => caller,
-            None => match self.authenticate(claim, client).await? {
-                Ok(caller) => caller,
-                Err(error) => return Ok(Err(error.into())),
-            },
+        let caller = match self.authenticate(claim, client).await? {
+            Ok(caller) => caller,
+            Err(error) => return Ok(Err(error.into())),
         };
         let admitted = self.shared.pool.run(Errand::Grants, move || {
-            let mut details = RequestDetails {
-                container_image: submission.container_image.clone().unwrap_or_default(),
-                platform: None,
-                tower_endpoint: submission.tower_endpoint.clone(),
-                workflow_id: submission.workflow_id.clone(),
-                fingerprint: submission.fingerprint.clone(),
-                timestamp: submission
-                    .timestamp
-                    .as_deref()
-                    .and_then(|text| text.parse().ok()),
-                address: client,
-            };
-            let Plain {
-                image,
-                platform,
-                additions,
-            } = submission.into_plain(version)?;
-            details.platform = platform.as_ref().map(Platform::to_string);
-            let container_request = ContainerRequest {
-                image,
-                caller: Arc::new(caller),
-                overlay: None,
-                layers: Vec::new(),
-                details,
-            };
-            let additions = additions.map(|it| (it, platform.unwrap_or_default()));
-            Ok::<_, Refusal>((container_request, additions))
+            admitted(version, submission, caller, client)
         });
         admitted.await.map_err(busy)
     }
@@ -353,7 +337,7 @@ impl Api {
             };
         }
         let requests = Arc::clone(&self.shared.requests);
-        let revoked = self.shared.pool.run(Errand::Grants, move || {
+        let revoked = self.shared.pool.run(Errand::Records, move || {
             requests.revoke(&token, SystemTime::now())
         });
         match revoked.await {
@@ -366,6 +350,40 @@ impl Api {
             Err(error) => error_response::of_pool(Shape::Api, error),
         }
     }
+}
+
+/// The rules that come after who asks.
+fn admitted(
+    version: ApiVersion,
+    submission: Submission,
+    caller: Caller,
+    client: IpAddr,
+) -> Result<Admitted, Refusal> {
+    let timestamp = submission.timestamp.as_deref();
+    let mut details = RequestDetails {
+        container_image: submission.container_image.clone().unwrap_or_default(),
+        platform: None,
+        tower_endpoint: submission.tower_endpoint.clone(),
+        workflow_id: submission.workflow_id.clone(),
+        fingerprint: submission.fingerprint.clone(),
+        timestamp: timestamp.and_then(|text| text.parse().ok()),
+        address: client,
+    };
+    let Plain {
+        image,
+        platform,
+        additions,
+    } = submission.into_plain(version)?;
+    details.platform = platform.as_ref().map(Platform::to_string);
+    let container_request = ContainerRequest {
+        image,
+        caller: Arc::new(caller),
+        overlay: None,
+        layers: Vec::new(),
+        details,
+    };
+    let additions = additions.map(|it| (it, platform.unwrap_or_default()));
+    Ok((container_request, additions))
 }
 
 fn refused_image(request: &ContainerRequest, error: &PullError) -> Response {

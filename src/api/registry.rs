@@ -116,7 +116,7 @@ impl Api {
             return;
         }
         let requests = Arc::clone(&self.shared.requests);
-        let noted = self.shared.pool.send(Errand::Grants, move || {
+        let noted = self.shared.pool.send(Errand::Records, move || {
             if let Err(error) = requests.note_pull(&token, source, served) {
                 requests.forget_pull(&token);
                 tracing::warn!(%error, "the digest of a first pull could not be recorded");

@@ -11,6 +11,7 @@ mod belongings;
 mod client_time;
 mod container_request;
 mod grant;
+mod group_commit;
 mod recent;
 mod record;
 mod redb;
@@ -249,7 +250,7 @@ impl Requests {
             let entry = Entry::new(&grant, run, details, resolved, &self.key);
             if self
                 .database
-                .insert(&grant.token, expires, &entry.encode())?
+                .insert(&grant.token, expires, entry.encode())?
             {
                 let layers = request.layers.iter();
                 let layers = layers.map(|layer| (&layer.digest, layer.bytes.as_slice()));
@@ -357,8 +358,9 @@ impl Requests {
     /// Whether there was something to revoke: not if the token is unknown, expired or revoked already. On disk when
     /// it returns.
     pub fn revoke(&self, token: &Token, now: SystemTime) -> Result<bool, StoreError> {
-        let was_valid = self.database.update(token, |bytes| {
-            let mut entry = Entry::decode(bytes).map_err(unusable(token))?;
+        let of = *token;
+        let was_valid = self.database.update(token, move |bytes| {
+            let mut entry = Entry::decode(bytes).map_err(unusable(&of))?;
             if !entry.is_valid(now) {
                 return Ok(None);
             }
@@ -432,8 +434,9 @@ impl Requests {
         if entry.has_source_digest() {
             return Ok(());
         }
-        self.database.update(token, |bytes| {
-            let mut entry = Entry::decode(bytes).map_err(unusable(token))?;
+        let of = *token;
+        self.database.update(token, move |bytes| {
+            let mut entry = Entry::decode(bytes).map_err(unusable(&of))?;
             if entry.has_source_digest() {
                 return Ok(None);
             }
@@ -492,10 +495,8 @@ impl Requests {
 }
 
 fn unusable(token: &Token) -> impl FnOnce(RecordError) -> StoreError {
-    |cause| StoreError::Record {
-        token: *token,
-        cause,
-    }
+    let token = *token;
+    move |cause| StoreError::Record { token, cause }
 }
 
 #[cfg(test)]

@@ -6,14 +6,15 @@
 //! runs       run id                 → run (see runs.rs)
 //! meta       "key check"            → a known text, sealed with the key of this database
 //! ```
-//! Both tables of a request change in one transaction. A reader never waits; writers wait for each other, each for
-//! one fsync.
+//! Both tables of a request change in one transaction, which those share who write at the same time: see `group_commit`. A
+//! reader never waits.
 
 use std::{
     error::Error,
     fs::{File, OpenOptions},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    slice,
     sync::{
         PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -21,11 +22,11 @@ use std::{
 };
 
 use redb::{
-    Builder, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    Builder, DatabaseError, ReadableDatabase, ReadableTable, StorageError, Table, TableDefinition,
     backends::FileBackend,
 };
 
-use super::{OpenError, StoreError, Token};
+use super::{OpenError, StoreError, Token, group_commit::GroupCommit};
 use crate::{
     seal::{SealingKey, ensure_private},
     secret::Secret,
@@ -45,7 +46,22 @@ pub(super) struct Database {
     /// After one failed write, as on a full disk, the library refuses all work until the file is opened again.
     is_broken: AtomicBool,
     open_file: OpenFile,
+    writers: GroupCommit<Change, Result<bool, StoreError>>,
 }
+
+/// Of one request.
+enum Change {
+    /// Unless there is an entry for this token already.
+    Insert {
+        token: Token,
+        expires: u64,
+        entry: Vec<u8>,
+    },
+    /// By what is made of the entry, unless that is `None`.
+    Replace { token: Token, by: Replacement },
+}
+
+type Replacement = Box<dyn Fn(&[u8]) -> Result<Option<Vec<u8>>, StoreError> + Send>;
 
 /// Another one in tests only, to make it fail.
 type OpenFile = Box<dyn Fn(File) -> Result<redb::Database, DatabaseError> + Send + Sync>;
@@ -67,6 +83,7 @@ impl Database {
             opened: RwLock::new(Some(opened)),
             is_broken: AtomicBool::new(false),
             open_file,
+            writers: GroupCommit::default(),
         })
     }
 
@@ -104,49 +121,58 @@ impl Database {
         &self,
         token: &Token,
         expires: u64,
-        entry: &[u8],
+        entry: Vec<u8>,
     ) -> Result<bool, StoreError> {
-        self.run(|database| {
-            let writing = database.begin_write()?;
-            {
-                let mut requests = writing.open_table(REQUESTS)?;
-                if requests.get(token.as_str())?.is_some() {
-                    return Ok(false);
-                }
-                requests.insert(token.as_str(), entry)?;
-                let mut expiries = writing.open_table(EXPIRIES)?;
-                expiries.insert((expires, token.as_str()), ())?;
-            }
-            writing.commit()?;
-            Ok(true)
+        self.change(Change::Insert {
+            token: *token,
+            expires,
+            entry,
         })
     }
 
-    /// Replaces an entry by what `change` makes of it, unless that is `None`. Whether it was replaced.
+    /// Replaces an entry by what `by` makes of it, unless that is `None`. Whether it was replaced.
     pub(super) fn update(
         &self,
         token: &Token,
-        change: impl FnOnce(&[u8]) -> Result<Option<Vec<u8>>, StoreError>,
+        by: impl Fn(&[u8]) -> Result<Option<Vec<u8>>, StoreError> + Send + 'static,
     ) -> Result<bool, StoreError> {
-        self.run(|database| {
+        self.change(Change::Replace {
+            token: *token,
+            by: Box::new(by),
+        })
+    }
+
+    fn change(&self, change: Change) -> Result<bool, StoreError> {
+        let answer = self.writers.run(change, |changes| self.commit(changes));
+        answer.unwrap_or_else(|| Err(failed("the thread that wrote it was lost to a bug")))
+    }
+
+    /// Whether each of them changed anything.
+    fn commit(&self, changes: &[Change]) -> Vec<Result<bool, StoreError>> {
+        let made = self.run(|database| {
             let writing = database.begin_write()?;
+            let mut made = Vec::with_capacity(changes.len());
             {
                 let mut requests = writing.open_table(REQUESTS)?;
-                let entry = requests
-                    .get(token.as_str())?
-                    .map(|it| it.value().to_owned());
-                let changed = match entry.map(|entry| change(&entry)).transpose() {
-                    Ok(changed) => changed.flatten(),
-                    Err(error) => return Ok(Err(error)),
-                };
-                let Some(changed) = changed else {
-                    return Ok(Ok(false));
-                };
-                requests.insert(token.as_str(), changed.as_slice())?;
+                let mut expiries = writing.open_table(EXPIRIES)?;
+                for change in changes {
+                    made.push(change.make(&mut requests, &mut expiries)?);
+                }
             }
-            writing.commit()?;
-            Ok(Ok(true))
-        })?
+            if made.iter().any(|made| matches!(made, Ok(true))) {
+                writing.commit()?;
+            }
+            Ok(made)
+        });
+        match (made, changes) {
+            (Ok(made), _) => made,
+            (Err(error), [_]) => vec![Err(error)],
+            // What is too much for a full disk is no reason to refuse the others.
+            (Err(_), several) => several
+                .iter()
+                .flat_map(|change| self.commit(slice::from_ref(change)))
+                .collect(),
+        }
     }
 
     pub(super) fn runs(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
@@ -252,6 +278,42 @@ impl Database {
             self.is_broken.store(false, Ordering::Release);
         }
         Ok(())
+    }
+}
+
+impl Change {
+    /// Whether anything changed.
+    fn make(
+        &self,
+        requests: &mut Table<'_, &'static str, &'static [u8]>,
+        expiries: &mut Table<'_, (u64, &'static str), ()>,
+    ) -> Result<Result<bool, StoreError>, redb::Error> {
+        match self {
+            Self::Insert {
+                token,
+                expires,
+                entry,
+            } => {
+                if requests.get(token.as_str())?.is_some() {
+                    return Ok(Ok(false));
+                }
+                requests.insert(token.as_str(), entry.as_slice())?;
+                expiries.insert((*expires, token.as_str()), ())?;
+                Ok(Ok(true))
+            }
+            Self::Replace { token, by } => {
+                let entry = requests.get(token.as_str())?;
+                let replaced = match entry.map(|entry| by(entry.value())).transpose() {
+                    Ok(replaced) => replaced.flatten(),
+                    Err(error) => return Ok(Err(error)),
+                };
+                let Some(replaced) = replaced else {
+                    return Ok(Ok(false));
+                };
+                requests.insert(token.as_str(), replaced.as_slice())?;
+                Ok(Ok(true))
+            }
+        }
     }
 }
 
@@ -396,16 +458,22 @@ mod tests {
         let database =
             Database::open_with(folder.path(), open_file).unwrap_or_else(|e| panic!("{e}"));
         let [before, during, after] = [Token::random(), Token::random(), Token::random()];
-        assert_eq!(database.insert(&before, 1, b"before").ok(), Some(true));
+        assert_eq!(
+            database.insert(&before, 1, b"before".to_vec()).ok(),
+            Some(true)
+        );
         is_full.store(true, Ordering::SeqCst);
         let large = vec![b'x'; 16 << 20];
         for _ in 0..3 {
-            assert!(database.insert(&during, 1, &large).is_err());
+            assert!(database.insert(&during, 1, large.clone()).is_err());
             let found = database.read(&before).unwrap_or_else(|e| panic!("{e:?}"));
             assert_eq!(found, Some(b"before".to_vec()));
         }
         is_full.store(false, Ordering::SeqCst);
-        assert_eq!(database.insert(&after, 1, b"after").ok(), Some(true));
+        assert_eq!(
+            database.insert(&after, 1, b"after".to_vec()).ok(),
+            Some(true)
+        );
         for (token, expected) in [
             (before, Some(b"before".to_vec())),
             (during, None),

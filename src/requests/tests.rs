@@ -394,7 +394,7 @@ fn a_sealed_access_token_is_of_no_use_in_another_record() {
         .expect("it was issued");
     requests
         .database
-        .update(&to, |_| Ok(Some(moved)))
+        .update(&to, move |_| Ok(Some(moved.clone())))
         .unwrap_or_else(|error| panic!("{error}"));
     requests.recent.forget_revoked(&to);
     let error = requests.find(&to, now).expect_err("the seal is another's");
@@ -429,7 +429,7 @@ fn records_that_cannot_be_read_are_errors_and_go_in_time() {
         let token = Token::random();
         requests
             .database
-            .insert(&token, 1, text.as_bytes())
+            .insert(&token, 1, text.clone().into_bytes())
             .unwrap_or_else(|error| panic!("{error}"));
         let error = requests.find(&token, now).expect_err(text).to_string();
         assert!(error.contains(&token.as_str()[..4]), "{error}");
