@@ -65,6 +65,10 @@ fn print(route: &Route) -> String {
         }
         Route::Record(token) => format!("/v1alpha2/container/{token}"),
         Route::Status(token) => format!("/v1alpha2/container/{token}/status"),
+        Route::Inspect => "/v1alpha1/inspect".to_owned(),
+        Route::CheckCredentials(ApiVersion::V1Alpha1) => "/validate-creds".to_owned(),
+        Route::CheckCredentials(ApiVersion::V1Alpha2) => "/v1alpha2/validate-creds".to_owned(),
+        Route::OpenApi => "/openapi.json".to_owned(),
         Route::Pair(token) => {
             let token = percent_encode_query(token.expose());
             format!("/pairing/tower/token/{token}")
