@@ -25,7 +25,7 @@ use crate::{
     limits::client_key,
     oci::{Digest, Platform, Reference, TagOrDigest},
     pull::PullError,
-    requests::{Caller, ContainerRequest, Grant, Record, RequestDetails, Token},
+    requests::{Caller, ContainerRequest, Grant, Purpose, Record, RequestDetails, Token},
     telemetry::metrics::{self, Counter},
 };
 
@@ -380,6 +380,7 @@ fn admitted(
         caller: Arc::new(caller),
         overlay: None,
         layers: Vec::new(),
+        purpose: Purpose::Name,
         details,
     };
     let additions = additions.map(|it| (it, platform.unwrap_or_default()));
