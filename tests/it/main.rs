@@ -42,6 +42,7 @@ mod load_limits;
 mod lying_upstream;
 mod manifests;
 mod mirror_command;
+mod mirror_jobs;
 mod operations;
 mod overlays;
 mod pages;

@@ -7,6 +7,7 @@ struct Account {
     user: String,
     password: String,
     repositories: Vec<String>,
+    only_reads: bool,
 }
 
 /// Shared by whoever must agree on it; changes count from the next request.
@@ -20,10 +21,26 @@ impl Accounts {
 
     /// `"*"` stands for every repository.
     pub fn with(self, user: &str, password: &str, repositories: &[&str]) -> Self {
+        self.with_rights(user, password, repositories, false)
+    }
+
+    /// May pull from them, and not push to them.
+    pub fn with_reader(self, user: &str, password: &str, repositories: &[&str]) -> Self {
+        self.with_rights(user, password, repositories, true)
+    }
+
+    fn with_rights(
+        self,
+        user: &str,
+        password: &str,
+        repositories: &[&str],
+        only_reads: bool,
+    ) -> Self {
         self.0.lock().expect("no panic holds it").push(Account {
             user: user.to_owned(),
             password: password.to_owned(),
             repositories: repositories.iter().map(|&name| name.to_owned()).collect(),
+            only_reads,
         });
         self
     }
@@ -47,6 +64,11 @@ impl Accounts {
                 .iter()
                 .any(|name| name == "*" || name == repository)
         })
+    }
+
+    pub fn only_reads(&self, user: &str, password: &str) -> bool {
+        let account = self.find(user, password);
+        account.is_some_and(|account| account.only_reads)
     }
 
     fn find(&self, user: &str, password: &str) -> Option<Account> {

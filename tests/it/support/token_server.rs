@@ -155,7 +155,10 @@ impl State {
                 .and_then(|rest| rest.rsplit_once(':'))
                 && self.accounts.permits(&user, &password, name)
             {
-                let actions: Vec<&str> = actions.split(',').collect();
+                let only_reads = self.accounts.only_reads(&user, &password);
+                let actions = actions.split(',');
+                let allowed = actions.filter(|action| *action == "pull" || !only_reads);
+                let actions: Vec<&str> = allowed.collect();
                 access.push(json!({"type": "repository", "name": name, "actions": actions}));
                 granted.push(name.to_owned());
             }
