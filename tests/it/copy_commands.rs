@@ -358,7 +358,7 @@ fn a_token_that_ends_within_an_upload_is_renewed_by_the_command() {
         let repository = format!("acme/expired-{number}");
         let shelf = Shelf::new(&registries.source, &repository);
         shelf.image_of("v1", 50 + number, &[size]);
-        registries.passage.put(Kind::Bytes, &[expired.clone()]);
+        registries.passage.put_often(Kind::Bytes, &expired, 1);
         desk.json(&["mirror", &shelf.reference("v1"), &place]);
         registries.assert_same(&repository, "v1");
     }
