@@ -4,6 +4,7 @@
 //! `tests/it/architecture.rs` checks it.
 
 // 0 ground
+pub mod database;
 pub mod oci;
 pub mod seal;
 pub mod secret;

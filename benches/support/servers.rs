@@ -21,7 +21,7 @@ use super::{
 };
 
 /// The one built with the bench, or `TIDEGATE_BINARY`: so an older one can be measured with the same clients.
-fn tidegate_binary() -> PathBuf {
+pub fn tidegate_binary() -> PathBuf {
     std::env::var_os("TIDEGATE_BINARY").map_or_else(
         || PathBuf::from(env!("CARGO_BIN_EXE_tidegate")),
         PathBuf::from,
@@ -590,7 +590,7 @@ impl Drop for Server {
 }
 
 /// Servers live in `/usr/sbin`, which is not in every user's path.
-fn find(program: &str) -> Option<PathBuf> {
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from))

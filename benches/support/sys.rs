@@ -179,6 +179,23 @@ pub fn cpu_time(process: u32) -> Option<Duration> {
     ))
 }
 
+/// Waits for a child, and says whether it succeeded and what CPU it has used, with all its threads.
+pub fn wait_for(child: std::process::Child) -> io::Result<(bool, Duration)> {
+    let process = libc::pid_t::try_from(child.id())
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let mut status = 0;
+    // SAFETY: plain numbers, for which zero is valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both are writable.
+    checked(unsafe { libc::wait4(process, &raw mut status, 0, &raw mut usage) } as isize)?;
+    let time = |time: libc::timeval| {
+        Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or_default())
+            + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or_default())
+    };
+    let has_succeeded = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0;
+    Ok((has_succeeded, time(usage.ru_utime) + time(usage.ru_stime)))
+}
+
 /// CPU that the calling thread has used.
 pub fn own_cpu_time() -> Duration {
     let mut time = libc::timespec {

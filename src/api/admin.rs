@@ -1,4 +1,5 @@
-//! The admin listener's service: is the process alive, how does it do, looking after its cache, and whose login it would use.
+//! The admin listener's service: is the process alive, how does it do, looking after its cache and its
+//! jobs, and whose login it would use.
 
 use std::{rc::Rc, sync::Arc};
 
@@ -12,6 +13,7 @@ use crate::{
     cache::Cache,
     credentials::Desk,
     http::{Method, RequestHead},
+    mirror::jobs::Jobs,
     pull::Pull,
     telemetry::metrics::{self, Gauge},
 };
@@ -29,6 +31,7 @@ pub struct Admin {
     pub(super) pool: Arc<Pool>,
     pub(super) pull: Rc<Pull>,
     pub(super) desk: Arc<Desk>,
+    pub(super) jobs: Arc<Jobs>,
 }
 
 impl Admin {
@@ -38,6 +41,7 @@ impl Admin {
         pool: Arc<Pool>,
         pull: Rc<Pull>,
         desk: Arc<Desk>,
+        jobs: Arc<Jobs>,
     ) -> Self {
         Self {
             readiness,
@@ -45,6 +49,7 @@ impl Admin {
             pool,
             pull,
             desk,
+            jobs,
         }
     }
 }
@@ -63,6 +68,8 @@ impl Service for Admin {
                 Response::new(200).content("text/plain; version=0.0.4; charset=utf-8", text)
             }
             Ok(AdminRoute::Explain) => self.explain(&request).await,
+            Ok(AdminRoute::Jobs) => self.list_jobs(head),
+            Ok(AdminRoute::CancelJob(id)) => self.cancel_job(id, head).await,
             Ok(AdminRoute::Cache(route)) => self.look_after_cache(route, head).await,
             Err(error) => error_response::of_route(Shape::Api, &error),
         };

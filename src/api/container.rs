@@ -13,11 +13,13 @@ use serde_json::{Value, json, value::RawValue};
 use super::{
     Api, Request, Response,
     basic_auth::is_account,
+    durable::Asked,
     error_response::{self, Shape},
+    jobs::seconds,
     overlay::described,
     route::ApiVersion,
     submission::{Rejection, Submission},
-    validation::{Additions, Plain},
+    validation::{Additions, Kept, Wanted},
 };
 use crate::{
     blocking::Errand,
@@ -25,7 +27,9 @@ use crate::{
     limits::client_key,
     oci::{Digest, Platform, Reference, TagOrDigest},
     pull::PullError,
-    requests::{Caller, ContainerRequest, Grant, Record, RequestDetails, Token},
+    requests::{
+        Caller, ContainerRequest, DurableKind, Grant, Purpose, Record, RequestDetails, Token,
+    },
     telemetry::metrics::{self, Counter},
 };
 
@@ -46,8 +50,15 @@ struct Submitted<'a> {
     succeeded: Option<bool>,
 }
 
-/// What is to be put on the image is not looked at yet.
-type Admitted = (ContainerRequest, Option<(Additions, Platform)>);
+/// A request that keeps the rules.
+struct Admitted {
+    request: ContainerRequest,
+    platform: Platform,
+    /// What is to be put on the image, not looked at yet.
+    additions: Option<Additions>,
+    /// It is to stay.
+    kept: Option<Kept>,
+}
 
 /// A submission that keeps the rules which need not know who asks.
 enum Recognized {
@@ -58,7 +69,12 @@ enum Recognized {
 
 impl Api {
     pub(super) async fn submit(&self, version: ApiVersion, request: &Request) -> Response {
-        let (mut container_request, additions) = match self.admit(version, request).await {
+        let Admitted {
+            request: mut container_request,
+            platform,
+            additions,
+            kept,
+        } = match self.admit(version, request).await {
             Ok(admitted) => admitted,
             Err(refusal) => return refusal,
         };
@@ -70,9 +86,10 @@ impl Api {
             Ok(digest) => digest,
             Err(error) => return refused_image(&container_request, &error),
         };
-        if let Some((additions, platform)) = additions {
+        if let Some(additions) = additions {
             let caller = &container_request.caller;
-            let (overlay, layers) = match self.overlay(caller, additions, platform).await {
+            let overlay = self.overlay(caller, additions, platform.clone());
+            let (overlay, layers) = match overlay.await {
                 Ok(overlay) => overlay,
                 Err(refusal) => return refusal,
             };
@@ -82,6 +99,15 @@ impl Api {
             }
             container_request.overlay = Some(overlay);
             container_request.layers = layers;
+        }
+        if let Some(kept) = kept {
+            let asked = Asked {
+                request: container_request,
+                digest,
+                platform,
+                kept,
+            };
+            return self.submit_durable(version, asked).await;
         }
         // Layers are written to the disk.
         let lane = match container_request.layers.is_empty() {
@@ -110,9 +136,8 @@ impl Api {
         let admitted = self.admit_by_rules(version, request).await?;
         match admitted {
             Ok(admitted) => {
-                let (container_request, _) = &admitted;
                 let quotas = &self.shared.quotas;
-                quotas.take_request(&container_request.caller, request.client)?;
+                quotas.take_request(&admitted.request.caller, request.client)?;
                 Ok(admitted)
             }
             Err(refusal) => {
@@ -220,6 +245,14 @@ impl Api {
         }
     }
 
+    /// What is pulled in the end.
+    fn result_of(&self, record: &Record) -> String {
+        match &record.durable {
+            Some(durable) => durable.target.clone(),
+            None => self.target_image(&record.token, &record.image),
+        }
+    }
+
     /// The source registry is not part of it: the request knows it.
     pub(super) fn target_image(&self, token: &Token, image: &Reference) -> String {
         let separator = match image.version {
@@ -269,22 +302,24 @@ impl Api {
             "expiration": instant(record.expires),
             "request": asked(record),
             "source": {"image": record.image.to_string(), "digest": source},
-            "wave": {"image": self.target_image(&record.token, &record.image), "digest": served},
+            "wave": {"image": self.result_of(record), "digest": served},
         }))
     }
 
     /// The newer shape: all in one.
     fn flat_record(&self, record: &Record) -> Value {
         let (source, served) = digests_of(record);
+        let is = |kind| record.durable.as_ref().is_some_and(|it| it.kind == kind);
         let mut flat = json!({
             "id": record.token.as_str(),
             "sourceImage": record.image.to_string(),
             "sourceDigest": source,
-            "waveImage": self.target_image(&record.token, &record.image),
+            "waveImage": self.result_of(record),
             "waveDigest": served,
             "expiration": instant(record.expires),
-            "freeze": false,
-            "mirror": false,
+            "buildId": record.durable.as_ref().and_then(|durable| durable.job.as_deref()),
+            "freeze": is(DurableKind::Freeze),
+            "mirror": is(DurableKind::Mirror),
         });
         if let (Value::Object(flat), Value::Object(asked)) = (&mut flat, asked(record)) {
             flat.extend(asked);
@@ -292,7 +327,7 @@ impl Api {
         without_nulls(flat)
     }
 
-    /// A plain request is done when it is submitted.
+    /// A plain request is done when it is submitted, and so is one for what was there.
     pub(super) async fn status(&self, token: Token, client: IpAddr) -> Response {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
@@ -307,17 +342,19 @@ impl Api {
             Ok(grant) => grant,
             Err(refusal) => return refusal,
         };
+        let job = grant.durable.as_ref().and_then(|it| it.job.as_deref());
+        if let Some(job) = job {
+            return self.durable_status(&token, job, client).await;
+        }
         let age = SystemTime::now()
             .duration_since(grant.created)
             .unwrap_or_default();
-        // Without a fraction, clients read nanoseconds.
-        let seconds = format!("{}.{:09}", age.as_secs(), age.subsec_nanos());
         Response::new(200).json(&Status {
             id: token.as_str(),
             status: "DONE",
             succeeded: true,
             creation_time: instant(grant.created),
-            duration: RawValue::from_string(seconds).expect("a decimal number is JSON"),
+            duration: seconds(age),
         })
     }
 
@@ -336,16 +373,28 @@ impl Api {
                 Err(wait) => error_response::too_many_guesses(Shape::Api, wait),
             };
         }
-        let requests = Arc::clone(&self.shared.requests);
+        let (requests, jobs) = (
+            Arc::clone(&self.shared.requests),
+            Arc::clone(&self.shared.jobs),
+        );
         let revoked = self.shared.pool.run(Errand::Records, move || {
-            requests.revoke(&token, SystemTime::now())
+            let now = SystemTime::now();
+            let durable = requests.record(&token)?.and_then(|record| record.durable);
+            let was_valid = requests.revoke(&token, now)?;
+            let job = durable.and_then(|durable| durable.job?.parse().ok());
+            let released = match job.filter(|_| was_valid) {
+                Some(job) => jobs.release(&job, now),
+                None => Ok(()),
+            };
+            Ok((was_valid, released))
         });
         match revoked.await {
-            Ok(Ok(true)) => {
+            Ok(Ok((_, Err(error)))) => error_response::of_jobs(Shape::Api, &error),
+            Ok(Ok((true, Ok(())))) => {
                 tracing::info!(?token, "a token was revoked");
                 Response::new(200)
             }
-            Ok(Ok(false)) => error_response::unknown_token(Shape::Api),
+            Ok(Ok((false, Ok(())))) => error_response::unknown_token(Shape::Api),
             Ok(Err(error)) => error_response::of_store(Shape::Api, &error),
             Err(error) => error_response::of_pool(Shape::Api, error),
         }
@@ -369,21 +418,27 @@ fn admitted(
         timestamp: timestamp.and_then(|text| text.parse().ok()),
         address: client,
     };
-    let Plain {
+    let Wanted {
         image,
         platform,
         additions,
-    } = submission.into_plain(version)?;
+        kept,
+    } = submission.into_wanted(version)?;
     details.platform = platform.as_ref().map(Platform::to_string);
-    let container_request = ContainerRequest {
+    let request = ContainerRequest {
         image,
         caller: Arc::new(caller),
         overlay: None,
         layers: Vec::new(),
+        purpose: Purpose::Name,
         details,
     };
-    let additions = additions.map(|it| (it, platform.unwrap_or_default()));
-    Ok((container_request, additions))
+    Ok(Admitted {
+        request,
+        platform: platform.unwrap_or_default(),
+        additions,
+        kept,
+    })
 }
 
 fn refused_image(request: &ContainerRequest, error: &PullError) -> Response {

@@ -13,6 +13,7 @@ use crate::{
     blocking::PoolError,
     credentials::FindError,
     http::HeadError,
+    mirror::jobs::{self, Full},
     oci::{ErrorCode, Reference},
     pull::{FetchError, PullError},
     requests::{KeepError, StoreError},
@@ -23,6 +24,8 @@ const BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// When room is made: by those whose names expire.
 const FULL_PAUSE: Duration = Duration::from_secs(600);
 
+/// When a job may have ended that stands in the way of others.
+const QUEUE_PAUSE: Duration = Duration::from_secs(30);
 /// When a Platform, or AWS, that did not answer is worth another try.
 const SILENCE_PAUSE: Duration = Duration::from_secs(5);
 
@@ -277,6 +280,27 @@ pub(super) fn of_store(shape: Shape, error: &StoreError) -> Response {
         "container requests cannot be kept or found at the moment",
     )
     .field("Retry-After", 5)
+}
+
+pub(super) fn of_jobs(shape: Shape, error: &jobs::StoreError) -> Response {
+    tracing::error!(%error, "the store of mirrors and freezes failed; look at state_dir");
+    let message = "mirrors and freezes cannot be kept or found at the moment";
+    plain(shape, 503, message).field("Retry-After", 5)
+}
+
+/// No more jobs may wait.
+pub(super) fn of_full(full: Full) -> Response {
+    let status = match full {
+        Full::OfOne => 429,
+        Full::OfAll => 503,
+    };
+    api(status, &full.to_string()).field("Retry-After", whole_seconds(QUEUE_PAUSE))
+}
+
+/// A registry that may do better soon.
+pub(super) fn unavailable(message: &str, wait: Option<Duration>) -> Response {
+    let wait = wait.unwrap_or(SILENCE_PAUSE);
+    api(503, message).field("Retry-After", whole_seconds(wait))
 }
 
 pub(super) fn of_pool(shape: Shape, error: PoolError) -> Response {

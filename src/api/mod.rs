@@ -8,9 +8,12 @@ mod basic_auth;
 mod cache_upkeep;
 mod container;
 mod credential_check;
+mod durable;
 mod error_response;
 mod explain;
 mod inspect;
+mod job_upkeep;
+mod jobs;
 mod json_body;
 mod layers;
 mod openapi;
@@ -30,6 +33,7 @@ pub use admin::{Admin, Readiness};
 pub use cache_upkeep::CACHE_GUARD;
 pub use credential_check::Checks;
 pub use explain::{CREDENTIALS_GUARD, Explained, Verdict};
+pub use job_upkeep::JOBS_GUARD;
 pub use operator::GUARD;
 pub use pages::inspection;
 pub use quota::{Options, Quotas};
@@ -49,9 +53,10 @@ use bytes::Bytes;
 
 use crate::{
     blocking::Pool,
-    credentials::Desk,
+    credentials::{Desk, OwnOptions},
     http::{HeadError, Method, RequestHead},
     limits::{Budget, client_key},
+    mirror::{Mirror, jobs::Jobs},
     oci::TagOrDigest,
     platform::Pairing,
     pull::{Access, Pull},
@@ -107,6 +112,7 @@ pub fn guesses() -> Guesses {
 /// The public listeners' service, on one core.
 pub struct Api {
     pull: Rc<Pull>,
+    mirror: Rc<Mirror>,
     shared: Arc<Shared>,
 }
 
@@ -114,6 +120,7 @@ pub struct Api {
 pub struct Shared {
     pub pool: Arc<Pool>,
     pub requests: Arc<Requests>,
+    pub jobs: Arc<Jobs>,
     pub pairing: Arc<Pairing>,
     pub desk: Arc<Desk>,
     pub guesses: Guesses,
@@ -121,14 +128,24 @@ pub struct Shared {
     pub checks: Checks,
     /// Starts every ephemeral name.
     pub authority: String,
+    /// Starts every link to a page.
+    pub url: String,
+    /// Repositories that nobody else pushes to.
+    pub own: OwnOptions,
+    /// Callers push with the operator's logins.
+    pub push_with_own_logins: bool,
     /// Who may revoke: name → SHA-256 of the password, in lower-case hex.
     pub accounts: BTreeMap<String, String>,
     pub max_body_size: u64,
 }
 
 impl Api {
-    pub fn new(pull: Rc<Pull>, shared: Arc<Shared>) -> Self {
-        Self { pull, shared }
+    pub fn new(pull: Rc<Pull>, mirror: Rc<Mirror>, shared: Arc<Shared>) -> Self {
+        Self {
+            pull,
+            mirror,
+            shared,
+        }
     }
 
     async fn dispatch(&self, request: &Request) -> Response {
@@ -155,6 +172,8 @@ impl Api {
             Ok(Route::RevokeToken(token)) => self.revoke(token, request).await,
             Ok(Route::Record(token)) => self.record(token, request.client).await,
             Ok(Route::Status(token)) => self.status(token, request.client).await,
+            Ok(Route::Job(id, part)) => self.job(id, part, request.client).await,
+            Ok(Route::JobPage(id)) => self.job_page(id, request.client).await,
             Ok(Route::Inspect) => self.inspect(request).await,
             Ok(Route::CheckCredentials(version)) => self.check_credentials(version, request).await,
             Ok(Route::OpenApi) => openapi::description(),

@@ -6,8 +6,9 @@ use std::borrow::Cow;
 use crate::{
     cache::Pin,
     http::{Method, percent_decode},
+    mirror::jobs::JobId,
     oci::{Digest, DigestError, ReferenceError, Registry, Repository, TagOrDigest},
-    requests::Token,
+    requests::{DurableKind, Token},
     secret::Secret,
 };
 
@@ -31,6 +32,10 @@ pub enum Route {
     Record(Token),
     /// `GET /v1alpha2/container/{token}/status`
     Status(Token),
+    /// `GET /v1alpha1/mirrors/{id}` and `GET /v1alpha1/builds/{id}`, and below them
+    Job(JobId, JobPart),
+    /// `GET /view/mirrors/{id}` and `GET /view/builds/{id}`, for people
+    JobPage(JobId),
     /// `POST /v1alpha1/inspect`
     Inspect,
     /// `POST /v1alpha2/validate-creds`, `POST /validate-creds`
@@ -55,6 +60,15 @@ pub enum Route {
 pub enum ApiVersion {
     V1Alpha1,
     V1Alpha2,
+}
+
+/// What of a job is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobPart {
+    Record,
+    /// Of a build only: a mirror's is in its record.
+    Status,
+    Log,
 }
 
 /// The image of a pull.
@@ -88,7 +102,7 @@ pub enum RouteError {
     /// Also for what cannot be a token: to a guesser both must look alike.
     #[error("there is no container request with this token; it may have expired")]
     UnknownToken,
-    #[error("there is no {kind} with this id; this server has made none yet")]
+    #[error("there is no {kind} with this id; its record may be too old")]
     UnknownRecord { kind: &'static str },
     #[error("only {allow} can be used here")]
     MethodNotAllowed {
@@ -105,6 +119,17 @@ pub enum RouteError {
     Tag(ReferenceError),
     #[error(transparent)]
     Digest(#[from] DigestError),
+}
+
+impl RouteError {
+    pub(super) fn unknown_job(kind: DurableKind) -> Self {
+        Self::UnknownRecord {
+            kind: match kind {
+                DurableKind::Mirror => "mirror",
+                DurableKind::Freeze => "build",
+            },
+        }
+    }
 }
 
 const READ: &str = "GET, HEAD";
@@ -146,7 +171,10 @@ impl Route {
             }
             (["openapi.json"], Get | Head) => Ok(Self::OpenApi),
             (["v1alpha1", kind, id, rest @ ..], Get | Head) if !id.is_empty() => {
-                Err(unknown_record(kind, rest))
+                parse_record(kind, id, rest)
+            }
+            (["view", kind @ ("mirrors" | "builds"), id], Get | Head) => {
+                Ok(Self::JobPage(parse_job(kind, id)?))
             }
             (["pairing", "tower", "token", token], Get) if !token.is_empty() => {
                 Ok(Self::Pair(Secret::new(decode(token).into_owned())))
@@ -163,11 +191,11 @@ impl Route {
                 _,
             ) => Err(RouteError::MethodNotAllowed { allow: "POST" }),
             (["v1alpha1", kind, id, rest @ ..], _) if !id.is_empty() => {
-                Err(match unknown_record(kind, rest) {
-                    RouteError::UnknownRecord { .. } => {
+                Err(match parse_record(kind, id, rest) {
+                    Ok(_) | Err(RouteError::UnknownRecord { .. }) => {
                         RouteError::MethodNotAllowed { allow: READ }
                     }
-                    error => error,
+                    Err(error) => error,
                 })
             }
             (["container-token", _], _) => Err(RouteError::MethodNotAllowed {
@@ -179,7 +207,7 @@ impl Route {
                 | ["health"]
                 | ["openapi.json"]
                 | ["v1alpha2", "container", _]
-                | ["view", "containers", _]
+                | ["view", "containers" | "mirrors" | "builds", _]
                 | ["view", "inspect"]
                 | ["v1alpha2", "container", _, "status"],
                 _,
@@ -189,16 +217,32 @@ impl Route {
     }
 }
 
-/// What builders, copiers and scanners write. There are none, so there is nothing under any id.
-fn unknown_record(kind: &str, rest: &[&str]) -> RouteError {
-    match (kind, rest) {
-        ("builds", [] | ["status" | "logs" | "condalock"]) => {
-            RouteError::UnknownRecord { kind: "build" }
+/// What is told of mirrors and of builds, which are freezes here. There are no scans and no Conda environments, so there is
+/// nothing of them under any id.
+fn parse_record(kind: &str, id: &str, rest: &[&str]) -> Result<Route, RouteError> {
+    let part = match (kind, rest) {
+        ("builds" | "mirrors", []) => JobPart::Record,
+        ("builds", ["status"]) => JobPart::Status,
+        ("builds" | "mirrors", ["logs"]) => JobPart::Log,
+        ("builds", ["condalock"]) => {
+            return Err(RouteError::UnknownRecord { kind: "build" });
         }
-        ("mirrors", [] | ["logs"]) => RouteError::UnknownRecord { kind: "mirror" },
-        ("scans", [] | ["spdx" | "logs"]) => RouteError::UnknownRecord { kind: "scan" },
-        _ => RouteError::UnknownPath,
-    }
+        ("scans", [] | ["spdx" | "logs"]) => {
+            return Err(RouteError::UnknownRecord { kind: "scan" });
+        }
+        _ => return Err(RouteError::UnknownPath),
+    };
+    Ok(Route::Job(parse_job(kind, id)?, part))
+}
+
+fn parse_job(kind: &str, id: &str) -> Result<JobId, RouteError> {
+    let wanted = match kind {
+        "mirrors" => DurableKind::Mirror,
+        _ => DurableKind::Freeze,
+    };
+    let id = id.parse::<JobId>().ok();
+    id.filter(|id| id.kind() == wanted)
+        .ok_or_else(|| RouteError::unknown_job(wanted))
 }
 
 /// Errors under these paths take the shape of the registry API, all others that of the container
@@ -297,6 +341,10 @@ pub enum AdminRoute {
     Metrics,
     /// `POST /credentials/explain`
     Explain,
+    /// `GET /jobs`
+    Jobs,
+    /// `DELETE /jobs/{id}`
+    CancelJob(JobId),
     Cache(CacheRoute),
 }
 
@@ -327,6 +375,15 @@ impl AdminRoute {
         if let Some(path) = path.strip_prefix("/cache/") {
             return CacheRoute::parse(method, path).map(Self::Cache);
         }
+        if let Some(id) = path.strip_prefix("/jobs/") {
+            let Ok(id) = id.parse() else {
+                return Err(RouteError::UnknownRecord { kind: "job" });
+            };
+            return match method {
+                Method::Delete => Ok(Self::CancelJob(id)),
+                _ => Err(RouteError::MethodNotAllowed { allow: "DELETE" }),
+            };
+        }
         if path == "/credentials/explain" {
             return match method {
                 Method::Post => Ok(Self::Explain),
@@ -337,6 +394,7 @@ impl AdminRoute {
             "/livez" => Self::Live,
             "/readyz" => Self::Ready,
             "/metrics" => Self::Metrics,
+            "/jobs" => Self::Jobs,
             _ => return Err(RouteError::UnknownPath),
         };
         match method {
@@ -715,6 +773,65 @@ mod tests {
     }
 
     #[test]
+    fn jobs_are_told_of_by_their_kind() {
+        use Method::{Delete, Get, Head, Post};
+        let mirror: JobId = good("mr-0123456789ab");
+        let freeze: JobId = good("bd-0123456789abcdef_2");
+        let of_mirror = |part| Ok(Route::Job(mirror.clone(), part));
+        let of_freeze = |part| Ok(Route::Job(freeze.clone(), part));
+        let (m, b) = (
+            "/v1alpha1/mirrors/mr-0123456789ab",
+            "/v1alpha1/builds/bd-0123456789abcdef_2",
+        );
+        for (method, path, outcome) in [
+            (Get, m.to_owned(), of_mirror(JobPart::Record)),
+            (Head, format!("{m}/logs"), of_mirror(JobPart::Log)),
+            (Get, format!("{m}/status"), Err("path")),
+            (Get, format!("{m}/logs/"), Err("path")),
+            (Post, m.to_owned(), Err(READ)),
+            (Get, b.to_owned(), of_freeze(JobPart::Record)),
+            (Get, format!("{b}/status"), of_freeze(JobPart::Status)),
+            (Get, format!("{b}/logs"), of_freeze(JobPart::Log)),
+            (Get, format!("{b}/condalock"), Err("record")),
+            (Delete, format!("{b}/logs"), Err(READ)),
+            (
+                Get,
+                "/v1alpha1/mirrors/bd-0123456789abcdef_2".to_owned(),
+                Err("record"),
+            ),
+            (
+                Get,
+                "/v1alpha1/builds/mr-0123456789ab".to_owned(),
+                Err("record"),
+            ),
+            (Get, "/v1alpha1/mirrors/".to_owned(), Err("path")),
+            (
+                Get,
+                "/view/mirrors/mr-0123456789ab".to_owned(),
+                Ok(Route::JobPage(mirror.clone())),
+            ),
+            (
+                Get,
+                "/view/builds/bd-0123456789abcdef_2".to_owned(),
+                Ok(Route::JobPage(freeze.clone())),
+            ),
+            (
+                Get,
+                "/view/builds/mr-0123456789ab".to_owned(),
+                Err("record"),
+            ),
+            (Post, "/view/mirrors/mr-0123456789ab".to_owned(), Err(READ)),
+        ] {
+            let parsed = Route::parse(method, &path);
+            assert_eq!(
+                parsed.as_ref().map_err(shown),
+                outcome.as_ref().map_err(|e| *e),
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
     fn registries_are_only_read() {
         use Method::{Connect, Delete, Options, Other, Patch, Post, Put, Trace};
         for method in [Post, Put, Patch, Delete, Options, Connect, Trace, Other] {
@@ -750,6 +867,15 @@ mod tests {
                 "/cache/blobs",
                 Ok(AdminRoute::Cache(CacheRoute::Blobs)),
             ),
+            (Method::Get, "/jobs", Ok(AdminRoute::Jobs)),
+            (
+                Method::Delete,
+                "/jobs/mr-0123456789ab",
+                Ok(AdminRoute::CancelJob(good("mr-0123456789ab"))),
+            ),
+            (Method::Get, "/jobs/mr-0123456789ab", Err("DELETE")),
+            (Method::Delete, "/jobs/none", Err("record")),
+            (Method::Delete, "/jobs", Err(READ)),
             (
                 Method::Delete,
                 "/cache/blobs",

@@ -32,10 +32,9 @@ pub(super) struct Submission {
     pub(super) format: Option<Format>,
     pub(super) name_strategy: Option<NameStrategy>,
     pub(super) scan_mode: Option<ScanMode>,
-    // Nothing to us as long as we build nothing. They must have their types all the same: who gets one wrong learns it now.
     /// A plain request is the same with it: its name is given out.
-    #[serde(rename = "dryRun")]
-    _dry_run: Option<bool>,
+    pub(super) dry_run: Option<bool>,
+    // Nothing to us as long as we build nothing. They must have their types all the same: who gets one wrong learns it now.
     #[serde(rename = "buildTemplate")]
     _build_template: Option<String>,
     #[serde(rename = "buildCompression")]
@@ -132,7 +131,8 @@ pub(super) enum Rejection {
     Invalid(String),
     /// Part of the API, and not of this server.
     #[error(
-        "{0} is not supported by this server; it serves a containerImage, with a containerConfig and containerIncludes if you like"
+        "{0} is not supported by this server; it serves, mirrors and freezes a containerImage, with a containerConfig and \
+         containerIncludes if you like, and builds nothing"
     )]
     Unsupported(&'static str),
 }

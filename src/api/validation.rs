@@ -8,7 +8,11 @@ use super::{
     route::ApiVersion,
     submission::{ContainerConfig, Format, Rejection, Submission, present},
 };
-use crate::oci::{Platform, Reference, TagOrDigest};
+use crate::{
+    mirror::{NameError, Place},
+    oci::{Platform, Reference, TagOrDigest},
+    requests::DurableKind,
+};
 
 const LONGEST_CONDA_FILE: usize = 50_000;
 /// In base64, as it is posted.
@@ -23,10 +27,20 @@ const LONGEST_TOKEN: usize = 64 << 10;
 const LONGEST_ENDPOINT: usize = 2048;
 
 /// What is left of a submission that keeps the rules.
-pub(super) struct Plain {
+pub(super) struct Wanted {
     pub image: Reference,
     pub platform: Option<Platform>,
     pub additions: Option<Additions>,
+    /// An image that stays, and no name for one.
+    pub kept: Option<Kept>,
+}
+
+/// An image that is put into a repository of the caller's.
+pub(super) struct Kept {
+    pub kind: DurableKind,
+    pub place: Place,
+    /// Only what would be is asked.
+    pub is_dry_run: bool,
 }
 
 /// What is to be put on the image.
@@ -140,8 +154,7 @@ impl Submission {
             return Ok(());
         };
         let source = parse_image("containerImage", image)?.registry;
-        check_repository("buildRepository", repository)?;
-        if parse_image("buildRepository", repository)?.registry == source {
+        if parse_place(repository)?.registry == source {
             return Err(invalid(format!(
                 "mirror copies from one registry to another, and both images are at {source}"
             )));
@@ -150,7 +163,7 @@ impl Submission {
     }
 
     /// The rules that come after it.
-    pub(super) fn into_plain(self, version: ApiVersion) -> Result<Plain, Rejection> {
+    pub(super) fn into_wanted(self, version: ApiVersion) -> Result<Wanted, Rejection> {
         self.check_combinations(version)?;
         let platform = self.check_platform()?;
         let has_image = present(&self.container_image).is_some();
@@ -190,15 +203,34 @@ impl Submission {
         let Some(image) = image else {
             return Err(invalid("containerImage is missing"));
         };
+        let kept = self.kept()?;
         let additions = is_changed.then(|| Additions {
             config: self.container_config.unwrap_or_default(),
             includes,
         });
-        Ok(Plain {
+        Ok(Wanted {
             image,
             platform,
             additions,
+            kept,
         })
+    }
+
+    fn kept(&self) -> Result<Option<Kept>, Rejection> {
+        let kind = match (self.is_mirror(), self.is_frozen()) {
+            (true, _) => DurableKind::Mirror,
+            (false, true) => DurableKind::Freeze,
+            (false, false) => return Ok(None),
+        };
+        let place = parse_place(present(&self.build_repository).unwrap_or_default())?;
+        if kind == DurableKind::Freeze {
+            place.repository().map_err(of_place)?;
+        }
+        Ok(Some(Kept {
+            kind,
+            place,
+            is_dry_run: self.dry_run.unwrap_or_default(),
+        }))
     }
 
     fn check_combinations(&self, version: ApiVersion) -> Result<(), Rejection> {
@@ -282,12 +314,14 @@ impl Submission {
 
     fn ensure_supported(&self) -> Result<(), Rejection> {
         let asked = [
-            (self.is_mirror(), "mirror"),
             (
                 self.is_build(),
                 "building (containerFile, packages, condaFile)",
             ),
-            (self.is_frozen(), "freeze"),
+            (
+                self.format == Some(Format::Sif),
+                "building for Singularity (format sif)",
+            ),
             (self.build_context.is_some(), "buildContext"),
         ];
         match asked.into_iter().find(|(is_asked, _)| *is_asked) {
@@ -322,6 +356,14 @@ fn parse_image(field: &str, text: &str) -> Result<Reference, Rejection> {
         .map_err(|error| invalid(format!("{field}: {error}")))
 }
 
+fn parse_place(text: &str) -> Result<Place, Rejection> {
+    text.parse().map_err(of_place)
+}
+
+fn of_place(error: NameError) -> Rejection {
+    invalid(format!("buildRepository: {error}"))
+}
+
 /// Where something would be pushed to; its tag is made up.
 fn check_repository(field: &str, text: &str) -> Result<(), Rejection> {
     let shown: String = text.chars().take(100).collect();
@@ -348,10 +390,10 @@ mod tests {
 
     const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-    fn judge(version: ApiVersion, body: &str) -> Result<Plain, Rejection> {
+    fn judge(version: ApiVersion, body: &str) -> Result<Wanted, Rejection> {
         let submission = Submission::parse(body.as_bytes())?;
         submission.check_before_identity(version)?;
-        submission.into_plain(version)
+        submission.into_wanted(version)
     }
 
     #[test]

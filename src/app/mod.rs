@@ -24,6 +24,7 @@ use crate::{
     blocking::{self, Pool, PoolError},
     config::{BaseUrl, Config, NoDirectory},
     credentials::DirectoryError,
+    mirror::jobs,
     net::{Identity, IdentityError, Renewed, bind, pipes_for_each},
     platform::KeysError,
     requests::OpenError,
@@ -50,6 +51,8 @@ pub enum StartError {
     Login(String),
     #[error("{0}")]
     Requests(#[from] OpenError),
+    #[error("{0}")]
+    Jobs(#[from] jobs::OpenError),
     #[error("{0}")]
     PairingKeys(#[from] KeysError),
     #[error("listener.tls: {0}")]
@@ -261,6 +264,13 @@ fn sweep(shared: &Shared) {
             Ok(0) => {}
             Ok(count) => tracing::debug!(count, "expired container requests were removed"),
             Err(error) => tracing::warn!(%error, "expired container requests could not be removed"),
+        }
+        match shared.api.jobs.purge(now) {
+            Ok(0) => {}
+            Ok(count) => tracing::debug!(count, "old records of mirrors and freezes were removed"),
+            Err(error) => {
+                tracing::warn!(%error, "old records of mirrors and freezes could not be removed");
+            }
         }
         match shared.platforms.as_ref().map(|client| client.purge(now)) {
             None | Some(Ok(0)) => {}

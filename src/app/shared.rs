@@ -18,6 +18,7 @@ use crate::{
     cache::Cache,
     config::{BaseUrl, Config},
     credentials::Directory,
+    mirror::{self, Whereabouts, jobs::Jobs},
     net::{Addresses, Identity},
     platform::{self, Https, KeyRecords, KeysError, Pairing, Transport, TransportKind},
     requests::Requests,
@@ -28,6 +29,8 @@ use crate::{
 pub(super) struct Shared {
     pub(super) story: Story,
     pub(super) platforms: Option<Arc<platform::Client>>,
+    pub(super) mirror: mirror::Options,
+    pub(super) whereabouts: Arc<Whereabouts>,
     pub(super) api: Arc<api::Shared>,
     pub(super) load: Arc<Load>,
     pub(super) listener: server::Options,
@@ -91,21 +94,34 @@ impl Shared {
             None => None,
         };
         let story = Story::new(config, pool, endpoints, (logins, keyring), requests, cache);
+        let jobs = Jobs::open(
+            &state_directory,
+            &config.mirror,
+            Arc::clone(&story.requests),
+            Arc::clone(&story.pool),
+            core_count,
+        )?;
         let api = Arc::new(api::Shared {
             pool: Arc::clone(&story.pool),
             requests: Arc::clone(&story.requests),
+            jobs,
             desk: Arc::clone(&story.desk),
             pairing,
             guesses: api::guesses(),
             quotas: api::Quotas::new(&config.limits),
             checks: api::Checks::default(),
             authority: url.authority().to_owned(),
+            url: url.to_string(),
+            own: config.own.clone(),
+            push_with_own_logins: config.mirror.push_with_own_logins,
             accounts: config.accounts.clone(),
             max_body_size: config.listener.max_body_size.bytes(),
         });
         Ok(Arc::new(Self {
             story,
             platforms,
+            mirror: config.mirror.clone(),
+            whereabouts: Arc::default(),
             api,
             load: Load::of(core_count),
             listener: config.listener.clone(),
@@ -150,6 +166,7 @@ impl Readiness for Shared {
     }
 
     fn gauges(&self) -> Vec<Gauge> {
+        let jobs = self.api.jobs.counts();
         vec![
             Gauge {
                 name: "tidegate_connections",
@@ -165,6 +182,16 @@ impl Readiness for Shared {
                 name: "tidegate_layers_used_bytes",
                 help: "Layers of container requests on disk, with what was made of images for them.",
                 value: self.api.requests.layers_size(),
+            },
+            Gauge {
+                name: "tidegate_jobs_waiting",
+                help: "Mirrors and freezes that wait for their turn.",
+                value: jobs.waiting as u64,
+            },
+            Gauge {
+                name: "tidegate_jobs_running",
+                help: "Mirrors and freezes that are being made.",
+                value: jobs.running as u64,
             },
             Gauge {
                 name: "tidegate_cache_used_bytes",

@@ -87,9 +87,15 @@ impl Standalone {
         let keyring = logins.keyring(&config, None);
         let requests = Requests::open(&scratch.path().join("state"), &config.tokens)?;
         let keeps_cache = cache.is_some();
-        let folder = cache.unwrap_or_else(|| scratch.path().join("cache"));
-        let cache =
-            Cache::load(folder, &config.cache, Arc::clone(&pool)).map_err(StartError::Cache)?;
+        let cache = match cache {
+            Some(folder) => Cache::load(folder, &config.cache, Arc::clone(&pool)),
+            None => Cache::scratch(
+                scratch.path().join("cache"),
+                &config.cache,
+                Arc::clone(&pool),
+            ),
+        };
+        let cache = cache.map_err(StartError::Cache)?;
         let story = Story::new(
             &config,
             pool,

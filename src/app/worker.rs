@@ -15,6 +15,7 @@ use super::{
 use crate::{
     api::{Admin, Api},
     blocking::Receiver,
+    mirror::{Mirror, jobs},
     net::{Listener, Transfer},
     server::{Edge, Load},
 };
@@ -65,7 +66,14 @@ async fn work(plan: Plan) {
     let story = &shared.story;
     let transfer = Transfer::new(Arc::clone(&story.pool), pipes);
     let pull = story.on_this_core(&transfer);
-    let api = Rc::new(Api::new(Rc::clone(&pull), Arc::clone(&shared.api)));
+    let mirror = Mirror::new(&pull, &shared.mirror, &shared.whereabouts);
+    let api = Api::new(
+        Rc::clone(&pull),
+        Rc::clone(&mirror),
+        Arc::clone(&shared.api),
+    );
+    let api = Rc::new(api);
+    monoio::spawn(jobs::run(Arc::clone(&shared.api.jobs), core, mirror));
     let edge = Edge::new(
         shared.listener.clone(),
         shared.identity.clone(),
@@ -102,6 +110,7 @@ async fn work(plan: Plan) {
             Arc::clone(&story.pool),
             Rc::clone(&pull),
             Arc::clone(&story.desk),
+            Arc::clone(&shared.api.jobs),
         ));
         // It answers to the end, so that an operator sees what is still running.
         // A flood of clients must not make us look dead to whoever watches.

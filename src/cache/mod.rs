@@ -175,8 +175,23 @@ impl Cache {
     /// Creates the folders and opens what is there. Blocks: for start-up.
     pub fn load(directory: PathBuf, options: &Options, pool: Arc<Pool>) -> io::Result<Self> {
         let store = Store::load(directory.clone(), options, Arc::clone(&pool))?;
+        Self::at_work(store, &directory, options, pool)
+    }
+
+    /// In a new folder, for as long as this process works in it; whoever made the folder removes it.
+    pub fn scratch(directory: PathBuf, options: &Options, pool: Arc<Pool>) -> io::Result<Self> {
+        let store = Store::scratch(directory.clone(), options, Arc::clone(&pool))?;
+        Self::at_work(store, &directory, options, pool)
+    }
+
+    fn at_work(
+        store: Arc<Store>,
+        directory: &Path,
+        options: &Options,
+        pool: Arc<Pool>,
+    ) -> io::Result<Self> {
         let count = |store: &Store, bytes| store.try_reserve(bytes);
-        let cache = Self::over(store, &directory, options, pool, count)?;
+        let cache = Self::over(store, directory, options, pool, count)?;
         tend::start(&cache.0)?;
         Ok(cache)
     }

@@ -22,7 +22,7 @@ use crate::{
     mirror::{Frozen, Place, Plan, Progress},
     oci::{Digest, Platform, Reference, TagOrDigest},
     pull::{Access, PullError},
-    requests::{ContainerRequest, InlineLayer, RequestDetails},
+    requests::{ContainerRequest, InlineLayer, Purpose, RequestDetails},
     units::ByteSize,
 };
 
@@ -224,6 +224,7 @@ impl Job {
             caller: caller(),
             overlay: Some(overlay),
             layers: layers.collect(),
+            purpose: Purpose::Name,
             details: RequestDetails {
                 container_image: self.image.to_string(),
                 platform: None,

@@ -159,6 +159,7 @@ impl Check<'_> {
             (["upstream", "body_timeout"], upstream.body_timeout),
             (["upstream", "idle_timeout"], upstream.idle_timeout),
             (["docker", "helper_timeout"], docker.helper_timeout),
+            (["mirror", "job_timeout"], config.mirror.job_timeout),
         ] {
             if duration.is_zero() {
                 self.report(&path, "must not be 0");
@@ -177,6 +178,10 @@ impl Check<'_> {
         // These may be 0: end at once, forget at once, never, always.
         self.duration_is_bounded(&["listener", "shutdown_grace"], *listener.shutdown_grace);
         self.duration_is_bounded(&["tokens", "record_retention"], *tokens.record_retention);
+        self.duration_is_bounded(
+            &["mirror", "record_retention"],
+            *config.mirror.record_retention,
+        );
         self.duration_is_bounded(&["cache", "scrub_interval"], *cache.scrub_interval);
         self.duration_is_bounded(&["docker", "helper_cache"], *docker.helper_cache);
         if upstream.max_connections_per_host == 0 {
@@ -188,6 +193,21 @@ impl Check<'_> {
                 &["mirror", "blobs_in_parallel"],
                 format_args!("is not between 1 and {MOST_BLOBS_IN_PARALLEL}"),
             );
+        }
+        let mirror = &config.mirror;
+        for (key, count) in [
+            ("max_running", mirror.max_running),
+            ("max_running_per_tenant", mirror.max_running_per_tenant),
+            ("max_waiting", mirror.max_waiting),
+            ("max_waiting_per_tenant", mirror.max_waiting_per_tenant),
+            ("attempts", mirror.attempts as usize),
+        ] {
+            if count == 0 {
+                self.report(
+                    &["mirror", key],
+                    "must not be 0: no mirror or freeze would come about",
+                );
+            }
         }
         if upstream.retry_count > MOST_RETRIES {
             self.report(

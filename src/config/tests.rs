@@ -330,6 +330,14 @@ fn broken_rules_are_named_with_their_lines() {
             ":2: mirror.blobs_in_parallel: is not between 1 and 32",
         ),
         (
+            "[mirror]\nmax_running = 0",
+            ":2: mirror.max_running: must not be 0: no mirror or freeze would come about",
+        ),
+        (
+            "[mirror]\njob_timeout = \"0s\"",
+            ":2: mirror.job_timeout: must not be 0",
+        ),
+        (
             "[upstream]\nretry_count = 11",
             ":2: upstream.retry_count: is more than 10",
         ),

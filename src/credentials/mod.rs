@@ -72,15 +72,24 @@ pub struct OwnOptions {
 }
 
 impl OwnOptions {
+    /// Whether it is one of them, or lies below one.
+    pub fn covers(&self, registry: &Registry, repository: &Repository) -> bool {
+        self.scopes()
+            .any(|scope| scope.covers(registry, repository))
+    }
+
     /// The registries that they are in.
     pub fn registries(&self) -> Vec<Registry> {
+        self.scopes().map(|scope| scope.registry.clone()).collect()
+    }
+
+    fn scopes(&self) -> impl Iterator<Item = &Scope> {
         let repositories = [
             &self.build_repository,
             &self.cache_repository,
             &self.public_repository,
         ];
-        let scopes = repositories.into_iter().flatten();
-        scopes.map(|scope| scope.registry.clone()).collect()
+        repositories.into_iter().flatten()
     }
 }
 

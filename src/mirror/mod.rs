@@ -9,6 +9,7 @@ mod choice;
 mod contents;
 mod copying;
 mod error;
+pub mod jobs;
 mod names;
 mod options;
 mod parallel;

@@ -74,29 +74,24 @@ fn parse_zone(text: &str) -> Option<Offset> {
 
 /// Records and their index by expiry hold instants as nanoseconds since 1970. They reach to the year 2554; what
 /// lies outside is moved to the nearest end.
-pub(super) mod unix_nanoseconds {
+pub mod unix_nanoseconds {
     use super::{Duration, SystemTime, UNIX_EPOCH};
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub(in crate::requests) fn from_time(time: SystemTime) -> u64 {
+    pub fn from_time(time: SystemTime) -> u64 {
         let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
     }
 
-    pub(in crate::requests) fn to_time(nanoseconds: u64) -> SystemTime {
+    pub fn to_time(nanoseconds: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_nanos(nanoseconds)
     }
 
-    pub(in crate::requests) fn serialize<S: Serializer>(
-        time: &SystemTime,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_u64(from_time(*time))
     }
 
-    pub(in crate::requests) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<SystemTime, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
         u64::deserialize(deserializer).map(to_time)
     }
 }

@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::ClientTime;
+use super::{ClientTime, Purpose};
 use crate::{
     augment::NamedOverlay,
     oci::{Algorithm, Digest, Hasher, Reference},
@@ -20,6 +20,7 @@ pub struct ContainerRequest {
     pub overlay: Option<Arc<NamedOverlay>>,
     /// The layers that came with it.
     pub layers: Vec<InlineLayer>,
+    pub purpose: Purpose,
     pub details: RequestDetails,
 }
 

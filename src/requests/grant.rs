@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use super::{Caller, Lease, Token};
+use super::{Caller, Durable, Lease, Token};
 use crate::{
     augment::NamedOverlay,
     oci::{Reference, Repository},
@@ -18,6 +18,8 @@ pub struct Grant {
     pub caller: Arc<Caller>,
     /// What is put on the image.
     pub overlay: Option<Arc<NamedOverlay>>,
+    /// Something else than a name that can be pulled.
+    pub durable: Option<Arc<Durable>>,
     pub created: SystemTime,
     /// At the latest.
     pub expires: SystemTime,
@@ -32,6 +34,6 @@ impl Grant {
 
     /// All tags and digests of the repository are allowed: an index names its manifests by digest.
     pub fn allows(&self, repository: &Repository) -> bool {
-        self.image.repository == *repository
+        self.durable.is_none() && self.image.repository == *repository
     }
 }

@@ -10,6 +10,7 @@
 mod belongings;
 mod client_time;
 mod container_request;
+mod durable;
 mod grant;
 mod group_commit;
 mod recent;
@@ -21,10 +22,11 @@ mod stored_overlay;
 mod token;
 
 pub use belongings::KeepError;
-pub use client_time::{ClientTime, ClientTimeError};
+pub use client_time::{ClientTime, ClientTimeError, unix_nanoseconds};
 pub use container_request::{
     AtPlatform, Caller, ContainerRequest, InlineLayer, PlatformUser, RequestDetails,
 };
+pub use durable::{Durable, DurableKind, Purpose};
 pub use grant::Grant;
 pub use record::{Record, RecordError, RecordedUser};
 pub use refreshable::{CallerId, DueCaller, Standing};
@@ -45,7 +47,6 @@ use serde::Deserialize;
 
 use self::{
     belongings::Belongings,
-    client_time::unix_nanoseconds,
     recent::Recent,
     record::Entry,
     redb::Database,
@@ -217,14 +218,23 @@ impl Requests {
         now: SystemTime,
     ) -> Result<Arc<Grant>, StoreError> {
         let created = unix_nanoseconds::from_time(now);
-        let run = self.runs.join(&request.caller, now, &self.key);
+        let run = match request.purpose {
+            Purpose::Name => self.runs.join(&request.caller, now, &self.key),
+            // What stays does not end with a run.
+            Purpose::Durable(_) | Purpose::Source(_) => None,
+        };
+        let lifetime = match request.purpose {
+            Purpose::Name | Purpose::Durable(_) => *self.options.lifetime,
+            Purpose::Source(lifetime) => lifetime,
+        };
         let expires = match &run {
             Some(_) => unix_nanoseconds::from_time(self.runs.cap(now)),
             None => {
-                let lifetime = u64::try_from(self.options.lifetime.as_nanos()).unwrap_or(u64::MAX);
+                let lifetime = u64::try_from(lifetime.as_nanos()).unwrap_or(u64::MAX);
                 created.saturating_add(lifetime)
             }
         };
+        let durable = request.purpose.durable().cloned().map(Arc::new);
         if let Some(Joined {
             id,
             to_store: Some(stored),
@@ -240,6 +250,7 @@ impl Requests {
                 image: request.image.clone(),
                 caller: Arc::clone(&request.caller),
                 overlay: request.overlay.clone(),
+                durable: durable.clone(),
                 created: unix_nanoseconds::to_time(created),
                 expires: unix_nanoseconds::to_time(expires),
                 lease: run.as_ref().map(|run| Arc::clone(&run.lease)),

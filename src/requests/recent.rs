@@ -160,6 +160,7 @@ mod tests {
             image: "alpine".parse().expect("it is an image"),
             caller: Arc::new(Caller::Anonymous),
             overlay: None,
+            durable: None,
             created: SystemTime::UNIX_EPOCH,
             expires,
             lease: None,

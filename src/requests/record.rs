@@ -7,7 +7,8 @@
 //!  "run":<id>,                                                           absent: lives for itself
 //!  "details":{…}, "created":<ns since 1970>, "expires":…, "revoked":…,
 //!  "resolved_digest":…, "source_digest":…, "served_digest":…,
-//!  "overlay":{…}}                                  see stored_overlay.rs
+//!  "overlay":{…},                                  see stored_overlay.rs
+//!  "durable":{"kind":…,"target":…,"job":…}}        absent: a name that can be pulled
 //! ```
 
 use std::{sync::Arc, time::SystemTime};
@@ -15,8 +16,8 @@ use std::{sync::Arc, time::SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AtPlatform, Caller, Grant, Lease, RequestDetails, RunId, Token, client_time::unix_nanoseconds,
-    stored_overlay::StoredOverlay,
+    AtPlatform, Caller, Durable, Grant, Lease, RequestDetails, RunId, Token,
+    client_time::unix_nanoseconds, stored_overlay::StoredOverlay,
 };
 use crate::{
     augment::{NamedOverlay, Overlay},
@@ -44,6 +45,8 @@ pub struct Record {
     /// What was served then: another digest if the request has an overlay.
     pub served_digest: Option<Digest>,
     pub overlay: Option<Overlay>,
+    /// Something else than a name that can be pulled.
+    pub durable: Option<Durable>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +97,8 @@ pub(super) struct Entry {
     served_digest: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     overlay: Option<StoredOverlay>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    durable: Option<Durable>,
 }
 
 /// A caller with a name. Sealed with a context: his tokens are of no use in another record.
@@ -197,6 +202,7 @@ impl Entry {
                 .overlay
                 .as_deref()
                 .map(|overlay| StoredOverlay::from(&**overlay)),
+            durable: grant.durable.as_deref().cloned(),
         }
     }
 
@@ -259,6 +265,7 @@ impl Entry {
                 .map(StoredOverlay::overlay)
                 .transpose()?
                 .map(|overlay| Arc::new(NamedOverlay::from(overlay))),
+            durable: self.durable.map(Arc::new),
             created: unix_nanoseconds::to_time(self.created),
             expires: unix_nanoseconds::to_time(self.expires),
             lease,
@@ -280,6 +287,7 @@ impl Entry {
             source_digest: parse_digest(self.source_digest.as_deref())?,
             served_digest: parse_digest(self.served_digest.as_deref())?,
             overlay: self.overlay.map(StoredOverlay::overlay).transpose()?,
+            durable: self.durable,
             details: self.details,
             user: self.user.map(|user| RecordedUser {
                 name: user.name,

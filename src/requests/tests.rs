@@ -48,6 +48,7 @@ fn request(image: &str, caller: Caller) -> ContainerRequest {
         caller: Arc::new(caller),
         overlay: None,
         layers: Vec::new(),
+        purpose: Purpose::Name,
         details: RequestDetails {
             container_image: image.to_owned(),
             platform: Some("linux/amd64".to_owned()),
@@ -798,4 +799,57 @@ fn options_have_defaults() {
     assert_eq!(options.lifetime.to_string(), "1h");
     assert_eq!(options.record_retention.to_string(), "7days");
     assert!(toml::from_str::<Options>("lifetimes = 1").is_err());
+}
+
+#[test]
+fn what_stays_elsewhere_is_told_of_and_not_pulled() {
+    let folder = folder();
+    let (requests, now) = (open(folder.path()), SystemTime::now());
+    let durable = Durable {
+        kind: DurableKind::Mirror,
+        target: "quay.io/kept/acme/app:v1".to_owned(),
+        job: Some("mr-0123456789ab".to_owned()),
+    };
+    let in_a_run = Caller::User {
+        name: "ada".to_owned(),
+        workspace: Some(1),
+        access_token: Secret::new(ACCESS_TOKEN.to_owned()),
+        platform: Some(AtPlatform {
+            endpoint: "https://platform.example.com".to_owned(),
+            refresh_token: None,
+            workflow_id: Some("run".to_owned()),
+        }),
+    };
+    let issued = requests.issue(
+        ContainerRequest {
+            purpose: Purpose::Durable(durable.clone()),
+            ..request("acme/app:v1", in_a_run)
+        },
+        None,
+        now,
+    );
+    let issued = issued.unwrap_or_else(|error| panic!("{error}"));
+    assert!(issued.lease.is_none(), "it does not end with the run");
+    drop(requests);
+    let requests = open(folder.path());
+    let found = find(&requests, &issued.token, now).expect("it was issued");
+    assert_eq!(found.durable.as_deref(), Some(&durable));
+    assert!(!found.allows(&found.image.repository));
+    let told = record(&requests, &issued.token).expect("it was issued");
+    assert_eq!(told.durable, Some(durable));
+}
+
+#[test]
+fn what_a_job_reads_from_lives_as_long_as_the_job_may() {
+    let folder = folder();
+    let (requests, now) = (open(folder.path()), SystemTime::now());
+    let lifetime = Duration::from_secs(90);
+    let source = ContainerRequest {
+        purpose: Purpose::Source(lifetime),
+        ..request("acme/app:v1", ada())
+    };
+    let source = requests.issue(source, None, now);
+    let source = source.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(source.expires, now + lifetime);
+    assert!(find(&requests, &source.token, now + lifetime).is_none());
 }

@@ -50,6 +50,9 @@ counters! {
     TokenExchanges "tidegate_token_exchanges_total" "Tokens asked of token realms.";
     LoginRenewals "tidegate_login_renewals_total" "Logins made anew because a registry said that they had ended.";
     RequestsIssued "tidegate_container_requests_total" "Container requests that got an ephemeral name.";
+    JobsDone "tidegate_jobs_done_total" "Mirrors and freezes that came about.";
+    JobsFailed "tidegate_jobs_failed_total" "Mirrors and freezes that failed, timed out or were cancelled.";
+    JobBytes "tidegate_job_sent_bytes_total" "Bytes of blobs that mirrors and freezes sent to registries.";
     UnknownTokens "tidegate_unknown_tokens_total" "Pulls by a token that is unknown, expired or revoked.";
     PairingSessions "tidegate_pairing_sessions_total" "Pairing sockets that Platforms have opened.";
     PairingsRefused "tidegate_pairings_refused_total" "Attempts to pair that were refused.";

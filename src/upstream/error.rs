@@ -138,7 +138,8 @@ fn words(content_type: Option<&str>, body: &[u8]) -> Option<String> {
                     .pointer(&format!("/errors/0/{name}"))
                     .and_then(|field| field.as_str())
             };
-            match (field("code"), field("message")) {
+            let message = cause(&value).or_else(|| field("message"));
+            match (field("code"), message) {
                 (Some(code), Some(message)) if !message.is_empty() => {
                     Some(format!("{code}: {message}"))
                 }
@@ -154,6 +155,23 @@ fn words(content_type: Option<&str>, body: &[u8]) -> Option<String> {
             str::from_utf8(body).ok().map(str::to_owned)
         }
         Err(_) => None,
+    }
+}
+
+/// What distribution has behind its "unknown error": what the system said last, after paths of the registry's own, or the
+/// system's number for it.
+fn cause(value: &serde_json::Value) -> Option<&str> {
+    let error = value.pointer("/errors/0")?;
+    let detail = error
+        .get("detail")
+        .filter(|_| error.get("code").is_some_and(|code| code == "UNKNOWN"))?;
+    if let Some(text) = detail.as_str() {
+        return text.rsplit(": ").next().filter(|cause| !cause.is_empty());
+    }
+    match detail.pointer("/Enclosed/Err")?.as_i64()? {
+        28 => Some("no space left on device"),
+        122 => Some("disk quota exceeded"),
+        _ => None,
     }
 }
 
@@ -187,6 +205,21 @@ mod tests {
                 Some("DENIED"),
             ),
             ("application/json", r#"{"details":"gone"}"#, Some("gone")),
+            (
+                "application/json",
+                r#"{"errors":[{"code":"UNKNOWN","message":"unknown error","detail":"write /a/data: no space left on device"}]}"#,
+                Some("UNKNOWN: no space left on device"),
+            ),
+            (
+                "application/json",
+                r#"{"errors":[{"code":"UNKNOWN","message":"unknown error","detail":{"DriverName":"filesystem","Enclosed":{"Op":"write","Path":"/a","Err":28}}}]}"#,
+                Some("UNKNOWN: no space left on device"),
+            ),
+            (
+                "application/json",
+                r#"{"errors":[{"code":"UNKNOWN","message":"unknown error","detail":{"name":"a"}}]}"#,
+                Some("UNKNOWN: unknown error"),
+            ),
             ("application/json", "{}", None),
             (
                 "text/plain; charset=utf-8",

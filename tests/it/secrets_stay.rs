@@ -1,8 +1,10 @@
 //! No secret of a run gets out: not into the log at its most talkative, an answer, a metric, a debug print, what a command
 //! prints, or a file of the product's own. A feature that comes with a new secret is used in `Run::new`, and has one more
-//! line there: `secrets.add(…)`. `secrets_stay/clouds.rs` has those of Platforms and AWS.
+//! line there: `secrets.add(…)`. `secrets_stay/clouds.rs` has those of Platforms and AWS, `secrets_stay/mirrors.rs` those of
+//! copies.
 
 mod clouds;
+mod mirrors;
 
 use std::{
     fs,

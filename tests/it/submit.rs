@@ -263,13 +263,6 @@ fn what_is_no_request_is_refused_with_a_reason() {
 #[test]
 fn services_that_are_not_there_are_said_to_be_so() {
     let scene = Scene::new("", "");
-    for service in ["freeze", "mirror"] {
-        let mut request = scene.request_with(service, json!(true));
-        request["buildRepository"] = json!("quay.io/acme/frozen");
-        let (status, body) = scene.tidegate.submit(&request);
-        assert_eq!(status, 501, "{service}: {body}");
-        message(&body);
-    }
     for (key, value) in [
         ("containerFile", json!("RlJPTSBhbHBpbmU=")),
         ("packages", json!({"type": "CONDA", "entries": ["bwa"]})),

@@ -10,8 +10,10 @@ use crate::support::{
     fake_platform::{self, FakePlatform},
     http::{self, Connection, End},
     image::{Image, file_digest},
-    liar::{Auth, Behaviour, Gate, Liar, blob_path, covered, manifest_path, sent_again},
-    programs::{require, run},
+    liar::{Auth, Behaviour, Gate, Liar, OCI_INDEX, blob_path, covered, manifest_path, sent_again},
+    mirror_content::{Shelf, raw_manifest, referrers_tag},
+    passage::{Kind, Obstacle, Passage},
+    programs::{output, require, run, wait_until},
     runtimes::{Containerd, podman_pull, skopeo_copy},
     storage::Storage,
     token_server::TokenServer,
@@ -450,4 +452,124 @@ fn the_fake_platform_knows_its_users_over_https_too() {
         assert_eq!(connection.response("GET").status(), status, "{token}");
     }
     assert_eq!(platform.count("GET /user-info"), 2);
+}
+
+/// What is pushed with `POST` and `PUT`, straight or through a passage.
+fn upload(address: std::net::SocketAddr, content: &Content) -> Option<u16> {
+    let mut connection = Connection::open(address);
+    connection.request("POST", "/v2/acme/app/blobs/uploads/", &[], b"");
+    let opened = connection.head()?;
+    if opened.status != 202 {
+        return Some(opened.status);
+    }
+    let location = opened.header("location").expect("where to send it to");
+    let (_, path) = location.split_once("/v2/").expect("a path of the registry");
+    let path = format!("/v2/{path}&digest={}", content.digest());
+    let mut connection = Connection::open(address);
+    connection.request("PUT", &path, &[], &content.bytes());
+    connection.head().map(|head| head.status)
+}
+
+#[test]
+fn requests_pass_or_are_spoiled_on_their_way() {
+    require!("docker-registry");
+    let registry = DockerRegistry::start(&Login::Open);
+    let passage = Passage::to(registry.address);
+    let address = passage.name().parse().expect("an address");
+    let content = |seed| Content::Generated { seed, size: 50_000 };
+
+    assert_eq!(upload(address, &content(1)), Some(201));
+    assert!(file_digest(&registry.stored(&content(1).digest())) == content(1).digest());
+    passage.put(Kind::Opening, &[Obstacle::Nothing, Obstacle::later(429, 7)]);
+    assert_eq!(upload(address, &content(2)), Some(201));
+    assert_eq!(upload(address, &content(3)), Some(429));
+    passage.put(
+        Kind::Closing,
+        &[Obstacle::CutAfter(1000), Obstacle::Unanswered],
+    );
+    assert_eq!(upload(address, &content(4)), None);
+    assert_eq!(upload(address, &content(5)), None);
+    wait_until("what was done without an answer", || {
+        registry.blobs("acme/app").contains(&content(5).digest())
+    });
+    assert!(!registry.blobs("acme/app").contains(&content(4).digest()));
+    assert_eq!(passage.count(Kind::Closing), 4);
+
+    let gate = Gate::default();
+    passage.put(Kind::Closing, &[Obstacle::Gated(20_000, gate.clone())]);
+    std::thread::scope(|scope| {
+        let uploading = scope.spawn(|| upload(address, &content(6)));
+        passage.wait_for_halted(1);
+        assert!(!registry.blobs("acme/app").contains(&content(6).digest()));
+        gate.open();
+        assert_eq!(uploading.join().expect("no panic"), Some(201));
+    });
+    // A body whose length nobody knows before its end.
+    passage.put(Kind::Bytes, &[Obstacle::status(500)]);
+    let mut connection = Connection::open(address);
+    let chunked = "PATCH /v2/acme/app/blobs/uploads/1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n\
+                   5\r\nhello\r\n0\r\n\r\n";
+    for expected in [500, 404] {
+        connection.send(chunked);
+        assert_eq!(connection.response("PATCH").status(), expected);
+    }
+}
+
+#[test]
+fn content_to_be_mirrored_is_taken_by_those_who_may_push() {
+    require!("docker-registry", "skopeo");
+    let source = DockerRegistry::start(&Login::Htpasswd);
+    let shelf = Shelf::new(&source, "acme/app");
+    let signed = shelf.signed("v1");
+    let mut tags = signed.tags.clone();
+    tags.sort();
+    assert_eq!(source.tags("acme/app"), tags);
+    let raw = raw_manifest(&shelf.reference("v1"), USER, PASSWORD).expect("what was pushed");
+    assert_eq!(digest(&raw), signed.index);
+    let listed = shelf.reference(&referrers_tag(&signed.index));
+    let listed = raw_manifest(&listed, USER, PASSWORD).expect("its referrers");
+    assert!(String::from_utf8_lossy(&listed).contains(&signed.signature));
+
+    let accounts = Accounts::none()
+        .with("pusher", "password-of-pusher", &["acme/*"])
+        .with_reader("reader", "password-of-reader", &["*"]);
+    let tokens = TokenServer::start(accounts);
+    let target = DockerRegistry::start(&Login::Token(&tokens));
+    let passage = Passage::to_with(target.address, &tokens);
+    let copy = |login: &str, repository: &str| {
+        let mut skopeo = Command::new("skopeo");
+        skopeo
+            .args(["--insecure-policy", "copy", "--all", "--preserve-digests"])
+            .args(["--src-tls-verify=false", "--dest-tls-verify=false"])
+            .args(["--src-creds", &format!("{USER}:{PASSWORD}")])
+            .args(["--dest-creds", login])
+            .arg(format!("docker://{}", shelf.reference("v1")))
+            .arg(format!("docker://{}/{repository}:v1", passage.name()));
+        output(&mut skopeo).status.success()
+    };
+    assert!(copy("pusher:password-of-pusher", "acme/app"));
+    assert!(!copy("pusher:password-of-pusher", "others/app"));
+    assert!(!copy("reader:password-of-reader", "acme/other"));
+    assert_eq!(target.tags("acme/app"), ["v1"]);
+    assert_eq!(target.manifests("acme/app").len(), 3);
+    assert!(target.manifests("acme/other").is_empty());
+    let scopes = tokens.scopes();
+    assert!(
+        scopes.contains(&"repository:acme/app:pull,push".to_owned()),
+        "{scopes:?}"
+    );
+    assert!(passage.count(Kind::Manifest) >= 3);
+    assert!(target.writes().iter().any(|request| request.status == 201));
+    assert!(String::from_utf8_lossy(&raw).contains(OCI_INDEX));
+    // Who comes with a token of yesterday is sent for another.
+    let token = passage.requests();
+    let token = token.iter().rev().find_map(|request| request.bearer());
+    let bearer = format!("Bearer {}", token.expect("a token"));
+    tokens.forget_issued();
+    let address = passage.name().parse().expect("an address");
+    let headers = [("Authorization", bearer.as_str())];
+    let refused = http::request(address, "GET", "/v2/", &headers, b"");
+    assert_eq!(refused.status(), 401);
+    let challenge = refused.header("www-authenticate").expect("a challenge");
+    assert!(challenge.contains(&tokens.realm()), "{challenge}");
 }

@@ -20,6 +20,8 @@ struct Scene {
     closed: Tidegate,
     /// Takes one request from each caller.
     strict: Tidegate,
+    /// Has repositories of its own.
+    own: Tidegate,
 }
 
 impl Scene {
@@ -38,11 +40,15 @@ impl Scene {
         let strict = setup()
             .section("[limits]\nanonymous_requests = \"1/1h\"\nuser_requests = \"1/1h\"")
             .start();
+        let own = setup()
+            .section("[own]\nbuild_repository = \"quay.io/acme/wave\"\npublic_repository = \"quay.io/acme/acme\"")
+            .start();
         Self {
             liar,
             open,
             closed,
             strict,
+            own,
         }
     }
 }
@@ -75,8 +81,8 @@ fn every_rule_has_its_status_and_its_words() {
     let registry = scene.liar.name();
     let unsupported = |what: &str| {
         format!(
-            "{what} is not supported by this server; it serves a containerImage, with a containerConfig and \
-             containerIncludes if you like"
+            "{what} is not supported by this server; it serves, mirrors and freezes a containerImage, with a \
+             containerConfig and containerIncludes if you like, and builds nothing"
         )
     };
     // A mirror that breaks no rule but the one that is added.
@@ -109,7 +115,7 @@ fn every_rule_has_its_status_and_its_words() {
         ("B repository", &scene.open, V2, with(mirror.clone(), &json!({"buildRepository": null})), 400, "mirror needs a buildRepository".into()),
         ("B same registry", &scene.open, V2, with(mirror.clone(), &json!({"buildRepository": format!("{registry}/copies")})), 400, format!("mirror copies from one registry to another, and both images are at {registry}")),
         ("B scheme", &scene.open, V2, with(mirror.clone(), &json!({"buildRepository": "https://quay.io/a"})), 400, "buildRepository: `https://quay.io/a` is a URL; {…}".into()),
-        ("B tag", &scene.open, V2, with(mirror.clone(), &json!({"buildRepository": "quay.io/a:v1"})), 400, "buildRepository: `quay.io/a:v1` ends with a tag or digest, {…}".into()),
+        ("B tag", &scene.open, V2, with(mirror.clone(), &json!({"buildRepository": "quay.io/a:v1"})), 400, "buildRepository: `quay.io/a:v1` has a tag or a digest of its own; {…}".into()),
         // Who asks. C1: without a token the rest of one's identity is ignored, so this is a stranger.
         ("C1", &scene.open, V2, json!({"containerImage": image, "towerWorkspaceId": 7, "workflowId": "x"}), 400, format!("{registry}: not allowed to pull manifest acme/app:v1 with anonymous access; {{…}}")),
         ("C4", &scene.open, V2, json!({"containerImage": image, "towerAccessToken": "unheard of"}), 401, String::new()),
@@ -139,12 +145,14 @@ fn every_rule_has_its_status_and_its_words() {
         ("F5", &scene.open, V2, with(plain.clone(), &json!({"scanMode": "none"})), 501, unsupported("scanMode")),
         ("F6 count", &scene.open, V2, with(plain.clone(), &json!({"containerIncludes": vec!["b"; 11]})), 400, "containerIncludes has 11 images; 10 is the most".into()),
         ("F6 missing", &scene.open, V2, with(plain.clone(), &json!({"containerIncludes": [missing]})), 400, format!("containerIncludes: {registry}: manifest acme/app:v2 not found{{…}}")),
-        ("F7", &scene.open, V2, with(plain.clone(), &json!({"freeze": true, "buildRepository": "quay.io/a/b"})), 501, unsupported("freeze")),
+        ("F7 sif", &scene.open, V2, with(plain.clone(), &json!({"freeze": true, "format": "sif", "buildRepository": "quay.io/a/b"})), 501, unsupported("building for Singularity (format sif)")),
+        ("F7 organization", &scene.open, V2, with(plain.clone(), &json!({"freeze": true, "buildRepository": "acme"})), 400, "buildRepository: docker.io/acme is a user or an organization of Docker Hub; {…}".into()),
+        ("F7 own", &scene.own, V2, with(plain.clone(), &json!({"freeze": true, "buildRepository": "quay.io/acme/wave/x"})), 400, "quay.io/acme/wave/x is a repository of this server itself; name one of your own as buildRepository".into()),
         ("F8", &scene.open, V2, with(plain.clone(), &json!({"containerImage": missing})), 400, format!("{registry}: manifest acme/app:v2 not found{{…}}")),
         ("F9 build", &scene.open, V2, json!({"containerFile": "Zg=="}), 501, unsupported("building (containerFile, packages, condaFile)")),
         ("F9 packages", &scene.open, V2, json!({"packages": {"type": "CONDA", "entries": ["bwa"]}}), 501, unsupported("building (containerFile, packages, condaFile)")),
         ("F9 conda", &scene.open, V1, json!({"condaFile": "Zg=="}), 501, unsupported("building (containerFile, packages, condaFile)")),
-        ("F9 mirror", &scene.open, V2, mirror.clone(), 501, unsupported("mirror")),
+        ("F9 mirror", &scene.own, V2, with(mirror.clone(), &json!({"buildRepository": "quay.io/acme"})), 400, "quay.io/acme/acme/app is a repository of this server itself; name one of your own as buildRepository".into()),
         ("F9 context", &scene.open, V2, with(plain.clone(), &json!({"buildContext": {"location": "data:"}})), 501, unsupported("buildContext")),
     ];
     for (row, tidegate, path, request, status, words) in &rows {

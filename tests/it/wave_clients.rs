@@ -5,9 +5,12 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value, json};
 
 use crate::support::{
+    content::Content,
+    docker_registry::{DockerRegistry, Login, PASSWORD, USER},
     http::{self, Response},
     layer::Layer,
-    liar::Liar,
+    liar::{Behaviour, Gate, Liar, blob_path},
+    programs::{require, wait_until},
     tidegate::{Directory, Setup, Tidegate},
 };
 
@@ -277,4 +280,56 @@ fn a_record_tells_both_digests_after_the_first_pull() {
     assert_eq!(flat["sourceDigest"], source);
     assert_eq!(flat["waveDigest"].as_str(), served.as_deref());
     assert_ne!(flat["sourceDigest"], flat["waveDigest"]);
+}
+
+/// `wave --mirror --await`: it asks for the status until that is `DONE`, and dies of an answer without `succeeded`.
+#[test]
+fn the_wave_cli_waits_for_its_mirror() {
+    require!("docker-registry");
+    let target = DockerRegistry::start(&Login::Htpasswd);
+    let liar = Liar::open();
+    let image = liar.image("acme/app", "v1", &[Content::of("layer")]);
+    let directory = Directory::new()
+        .user("ada", ACCESS_TOKEN, &[7])
+        .workspace(7, "research")
+        .workspace_login(target.name(), USER, PASSWORD);
+    let tidegate = Setup::new()
+        .liar(&liar)
+        .registry(target.name())
+        .directory(&directory)
+        .start();
+    let gate = Gate::default();
+    let halting = Behaviour::Gated(0, gate.clone());
+    liar.misbehave_in_turn(&blob_path("acme/app", &image.layers[0]), &[halting]);
+    let scene = Scene { liar, tidegate };
+    let repository = format!("{}/kept", target.name());
+    let more = json!({"mirror": true, "buildRepository": repository});
+    let response = wave_cli(&scene, &more);
+    assert_eq!(response.status(), 200, "{}", response.text());
+    let answer = response.json();
+    assert!(answer["succeeded"].is_null(), "it would not wait: {answer}");
+    assert!(!response.text().contains("null"), "{answer}");
+    let path = format!(
+        "/v1alpha2/container/{}/status",
+        answer["requestId"].as_str().unwrap_or_default()
+    );
+    let first = scene.tidegate.get(&path);
+    assert_eq!(first.json()["status"], json!("BUILDING"));
+    assert_eq!(first.json()["succeeded"], json!(false));
+    assert!(first.json()["duration"].is_null(), "{}", first.text());
+    gate.open();
+    let mut last = first;
+    wait_until("DONE", || {
+        last = scene.tidegate.get(&path);
+        assert_eq!(last.status(), 200, "{}", last.text());
+        last.json()["status"] == json!("DONE")
+    });
+    assert_eq!(last.json()["succeeded"], json!(true), "{}", last.text());
+    let created = last.json()["creationTime"].clone();
+    assert!(is_iso_instant(created.as_str().unwrap_or_default()));
+    assert!(
+        is_decimal_seconds(&last.text(), "duration"),
+        "{}",
+        last.text()
+    );
 }

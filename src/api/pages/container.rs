@@ -14,10 +14,12 @@ use crate::{
         Api, Response,
         container::{digests_of, platform_of},
         error_response::{self, Shape},
+        jobs::kind_of,
     },
     augment::{Layer, Overlay, Place},
     blocking::Errand,
-    requests::{Record, Token},
+    mirror::jobs::JobId,
+    requests::{Durable, DurableKind, Record, Token},
     units::ByteSize,
 };
 
@@ -63,8 +65,10 @@ fn shown(record: &Record, state: State, name: &str) -> Response {
     page(200, &image, |html| {
         html.element("h1", &image);
         html.raw("<section>\n");
-        match state {
-            State::Good => {
+        let durable = record.durable.as_ref();
+        match (durable, state) {
+            (Some(durable), _) => kept(html, durable),
+            (None, State::Good) => {
                 html.raw("<p><span class=\"state good\">can be pulled</span> <span class=\"faint\">until ");
                 time(html, record.expires);
                 html.raw(match record.details.workflow_id {
@@ -74,12 +78,12 @@ fn shown(record: &Record, state: State, name: &str) -> Response {
                 html.raw("<pre>docker pull ").text(name).raw("</pre>\n");
                 html.raw("<p class=\"faint\">The name is a key: whoever has it can pull this image.</p>\n");
             }
-            State::Revoked => {
+            (None, State::Revoked) => {
                 html.raw("<p><span class=\"state over\">revoked</span> <span class=\"faint\">");
                 time(html, record.revoked.unwrap_or(record.expires));
                 html.raw("</span></p>\n<p>Nothing can be pulled by this name any more.</p>\n");
             }
-            State::Over => {
+            (None, State::Over) => {
                 html.raw("<p><span class=\"state over\">expired</span></p>\n");
                 html.raw(
                     "<p>Nothing can be pulled by this name any more; ask for a new one.</p>\n",
@@ -109,6 +113,29 @@ fn shown(record: &Record, state: State, name: &str) -> Response {
             changes(html, overlay);
         }
     })
+}
+
+/// An image that stays, whatever becomes of the request.
+fn kept(html: &mut Html, durable: &Durable) {
+    html.raw("<p><span class=\"state good\">")
+        .raw(match durable.kind {
+            DurableKind::Mirror => "mirror",
+            DurableKind::Freeze => "freeze",
+        });
+    html.raw("</span> <span class=\"faint\">in a repository of its own</span></p>\n");
+    html.raw("<pre>docker pull ")
+        .text(&durable.target)
+        .raw("</pre>\n");
+    let job = durable
+        .job
+        .as_deref()
+        .and_then(|job| job.parse::<JobId>().ok());
+    if let Some(job) = job {
+        html.raw("<p><a");
+        // An id has nothing in it but letters, digits and the dash.
+        html.attribute("href", &format!("/view/{}/{job}", kind_of(&job)));
+        html.raw(">How it was made</a></p>\n");
+    }
 }
 
 /// What is put on the image.
@@ -158,7 +185,7 @@ fn origin(layer: &Layer) -> String {
     }
 }
 
-fn time(html: &mut Html, time: SystemTime) {
+pub(super) fn time(html: &mut Html, time: SystemTime) {
     // Whole seconds are enough for people, and the calendar ends somewhere.
     const LAST: Duration = Duration::from_secs(253_402_300_799);
     let time = time.min(SystemTime::UNIX_EPOCH + LAST);

@@ -7,6 +7,7 @@ mod container;
 mod html;
 mod inspect;
 pub mod inspection;
+mod job;
 
 use std::sync::LazyLock;
 

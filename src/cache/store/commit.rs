@@ -3,7 +3,7 @@
 use std::{fs::File, io, path::Path, sync::Arc};
 
 use super::{
-    Desk, Store,
+    Desk, Opening, Store,
     removal::{Retired, fingerprint},
 };
 use crate::{
@@ -30,7 +30,9 @@ impl Store {
         size: u64,
         mut reservation: Reservation,
     ) -> io::Result<()> {
-        file.sync_data()?;
+        if self.opening != Opening::Scratch {
+            file.sync_data()?;
+        }
         if size > reservation.bytes() && !reservation.grow(size - reservation.bytes()) {
             return Err(io::ErrorKind::StorageFull.into());
         }

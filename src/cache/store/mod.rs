@@ -105,6 +105,9 @@ pub(super) enum Found {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Opening {
     Serve,
+    /// To work in it and then remove it. It need not outlive the machine, so nothing waits for the disk: most of what is
+    /// removed soon never gets there.
+    Scratch,
     /// To look after it while no server runs. Nothing is removed but what is asked for: the settings may not be those
     /// that the server runs with.
     Visit,
@@ -122,6 +125,15 @@ impl Store {
             scrub::begin(Weak::clone(&store.own), *options.scrub_interval)?;
         }
         Ok(store)
+    }
+
+    /// A new one, which is not there any more when the process has ended.
+    pub(super) fn scratch(
+        directory: PathBuf,
+        options: &Options,
+        pool: Arc<Pool>,
+    ) -> io::Result<Arc<Self>> {
+        Self::open_folder(directory, options, pool, Opening::Scratch)
     }
 
     /// The same, without a server: nothing happens by itself, and all is listed when it returns.
@@ -144,7 +156,7 @@ impl Store {
         let max = options.max_size.bytes();
         let path = folder.root().join("index");
         let slots = match opening {
-            Opening::Serve => slots_for(max),
+            Opening::Serve | Opening::Scratch => slots_for(max),
             Opening::Visit => slots_of(&path).unwrap_or(0).max(slots_for(max)),
         };
         let (index, pen, condition) = Index::load(
@@ -164,7 +176,7 @@ impl Store {
             .collect();
         let low = options.low_watermark.of(max);
         let high = match opening {
-            Opening::Serve => options.high_watermark.of(max),
+            Opening::Serve | Opening::Scratch => options.high_watermark.of(max),
             Opening::Visit => u64::MAX,
         };
         let store = Arc::new_cyclic(|own| Self {

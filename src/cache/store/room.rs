@@ -179,7 +179,7 @@ impl Store {
 
     /// What was found may be more than the cap of today.
     pub(super) fn keep_the_cap(&self) {
-        if self.opening == Opening::Serve {
+        if self.opening != Opening::Visit {
             self.evict_until(|store| store.budget.missing(0) == 0);
         }
     }

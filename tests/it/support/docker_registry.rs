@@ -1,9 +1,9 @@
-//! The registry that Debian ships (distribution 2.8): a real upstream, with its log.
+//! The registry that Debian ships (distribution 2.8): a real upstream, and a real target of pushes, with its log.
 
 use std::{
     fs,
     net::{SocketAddr, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -34,21 +34,44 @@ pub struct DockerRegistry {
     pub address: SocketAddr,
     process: Process,
     home: TempDir,
+    storage: PathBuf,
     certificate: Option<PathBuf>,
+}
+
+/// A request that it has answered, by its log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    pub method: String,
+    /// Without a query.
+    pub path: String,
+    pub status: u16,
+}
+
+impl Answered {
+    /// Of a blob or a manifest, or of an upload.
+    pub fn is_write(&self) -> bool {
+        matches!(self.method.as_str(), "POST" | "PUT" | "PATCH")
+    }
 }
 
 impl DockerRegistry {
     pub fn start(login: &Login<'_>) -> Self {
-        Self::start_with(login, false)
+        Self::start_with(login, false, None)
+    }
+
+    /// What it is given goes to this folder: a small disk's, say.
+    pub fn start_in(login: &Login<'_>, storage: &Path) -> Self {
+        Self::start_with(login, false, Some(storage))
     }
 
     /// With a certificate of its own; `ca_file` is what to trust.
     pub fn start_tls(login: &Login<'_>) -> Self {
-        Self::start_with(login, true)
+        Self::start_with(login, true, None)
     }
 
-    fn start_with(login: &Login<'_>, with_tls: bool) -> Self {
+    fn start_with(login: &Login<'_>, with_tls: bool, storage: Option<&Path>) -> Self {
         let home = tempfile::tempdir().expect("a temporary folder");
+        let storage = storage.map_or_else(|| home.path().join("storage"), Path::to_owned);
         let file = |name: &str, content: &str| {
             let path = home.path().join(name);
             fs::write(&path, content).expect("a writable folder");
@@ -92,27 +115,32 @@ impl DockerRegistry {
                 "config.yml",
                 &format!(
                     "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n  secret: tests\n{tls}{auth}",
-                    home.path().join("storage").display()
+                    storage.display()
                 ),
             );
-            let mut process = Process::spawn(
-                "docker-registry",
-                command("docker-registry").arg("serve").arg(config),
-            );
-            wait_until("docker-registry", || {
-                process.has_ended() || TcpStream::connect(address).is_ok()
-            });
-            if process.has_ended() && process.log.text().contains("address already in use") {
+            let Some(process) = serve(&config, address) else {
                 continue;
-            }
-            assert!(!process.has_ended(), "{}", process.log.text());
+            };
             return Self {
                 address,
                 process,
                 home,
+                storage,
                 certificate,
             };
         }
+    }
+
+    /// At once, as by `kill -9`.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Again at its address, with all it has stored; its log begins anew.
+    pub fn restart(&mut self) {
+        self.process.kill();
+        let config = self.home.path().join("config.yml");
+        self.process = serve(&config, self.address).expect("its own address is free");
     }
 
     pub fn name(&self) -> String {
@@ -121,8 +149,8 @@ impl DockerRegistry {
 
     /// Uploads that were neither ended nor cancelled.
     pub fn open_uploads(&self, repository: &str) -> usize {
-        let folder = format!("storage/docker/registry/v2/repositories/{repository}/_uploads");
-        let Ok(uploads) = fs::read_dir(self.home.path().join(folder)) else {
+        let folder = self.repositories().join(repository).join("_uploads");
+        let Ok(uploads) = fs::read_dir(folder) else {
             return 0;
         };
         // Of a cancelled one it leaves an empty tree.
@@ -150,6 +178,64 @@ impl DockerRegistry {
             .arg(format!("{USER}:{PASSWORD}"))
             .arg(format!("oci:{}:image", image.folder.display()))
             .arg(format!("docker://{}/{repository}:{tag}", self.address)));
+    }
+
+    /// All that it has been asked since its start, in the order of its answers.
+    pub fn answered(&self) -> Vec<Answered> {
+        self.wait_for_its_log();
+        let lines = self.process.log.lines();
+        lines.iter().filter_map(|line| answered(line)).collect()
+    }
+
+    /// Those that change something.
+    pub fn writes(&self) -> Vec<Answered> {
+        let mut answered = self.answered();
+        answered.retain(Answered::is_write);
+        answered
+    }
+
+    /// Tags of a repository that it has on its disk, whoever may see them.
+    pub fn tags(&self, repository: &str) -> Vec<String> {
+        let folder = self.repositories().join(repository).join("_manifests/tags");
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut tags: Vec<String> = entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
+        tags.sort();
+        tags
+    }
+
+    /// Digests of the manifests that a repository has on disk.
+    pub fn manifests(&self, repository: &str) -> Vec<String> {
+        self.links(repository, "_manifests/revisions/sha256")
+    }
+
+    /// Digests of the blobs that a repository has on disk.
+    pub fn blobs(&self, repository: &str) -> Vec<String> {
+        self.links(repository, "_layers/sha256")
+    }
+
+    fn links(&self, repository: &str, folder: &str) -> Vec<String> {
+        let folder = self.repositories().join(repository).join(folder);
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let links = entries.filter(|entry| entry.path().join("link").is_file());
+        let mut digests: Vec<String> = links
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .map(|hex| format!("sha256:{hex}"))
+            .collect();
+        digests.sort();
+        digests
+    }
+
+    /// What it has stored under this digest, whichever repositories have it.
+    pub fn stored(&self, digest: &str) -> PathBuf {
+        let (_, hex) = digest.split_once(':').expect("an algorithm");
+        let blobs = self.storage.join("docker/registry/v2/blobs/sha256");
+        blobs.join(&hex[..2]).join(hex).join("data")
+    }
+
+    fn repositories(&self) -> PathBuf {
+        self.storage.join("docker/registry/v2/repositories")
     }
 
     /// Successful GETs of this blob.
@@ -183,6 +269,35 @@ impl DockerRegistry {
     pub fn log(&self) -> String {
         self.process.log.text()
     }
+}
+
+/// `None` if another process was quicker to take the address.
+fn serve(config: &Path, address: SocketAddr) -> Option<Process> {
+    let mut process = Process::spawn(
+        "docker-registry",
+        command("docker-registry").arg("serve").arg(config),
+    );
+    wait_until("docker-registry", || {
+        process.has_ended() || TcpStream::connect(address).is_ok()
+    });
+    if process.has_ended() && process.log.text().contains("address already in use") {
+        return None;
+    }
+    assert!(!process.has_ended(), "{}", process.log.text());
+    Some(process)
+}
+
+/// `127.0.0.1 - - [27/Nov/2026:10:00:00 +0000] "GET /v2/acme/app/tags/list?n=1 HTTP/1.1" 200 27 "" "tests"`
+fn answered(line: &str) -> Option<Answered> {
+    let (_, rest) = line.split_once("] \"")?;
+    let (request, rest) = rest.split_once("\" ")?;
+    let mut words = request.split(' ');
+    let (method, target) = (words.next()?, words.next()?);
+    Some(Answered {
+        method: method.to_owned(),
+        path: target.split('?').next()?.to_owned(),
+        status: rest.split(' ').next()?.parse().ok()?,
+    })
 }
 
 fn is_handshake_error(line: &str) -> bool {

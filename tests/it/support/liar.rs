@@ -122,11 +122,11 @@ impl Gate {
         self.0.1.notify_all();
     }
 
-    fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         *self.0.0.lock().expect("no panic holds it")
     }
 
-    fn wait(&self) -> io::Result<()> {
+    pub(super) fn wait(&self) -> io::Result<()> {
         let open = self.0.0.lock().expect("no panic holds it");
         let (_open, waited) = self
             .0

@@ -242,7 +242,11 @@ impl State {
             let refusal = fault.or_else(|| self.refusal(&request, size as u64));
             match &refusal {
                 Some(Fault::Early(status, fields, body)) => {
-                    return answer(reader.get_mut(), *status, fields, body);
+                    answer(reader.get_mut(), *status, fields, body)?;
+                    // As servers do: to close on what was not read would take the answer back.
+                    let mut rest = (&mut reader).take(size as u64);
+                    let _ = io::copy(&mut rest, &mut io::sink());
+                    return Ok(());
                 }
                 Some(Fault::Stall) => {
                     thread::park_timeout(PATIENCE);

@@ -90,8 +90,20 @@ impl Unpacked {
 }
 
 pub fn podman_unpack(target: &str) -> Unpacked {
+    podman_unpack_with(target, &[])
+}
+
+/// With a user's name and password, `ada:secret`.
+pub fn podman_unpack_as(target: &str, login: &str) -> Unpacked {
+    podman_unpack_with(target, &["--creds", login])
+}
+
+fn podman_unpack_with(target: &str, more: &[&str]) -> Unpacked {
     let home = tempfile::tempdir().expect("a temporary folder");
-    run(podman(&home).args(["pull", "--tls-verify=false", target]));
+    run(podman(&home)
+        .args(["pull", "--tls-verify=false"])
+        .args(more)
+        .arg(target));
     let inspect = ["image", "inspect", "--format={{json .Config}}", target];
     let config = run(podman(&home).args(inspect)).stdout;
     let root = run(podman(&home).args(["image", "mount", target])).stdout;
@@ -301,13 +313,20 @@ impl Containerd {
 
     /// Pulls and unpacks by copying, which works on every file system.
     pub fn pull(&self, target: &str) {
-        run(self.ctr().args([
-            "images",
-            "pull",
-            "--snapshotter=native",
-            "--plain-http",
-            target,
-        ]));
+        self.pull_with(target, &[]);
+    }
+
+    /// With a user's name and password, `ada:secret`.
+    pub fn pull_as(&self, target: &str, login: &str) {
+        self.pull_with(target, &["--user", login]);
+    }
+
+    fn pull_with(&self, target: &str, more: &[&str]) {
+        run(self
+            .ctr()
+            .args(["images", "pull", "--snapshotter=native", "--plain-http"])
+            .args(more)
+            .arg(target));
     }
 
     /// Fetches what an image consists of, unpacking nothing, and breaks off when it is told to.

@@ -172,11 +172,24 @@ fn serve(
 }
 
 fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
-    let mut line = String::new();
-    if reader.read_line(&mut line)? == 0 {
+    let Some((_, mut request)) = read_head(reader)? else {
+        return Ok(None);
+    };
+    let length: u64 = request
+        .header("content-length")
+        .and_then(|length| length.parse().ok())
+        .unwrap_or_default();
+    reader.take(length).read_to_end(&mut request.body)?;
+    Ok(Some(request))
+}
+
+/// As it came, and read.
+pub fn read_head(reader: &mut impl BufRead) -> io::Result<Option<(Vec<u8>, Request)>> {
+    let mut raw = String::new();
+    if reader.read_line(&mut raw)? == 0 {
         return Ok(None);
     }
-    let mut parts = line.trim_end().split(' ');
+    let mut parts = raw.trim_end().split(' ');
     let (Some(method), Some(target)) = (parts.next(), parts.next()) else {
         return Ok(None);
     };
@@ -189,6 +202,7 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>
     loop {
         let mut line = String::new();
         reader.read_line(&mut line)?;
+        raw.push_str(&line);
         let line = line.trim_end();
         if line.is_empty() {
             break;
@@ -199,12 +213,7 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>
                 .push((name.to_owned(), value.trim().to_owned()));
         }
     }
-    let length: u64 = request
-        .header("content-length")
-        .and_then(|length| length.parse().ok())
-        .unwrap_or_default();
-    reader.take(length).read_to_end(&mut request.body)?;
-    Ok(Some(request))
+    Ok(Some((raw.into_bytes(), request)))
 }
 
 /// An answer with a body in memory; without the body if it answers HEAD.

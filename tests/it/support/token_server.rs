@@ -52,6 +52,11 @@ struct State {
 pub struct Issued(Arc<State>);
 
 impl Issued {
+    pub fn knows(&self, token: &str) -> bool {
+        let issued = self.0.issued.lock().expect("no panic holds it");
+        issued.contains_key(token)
+    }
+
     pub fn permits(&self, token: &str, repository: &str) -> bool {
         let issued = self.0.issued.lock().expect("no panic holds it");
         issued
@@ -124,6 +129,15 @@ impl TokenServer {
             .clone()
     }
 
+    /// Every scope that somebody has asked for.
+    pub fn scopes(&self) -> Vec<String> {
+        let requests = self.requests();
+        let asked = requests.iter().flat_map(|request| request.queries("scope"));
+        asked
+            .flat_map(|scopes| scopes.split(' ').map(str::to_owned).collect::<Vec<_>>())
+            .collect()
+    }
+
     pub fn expires_in(&self, seconds: u64) {
         self.state.expires_in.store(seconds, Ordering::SeqCst);
     }
@@ -149,13 +163,20 @@ impl State {
         let mut access = Vec::new();
         let mut granted = Vec::new();
         // The grant is what was asked for and is allowed, and never an error (registry-auth §2).
-        for scope in request.queries("scope") {
-            if let Some((name, actions)) = scope
+        let asked = request.queries("scope");
+        for scope in asked.iter().flat_map(|scopes| scopes.split(' ')) {
+            let Some((name, actions)) = scope
                 .strip_prefix("repository:")
                 .and_then(|rest| rest.rsplit_once(':'))
-                && self.accounts.permits(&user, &password, name)
-            {
-                let actions: Vec<&str> = actions.split(',').collect();
+            else {
+                continue;
+            };
+            let is_allowed = |action: &&str| match *action {
+                "pull" => self.accounts.permits(&user, &password, name),
+                _ => self.accounts.permits_pushes(&user, &password, name),
+            };
+            let actions: Vec<&str> = actions.split(',').filter(is_allowed).collect();
+            if !actions.is_empty() {
                 access.push(json!({"type": "repository", "name": name, "actions": actions}));
                 granted.push(name.to_owned());
             }

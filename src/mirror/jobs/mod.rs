@@ -1,0 +1,731 @@
+//! Copies as jobs: taken from whoever asks, kept across restarts, run on the cores when it is their turn, and told of
+//! afterwards. What a copy does is `mirror`'s; here is who gets one, when, how often, and what became of it.
+//!
+//! Invariants: of equal wishes of one tenant one job runs, and no tenant is told of another's. A job is on disk before its id is
+//! told; what a process did not finish, the next one does again, and finds at the target what is there already. Every job ends:
+//! by its own end, by `job_timeout`, by its last attempt, or because whoever asked took it back.
+//!
+//! All of this blocks, but for `run` (worker.rs), `next` and `counts`.
+
+mod id;
+mod job;
+mod journal;
+mod queue;
+mod store;
+mod worker;
+
+pub use id::{JobId, JobIdError};
+pub use job::{Ended, Job, JobKey, JobRecord, Outcome};
+pub use queue::{Full, Tenant};
+pub use store::{OpenError, StoreError};
+pub use worker::run;
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant, SystemTime},
+};
+
+use self::{
+    journal::{Journal, summary, told},
+    queue::{Limits, Queue},
+    store::Store,
+};
+use super::{Copied, CopyError, Options, Progress, Totals};
+use crate::{
+    blocking::{Inbox, Pool, lock},
+    oci::{Digest, Platform, Reference, TagOrDigest},
+    requests::{
+        self, ContainerRequest, DurableKind, Grant, Purpose, Requests, Token, unix_nanoseconds,
+    },
+    telemetry::metrics::{self, Counter},
+};
+
+/// Longer than a job may wait and run: a full queue of slow copies is worked off in a day.
+const READING_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Clients that ask again at once are told the same failure again; people who have put something right need not wait long.
+const FAILURE_LIFETIME: Duration = Duration::from_secs(10);
+
+/// A job that ends its process must not do so for ever.
+const MOST_ATTEMPTS: u32 = 20;
+
+/// What is asked for.
+pub struct Wish {
+    pub kind: DurableKind,
+    /// Of the source, with its overlay and layers.
+    pub request: ContainerRequest,
+    /// What the source is.
+    pub digest: Digest,
+    pub target: Reference,
+    pub platform: Option<Platform>,
+}
+
+impl Wish {
+    pub fn key(&self) -> JobKey {
+        JobKey::of(
+            self.kind,
+            &self.tenant(),
+            &self.digest,
+            &self.target,
+            self.platform.as_ref(),
+        )
+    }
+
+    fn tenant(&self) -> Tenant {
+        Tenant::of(&self.request.caller)
+    }
+}
+
+/// What came of asking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It waits or runs now.
+    Going(JobId),
+    /// It failed a moment ago.
+    Failed(JobId),
+}
+
+impl Taken {
+    pub fn id(&self) -> &JobId {
+        match self {
+            Self::Going(id) | Self::Failed(id) => id,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    #[error(transparent)]
+    Full(#[from] Full),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Requests(#[from] requests::StoreError),
+}
+
+/// One for the process.
+pub struct Jobs {
+    store: Store,
+    requests: Arc<Requests>,
+    pool: Arc<Pool>,
+    options: Options,
+    table: Mutex<Table>,
+    /// What each core is to run.
+    cores: Vec<Inbox<Arc<Live>>>,
+    /// Held while it is decided whether a wish becomes a job, disk included.
+    deciding: Mutex<()>,
+}
+
+/// What did not end, and what ended and could not be written.
+struct Table {
+    live: HashMap<JobId, Arc<Live>>,
+    by_key: HashMap<JobKey, JobId>,
+    queue: Queue<JobId>,
+    /// Running jobs of each core.
+    load: Vec<usize>,
+}
+
+/// A job between its beginning and its end.
+struct Live {
+    job: Job,
+    progress: Arc<Progress>,
+    journal: Mutex<Journal>,
+    state: Mutex<LiveState>,
+}
+
+#[derive(Debug, Default)]
+struct LiveState {
+    phase: Phase,
+    /// Of all processes that began it.
+    attempts: u32,
+    /// Of this one: that a process was killed is no fault of the job.
+    tries: u32,
+    /// When the first attempt of this process began.
+    started: Option<Instant>,
+}
+
+/// The life of a job in a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    /// In line.
+    #[default]
+    Waiting,
+    Running {
+        core: usize,
+    },
+    /// Until the next attempt, in no line.
+    Pausing,
+    Ended(Ended),
+}
+
+/// What an attempt came to.
+enum Attempt {
+    Copied(Copied),
+    Failed(CopyError),
+    /// What is to be read is no longer there, or the caller may no longer read it.
+    Unreadable(String),
+    TimedOut,
+    /// By a bug of ours.
+    Lost,
+}
+
+/// How many there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    pub waiting: usize,
+    pub running: usize,
+}
+
+impl Jobs {
+    /// Takes up what was not finished.
+    pub fn open(
+        state_directory: &Path,
+        options: &Options,
+        requests: Arc<Requests>,
+        pool: Arc<Pool>,
+        core_count: usize,
+    ) -> Result<Arc<Self>, OpenError> {
+        let store = Store::open(state_directory)?;
+        let queue = Queue::new(Limits {
+            running: options.max_running,
+            running_of_one: options.max_running_per_tenant,
+            waiting: options.max_waiting,
+            waiting_of_one: options.max_waiting_per_tenant,
+        });
+        let jobs = Self {
+            store,
+            requests,
+            pool,
+            options: options.clone(),
+            table: Mutex::new(Table {
+                live: HashMap::new(),
+                by_key: HashMap::new(),
+                queue,
+                load: vec![0; core_count],
+            }),
+            cores: (0..core_count).map(|_| Inbox::default()).collect(),
+            deciding: Mutex::new(()),
+        };
+        match jobs.store.unfinished() {
+            Ok(unfinished) => {
+                for (entry, log) in unfinished {
+                    let live = Arc::new(Live::of(entry.job, Journal::of(log), entry.attempts));
+                    if entry.attempts >= MOST_ATTEMPTS {
+                        let reason = format!(
+                            "it was begun {MOST_ATTEMPTS} times, and no process lived to its end"
+                        );
+                        jobs.end(&live, Outcome::Failed(reason), SystemTime::now());
+                        continue;
+                    }
+                    live.note("tidegate was started again; the job begins anew, with what is at the target already");
+                    jobs.enter(&live);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "mirrors and freezes from before the start are not taken up");
+            }
+        }
+        jobs.dispatch();
+        Ok(Arc::new(jobs))
+    }
+
+    /// Makes a job of a wish, or finds the one that there is. On disk when it returns.
+    pub fn submit(&self, wish: Wish, now: SystemTime) -> Result<Taken, SubmitError> {
+        let _deciding = lock(&self.deciding);
+        let key = wish.key();
+        if let Some(id) = self.going(&key)
+            && self.hold(&id)?
+        {
+            return Ok(Taken::Going(id));
+        }
+        let last = self.store.latest(&key)?;
+        let number = match &last {
+            Some(last) if last.has_just_failed(now) => {
+                return Ok(Taken::Failed(last.job.id.clone()));
+            }
+            Some(last) => last.job.id.number().saturating_add(1),
+            None => 1,
+        };
+        let tenant = wish.tenant();
+        lock(&self.table).queue.admit(&tenant)?;
+        let id = JobId::random(wish.kind, number);
+        let live = Arc::new(self.begin(wish, id.clone(), key, tenant, now)?);
+        self.enter(&live);
+        self.dispatch();
+        tracing::info!(job = %id, source = %live.job.source, target = %live.job.target, caller = live.job.user,
+            "a {} was asked for", live.job.kind.as_str());
+        Ok(Taken::Going(id))
+    }
+
+    /// What is read is a grant of its own, which nobody is told of.
+    fn begin(
+        &self,
+        wish: Wish,
+        id: JobId,
+        key: JobKey,
+        tenant: Tenant,
+        now: SystemTime,
+    ) -> Result<Live, SubmitError> {
+        let Wish {
+            kind,
+            request,
+            digest,
+            target,
+            platform,
+        } = wish;
+        let details = &request.details;
+        let zone = details.timestamp.as_ref().map(|time| time.zone.clone());
+        let source = request.image.clone();
+        let mut job = Job {
+            id,
+            kind,
+            tenant,
+            key,
+            image: details.container_image.chars().take(1024).collect(),
+            source: source.clone(),
+            digest,
+            target,
+            platform,
+            user: match &*request.caller {
+                requests::Caller::Anonymous => None,
+                requests::Caller::User { name, .. } => Some(name.clone()),
+            },
+            zone: zone.unwrap_or_else(|| "Z".to_owned()),
+            created: now,
+            reading: Token::random(),
+        };
+        let reading = ContainerRequest {
+            image: Reference {
+                version: TagOrDigest::Digest(digest),
+                ..source
+            },
+            purpose: Purpose::Source(READING_LIFETIME),
+            ..request
+        };
+        job.reading = self.requests.issue(reading, Some(digest), now)?.token;
+        let live = Live::of(job, Journal::default(), 0);
+        live.note(&format!(
+            "{}: {} ({}) to {}{}",
+            kind.as_str(),
+            live.job.source,
+            digest,
+            live.job.target,
+            match &live.job.platform {
+                Some(platform) => format!(", for {platform}"),
+                None => String::new(),
+            }
+        ));
+        let log = lock(&live.journal).text();
+        if let Err(error) = self.store.insert(&live.job, &log) {
+            self.forget_reading(&live.job, now);
+            return Err(error.into());
+        }
+        Ok(live)
+    }
+
+    /// The last job of equal wishes, if it came to its end well.
+    pub fn last_done(&self, key: &JobKey) -> Result<Option<JobId>, StoreError> {
+        let last = self.store.latest(key)?.map(|entry| entry.record());
+        let done = last.filter(JobRecord::is_done);
+        Ok(done.map(|record| record.job.id))
+    }
+
+    pub fn record(&self, id: &JobId) -> Result<Option<JobRecord>, StoreError> {
+        if let Some(live) = self.live(id) {
+            return Ok(Some(live.record()));
+        }
+        Ok(self.store.read(id)?.map(|entry| entry.record()))
+    }
+
+    /// Of a running one, with what it has done so far.
+    pub fn log(&self, id: &JobId) -> Result<Option<String>, StoreError> {
+        match self.live(id) {
+            Some(live) => Ok(Some(live.log())),
+            None => self.store.log(id),
+        }
+    }
+
+    /// How far it is, if it is not over.
+    pub fn totals(&self, id: &JobId) -> Option<Totals> {
+        Some(self.live(id)?.progress.snapshot().totals)
+    }
+
+    /// Those that are not over, oldest first.
+    pub fn unfinished(&self) -> Vec<JobRecord> {
+        let live: Vec<Arc<Live>> = lock(&self.table).live.values().cloned().collect();
+        let mut records: Vec<JobRecord> = live.iter().map(|live| live.record()).collect();
+        records.retain(|record| record.ended.is_none());
+        records.sort_by_key(|record| record.job.created);
+        records
+    }
+
+    pub fn counts(&self) -> Counts {
+        let table = lock(&self.table);
+        Counts {
+            waiting: table.queue.waiting(),
+            running: table.queue.running(),
+        }
+    }
+
+    /// A request that hangs on it was revoked. With the last one the job ends.
+    pub fn release(&self, id: &JobId, now: SystemTime) -> Result<(), StoreError> {
+        let _deciding = lock(&self.deciding);
+        if self.live(id).is_none() {
+            return Ok(());
+        }
+        let changed = self.store.change(id, None, |entry| {
+            entry.holders = entry.holders.saturating_sub(1);
+        })?;
+        if changed.is_some_and(|entry| entry.holders == 0) {
+            self.cancel(id, now);
+        }
+        Ok(())
+    }
+
+    /// Whether there was something to cancel. What is at the target stays there.
+    pub fn cancel(&self, id: &JobId, now: SystemTime) -> bool {
+        let Some(live) = self.live(id) else {
+            return false;
+        };
+        live.progress.cancel();
+        let is_idle = {
+            let mut table = lock(&self.table);
+            let mut state = lock(&live.state);
+            match state.phase {
+                Phase::Waiting => {
+                    table
+                        .queue
+                        .remove(&live.job.tenant, |waiting| waiting == id);
+                    // Whoever looks for a turn for it finds that it has had it.
+                    state.phase = Phase::Pausing;
+                    true
+                }
+                Phase::Pausing => true,
+                // The copy sees it, and comes to its end.
+                Phase::Running { .. } => false,
+                Phase::Ended(_) => return false,
+            }
+        };
+        if is_idle {
+            self.end(&live, Outcome::Cancelled, now);
+        }
+        true
+    }
+
+    /// Deletes records that have been kept long enough, and says how many. To be called now and then.
+    pub fn purge(&self, now: SystemTime) -> Result<usize, StoreError> {
+        self.write_unwritten();
+        let retention = u64::try_from(self.options.record_retention.as_nanos());
+        let retention = retention.unwrap_or(u64::MAX);
+        let Some(before) = unix_nanoseconds::from_time(now).checked_sub(retention) else {
+            return Ok(0);
+        };
+        let mut purged = 0;
+        loop {
+            let count = self.store.purge_some(before)?;
+            purged += count;
+            if count == 0 {
+                return Ok(purged);
+            }
+        }
+    }
+
+    fn going(&self, key: &JobKey) -> Option<JobId> {
+        lock(&self.table).by_key.get(key).cloned()
+    }
+
+    /// Whether it is there to hang on.
+    fn hold(&self, id: &JobId) -> Result<bool, StoreError> {
+        let held = self.store.change(id, None, |entry| {
+            if entry.ended.is_none() {
+                entry.holders = entry.holders.saturating_add(1);
+            }
+        })?;
+        Ok(held.is_some_and(|entry| entry.ended.is_none()))
+    }
+
+    fn live(&self, id: &JobId) -> Option<Arc<Live>> {
+        lock(&self.table).live.get(id).cloned()
+    }
+
+    fn enter(&self, live: &Arc<Live>) {
+        let mut table = lock(&self.table);
+        let id = &live.job.id;
+        table.live.insert(id.clone(), Arc::clone(live));
+        table.by_key.insert(live.job.key.clone(), id.clone());
+        table.queue.push(&live.job.tenant, id.clone());
+    }
+
+    /// Gives those whose turn it is to the cores that have the least to do.
+    fn dispatch(&self) {
+        let mut table = lock(&self.table);
+        while let Some(id) = table.queue.take() {
+            let Some(live) = table.live.get(&id).cloned() else {
+                continue;
+            };
+            let load = table.load.iter().enumerate();
+            let least = load.min_by_key(|(_, count)| **count).map(|(core, _)| core);
+            let Some((core, inbox)) = least.and_then(|core| Some((core, self.cores.get(core)?)))
+            else {
+                return;
+            };
+            if let Some(load) = table.load.get_mut(core) {
+                *load += 1;
+            }
+            {
+                let mut state = lock(&live.state);
+                state.phase = Phase::Running { core };
+                state.attempts += 1;
+                state.tries += 1;
+                state.started.get_or_insert_with(Instant::now);
+            }
+            inbox.put(live);
+        }
+    }
+
+    /// What the job reads from, for an attempt that begins.
+    fn reading(&self, live: &Live, now: SystemTime) -> Result<Option<Arc<Grant>>, String> {
+        self.write_attempt(live);
+        let job = &live.job;
+        let grant = self.requests.find(&job.reading, now);
+        grant.map_err(|error| {
+            tracing::error!(job = %job.id, %error, "what a job reads from cannot be read; look at state_dir");
+            "what the request was cannot be read; the operator's log says why".to_owned()
+        })
+    }
+
+    /// An attempt is over. `Some`: there is to be another one, after this pause.
+    fn attempted(&self, live: &Arc<Live>, attempt: Attempt, now: SystemTime) -> Option<Duration> {
+        let (tries, started) = {
+            let state = lock(&live.state);
+            (state.tries, state.started)
+        };
+        let outcome = match attempt {
+            Attempt::Copied(copied) => {
+                metrics::add(Counter::JobBytes, copied.bytes);
+                lock(&live.journal).items(&live.progress);
+                live.note(&summary(&copied));
+                Outcome::Done {
+                    digest: copied.digest,
+                    bytes: copied.bytes,
+                }
+            }
+            Attempt::Failed(CopyError::Cancelled) => Outcome::Cancelled,
+            Attempt::Failed(error) => {
+                let pause = pause(tries, &error);
+                let left = started.map(|started| {
+                    let limit = *self.options.job_timeout;
+                    limit.saturating_sub(started.elapsed())
+                });
+                let has_time = left.is_none_or(|left| left > pause);
+                if error.is_transient() && tries < self.options.attempts && has_time {
+                    live.note(&format!(
+                        "attempt {tries} of {}: {error}; again in {}",
+                        self.options.attempts,
+                        humantime::format_duration(Duration::from_secs(pause.as_secs().max(1)))
+                    ));
+                    self.stop(live, Phase::Pausing);
+                    self.write_attempt(live);
+                    self.dispatch();
+                    return Some(pause);
+                }
+                lock(&live.journal).items(&live.progress);
+                Outcome::Failed(error.to_string())
+            }
+            Attempt::Unreadable(reason) => Outcome::Failed(reason),
+            Attempt::TimedOut => {
+                lock(&live.journal).items(&live.progress);
+                Outcome::TimedOut
+            }
+            Attempt::Lost => Outcome::Failed(
+                "it was lost to a bug of tidegate; the operator's log has it".into(),
+            ),
+        };
+        self.end(live, outcome, now);
+        None
+    }
+
+    /// After a pause, to the end of its tenant's line.
+    fn resume(&self, live: &Arc<Live>) {
+        {
+            let mut table = lock(&self.table);
+            let mut state = lock(&live.state);
+            // It was cancelled meanwhile.
+            if state.phase != Phase::Pausing {
+                return;
+            }
+            state.phase = Phase::Waiting;
+            table.queue.push(&live.job.tenant, live.job.id.clone());
+        }
+        self.dispatch();
+    }
+
+    /// Once, whoever comes first.
+    fn end(&self, live: &Arc<Live>, outcome: Outcome, now: SystemTime) {
+        let ended = Ended {
+            at: now,
+            outcome: outcome.clone(),
+        };
+        if !self.stop(live, Phase::Ended(ended)) {
+            return;
+        }
+        if let Some(reason) = outcome.reason() {
+            live.note(&reason);
+        }
+        let job = &live.job;
+        match &outcome {
+            Outcome::Done { bytes, digest } => {
+                metrics::add(Counter::JobsDone, 1);
+                tracing::info!(job = %job.id, target = %job.target, %digest, sent_bytes = bytes, "a {} is done", job.kind.as_str());
+            }
+            outcome => {
+                metrics::add(Counter::JobsFailed, 1);
+                let reason = outcome.reason().unwrap_or_default();
+                tracing::warn!(job = %job.id, source = %job.source, target = %job.target, caller = job.user, reason,
+                    "a {} did not come about", job.kind.as_str());
+            }
+        }
+        self.write_end(live);
+        self.forget_reading(job, now);
+        self.dispatch();
+    }
+
+    /// It has no core any more. Whether it was not over already.
+    fn stop(&self, live: &Arc<Live>, phase: Phase) -> bool {
+        let mut table = lock(&self.table);
+        let mut state = lock(&live.state);
+        if matches!(state.phase, Phase::Ended(_)) {
+            return false;
+        }
+        if let Phase::Running { core } = state.phase {
+            if let Some(load) = table.load.get_mut(core) {
+                *load = load.saturating_sub(1);
+            }
+            table.queue.end(&live.job.tenant);
+        }
+        if matches!(phase, Phase::Ended(_)) {
+            // Who asks from now on begins anew, or is told what is on disk.
+            let key = &live.job.key;
+            if table.by_key.get(key) == Some(&live.job.id) {
+                table.by_key.remove(key);
+            }
+        }
+        state.phase = phase;
+        true
+    }
+
+    /// A restart counts on from there.
+    fn write_attempt(&self, live: &Live) {
+        let log = lock(&live.journal).text();
+        let attempts = lock(&live.state).attempts;
+        let written = self.store.change(&live.job.id, Some(&log), |entry| {
+            entry.attempts = attempts;
+        });
+        if let Err(error) = written {
+            tracing::warn!(job = %live.job.id, %error, "how a job goes cannot be written; look at state_dir");
+        }
+    }
+
+    /// Until it is written, it is told from memory.
+    fn write_end(&self, live: &Arc<Live>) {
+        let log = lock(&live.journal).text();
+        let state = lock(&live.state);
+        let Phase::Ended(ended) = state.phase.clone() else {
+            return;
+        };
+        let attempts = state.attempts;
+        drop(state);
+        let written = self.store.change(&live.job.id, Some(&log), |entry| {
+            entry.attempts = attempts;
+            entry.ended = Some(ended);
+        });
+        match written {
+            Ok(_) => {
+                lock(&self.table).live.remove(&live.job.id);
+            }
+            Err(error) => {
+                tracing::warn!(job = %live.job.id, %error, "how a job ended cannot be written; look at state_dir");
+            }
+        }
+    }
+
+    fn write_unwritten(&self) {
+        let live: Vec<Arc<Live>> = lock(&self.table).live.values().cloned().collect();
+        for live in &live {
+            self.write_end(live);
+        }
+    }
+
+    /// Its layers are removed with it.
+    fn forget_reading(&self, job: &Job, now: SystemTime) {
+        if let Err(error) = self.requests.revoke(&job.reading, now) {
+            tracing::warn!(job = %job.id, %error, "what a job read from is kept until it expires");
+        }
+    }
+}
+
+impl Live {
+    fn of(job: Job, journal: Journal, attempts: u32) -> Self {
+        Self {
+            job,
+            progress: Arc::default(),
+            journal: Mutex::new(journal),
+            state: Mutex::new(LiveState {
+                attempts,
+                ..LiveState::default()
+            }),
+        }
+    }
+
+    fn note(&self, line: &str) {
+        lock(&self.journal).line(line);
+    }
+
+    fn record(&self) -> JobRecord {
+        let state = lock(&self.state);
+        JobRecord {
+            job: self.job.clone(),
+            attempts: state.attempts,
+            ended: match &state.phase {
+                Phase::Ended(ended) => Some(ended.clone()),
+                Phase::Waiting | Phase::Running { .. } | Phase::Pausing => None,
+            },
+        }
+    }
+
+    fn log(&self) -> String {
+        let mut text = lock(&self.journal).text();
+        if matches!(lock(&self.state).phase, Phase::Running { .. }) {
+            for item in &self.progress.snapshot().items {
+                text.push_str(&told(item));
+                text.push('\n');
+            }
+        }
+        text
+    }
+}
+
+impl job::Entry {
+    fn has_just_failed(&self, now: SystemTime) -> bool {
+        let Some(ended) = &self.ended else {
+            return false;
+        };
+        let age = now.duration_since(ended.at).unwrap_or_default();
+        matches!(ended.outcome, Outcome::Failed(_) | Outcome::TimedOut) && age < FAILURE_LIFETIME
+    }
+}
+
+/// What the registry asked for, or longer each time.
+fn pause(attempts: u32, error: &CopyError) -> Duration {
+    const FIRST: Duration = Duration::from_secs(1);
+    const LONGEST: Duration = Duration::from_secs(60);
+    let doubled = FIRST.saturating_mul(1 << attempts.saturating_sub(1).min(10));
+    error
+        .retry_after()
+        .unwrap_or_default()
+        .max(doubled.min(LONGEST))
+}
+
+#[cfg(test)]
+mod tests;
