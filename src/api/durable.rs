@@ -15,13 +15,11 @@ use super::{
 };
 use crate::{
     blocking::Errand,
-    credentials::Side,
     mirror::{
-        Destination, Frozen, NameError,
+        CopyError, Destination, Frozen, NameError,
         jobs::{JobId, SubmitError, Taken, Wish},
     },
     oci::{Digest, Platform, Reference},
-    pull::PullError,
     requests::{ContainerRequest, Durable, DurableKind, Grant, Purpose},
 };
 
@@ -98,13 +96,17 @@ impl Api {
             );
             return Err(error_response::api(400, &message));
         }
-        let has_login = self.ensure_own_login(&asked.request, &target).await?;
         let destination = Destination {
             registry: target.registry.clone(),
             repository: target.repository.clone(),
             version: target.version.clone(),
             caller: Arc::clone(caller),
         };
+        let has_login = self.mirror.has_login(&destination).await;
+        let has_login = has_login.map_err(|error| match &error {
+            CopyError::Destination(error) => error_response::of_submit(error),
+            error => error_response::api(400, &error.to_string()),
+        })?;
         // Who cannot read what is there may be able to push all the same.
         let standing = self.mirror.standing(&destination).await.ok().flatten();
         let is_there = match asked.kept.kind {
@@ -130,34 +132,6 @@ impl Api {
             })?;
         }
         self.take(asked, target, is_there).await
-    }
-
-    /// Whether the caller has a login for the target. The operator's is not for everybody to push with.
-    async fn ensure_own_login(
-        &self,
-        request: &ContainerRequest,
-        target: &Reference,
-    ) -> Result<bool, Response> {
-        let Reference {
-            registry,
-            repository,
-            ..
-        } = target;
-        let caller = &request.caller;
-        let refused = |error: PullError| error_response::of_submit(&error);
-        let found = self.shared.desk.find(caller, registry, repository).await;
-        let found = found.map_err(|error| error_response::of_pool(Shape::Api, error))?;
-        let found = found.map_err(|error| refused(PullError::Caller(Arc::new(error))))?;
-        let login = self.pull.login(caller, registry, repository).await;
-        let has_login = login.map_err(refused)?.credentials.is_some();
-        if has_login && found.side == Side::Operator && !self.shared.push_with_own_logins {
-            let message = format!(
-                "there is no login of yours for {registry}, and the operator's is not for pushing; add one to your \
-                 credentials, or let the operator set mirror.push_with_own_logins = true"
-            );
-            return Err(error_response::api(400, &message));
-        }
-        Ok(has_login)
     }
 
     /// The job, if one is needed, and the request that is told about it.

@@ -132,8 +132,6 @@ pub struct Shared {
     pub url: String,
     /// Repositories that nobody else pushes to.
     pub own: OwnOptions,
-    /// Callers push with the operator's logins.
-    pub push_with_own_logins: bool,
     /// Who may revoke: name → SHA-256 of the password, in lower-case hex.
     pub accounts: BTreeMap<String, String>,
     pub max_body_size: u64,

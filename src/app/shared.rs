@@ -113,7 +113,6 @@ impl Shared {
             authority: url.authority().to_owned(),
             url: url.to_string(),
             own: config.own.clone(),
-            push_with_own_logins: config.mirror.push_with_own_logins,
             accounts: config.accounts.clone(),
             max_body_size: config.listener.max_body_size.bytes(),
         });

@@ -20,7 +20,7 @@ use crate::{
     blocking::Pool,
     cache::{Cache, Intent, Selection},
     config::Config,
-    mirror::{Kind, Mirror, Progress, Snapshot, State},
+    mirror::{Kind, Mirror, Progress, PushRule, Snapshot, State},
     net::{Addresses, Transfer, pipes_for_each},
     oci::Digest,
     pull::Pull,
@@ -146,9 +146,13 @@ impl Standalone {
                 let transfer = Transfer::new(Arc::clone(&story.pool), pipes_for_each(1));
                 let pull = story.on_this_core(&transfer);
                 monoio::spawn(story::close_idle(Rc::clone(&pull)));
+                let rule = PushRule {
+                    is_shared: true,
+                    ..PushRule::default()
+                };
                 let core = Core {
                     pool: Arc::clone(&story.pool),
-                    mirror: Mirror::new(&pull, &options, &Arc::default()),
+                    mirror: Mirror::new(&pull, &options, rule, &Arc::default()),
                     requests: Arc::clone(&story.requests),
                     pull,
                 };

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     api::{Admin, Api},
     blocking::Receiver,
-    mirror::{Mirror, jobs},
+    mirror::{Mirror, PushRule, jobs},
     net::{Listener, Transfer},
     server::{Edge, Load},
 };
@@ -66,7 +66,11 @@ async fn work(plan: Plan) {
     let story = &shared.story;
     let transfer = Transfer::new(Arc::clone(&story.pool), pipes);
     let pull = story.on_this_core(&transfer);
-    let mirror = Mirror::new(&pull, &shared.mirror, &shared.whereabouts);
+    let rule = PushRule {
+        own: shared.api.own.clone(),
+        is_shared: shared.mirror.push_with_own_logins,
+    };
+    let mirror = Mirror::new(&pull, &shared.mirror, rule, &shared.whereabouts);
     let api = Api::new(
         Rc::clone(&pull),
         Rc::clone(&mirror),

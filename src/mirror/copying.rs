@@ -64,6 +64,7 @@ impl<'a> Copying<'a> {
             source: plan.source.clone().following_redirects(),
             pusher: Pusher {
                 pull: &mirror.pull,
+                rule: &mirror.rule,
                 destination: &plan.destination,
             },
             seen: RefCell::default(),

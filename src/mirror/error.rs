@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     cache::FillError,
-    oci::{Digest, Platform, Registry},
+    oci::{Digest, Platform, Registry, Repository},
     pull::{FetchError, PullError},
     upstream::PushError,
 };
@@ -16,6 +16,21 @@ pub enum CopyError {
     /// Of the login for it, or of reading what stands there.
     #[error("the destination cannot be used: {}", told(.0))]
     Destination(PullError),
+    #[error(
+        "there is no login of yours for {registry}, and the operator's is not for pushing; add one to your \
+         credentials, or let the operator set mirror.push_with_own_logins = true"
+    )]
+    OperatorsLogin { registry: Registry },
+    #[error(
+        "there is no login of yours for {registry}, and nobody pushes without one into the operator's network; add \
+         one to your credentials, or let the operator set mirror.push_with_own_logins = true"
+    )]
+    OperatorsNetwork { registry: Registry },
+    #[error("{registry}/{repository} is a repository of this server itself; name one of your own")]
+    OperatorsRepository {
+        registry: Registry,
+        repository: Repository,
+    },
     #[error("{0}")]
     Push(#[from] PushError),
     #[error("what refers to the image cannot be read: {}; without referrers it can be copied", told(.0))]
@@ -51,7 +66,10 @@ impl CopyError {
             }
             Self::Push(error) => error.is_transient(),
             Self::Content { is_transient, .. } => *is_transient,
-            Self::NoPlatform { .. }
+            Self::OperatorsLogin { .. }
+            | Self::OperatorsNetwork { .. }
+            | Self::OperatorsRepository { .. }
+            | Self::NoPlatform { .. }
             | Self::Manifest { .. }
             | Self::OtherDigest { .. }
             | Self::Cancelled => false,
@@ -65,7 +83,10 @@ impl CopyError {
                 retry_after(error)
             }
             Self::Push(error) => error.retry_after(),
-            Self::Content { .. }
+            Self::OperatorsLogin { .. }
+            | Self::OperatorsNetwork { .. }
+            | Self::OperatorsRepository { .. }
+            | Self::Content { .. }
             | Self::NoPlatform { .. }
             | Self::Manifest { .. }
             | Self::OtherDigest { .. }

@@ -24,6 +24,7 @@ pub use error::CopyError;
 pub use names::{Frozen, NameError, Place};
 pub use options::Options;
 pub use progress::{Item, Kind, Progress, Snapshot, State, Totals};
+pub use pusher::PushRule;
 pub use whereabouts::Whereabouts;
 
 use std::{rc::Rc, sync::Arc};
@@ -78,16 +79,29 @@ pub struct Copied {
 pub struct Mirror {
     pull: Rc<Pull>,
     options: Options,
+    rule: PushRule,
     whereabouts: Arc<Whereabouts>,
 }
 
 impl Mirror {
-    pub fn new(pull: &Rc<Pull>, options: &Options, whereabouts: &Arc<Whereabouts>) -> Rc<Self> {
+    pub fn new(
+        pull: &Rc<Pull>,
+        options: &Options,
+        rule: PushRule,
+        whereabouts: &Arc<Whereabouts>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             pull: Rc::clone(pull),
             options: options.clone(),
+            rule,
             whereabouts: Arc::clone(whereabouts),
         })
+    }
+
+    /// Whether the caller has a login for it. An error if it may not be pushed to with what he has.
+    pub async fn has_login(&self, destination: &Destination) -> Result<bool, CopyError> {
+        let login = Box::pin(self.pusher(destination).login()).await?;
+        Ok(login.credentials.is_some())
     }
 
     /// Digest of what stands at the destination now, as far as its caller can see.
@@ -113,6 +127,7 @@ impl Mirror {
     fn pusher<'a>(&'a self, destination: &'a Destination) -> Pusher<'a> {
         Pusher {
             pull: &self.pull,
+            rule: &self.rule,
             destination,
         }
     }

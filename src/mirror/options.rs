@@ -25,7 +25,8 @@ pub struct Options {
     pub job_timeout: HumanDuration,
     /// How long a job can be described, and its log be read, after its end: `"30days"`.
     pub record_retention: HumanDuration,
-    /// Callers without a login of their own for the target push with the operator's, wherever that may push.
+    /// Callers without a login of their own for the target push with the operator's, wherever that may push; or without any,
+    /// into registries with `allow_private`.
     pub push_with_own_logins: bool,
 }
 

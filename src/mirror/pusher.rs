@@ -6,6 +6,8 @@ use bytes::Bytes;
 
 use super::{CopyError, Destination};
 use crate::{
+    credentials::{OwnOptions, Side},
+    net::Addresses,
     oci::{Digest, Repository, TagOrDigest, media_type},
     pull::{Pull, PullError},
     upstream::{
@@ -16,7 +18,18 @@ use crate::{
 #[derive(Clone, Copy)]
 pub(super) struct Pusher<'a> {
     pub pull: &'a Rc<Pull>,
+    pub rule: &'a PushRule,
     pub destination: &'a Destination,
+}
+
+/// What is the operator's and not for his callers to push with. They are judged whenever something is sent, and not only when
+/// they ask for a copy: a login may go meanwhile, and the operator's would take its place.
+#[derive(Clone, Debug, Default)]
+pub struct PushRule {
+    /// Repositories that nobody pushes to.
+    pub own: OwnOptions,
+    /// His logins, and his place in the network, are for everybody.
+    pub is_shared: bool,
 }
 
 impl Pusher<'_> {
@@ -28,8 +41,33 @@ impl Pusher<'_> {
             caller,
             ..
         } = self.destination;
-        let login = self.pull.login(caller, registry, repository).await;
-        login.map_err(CopyError::Destination)
+        if self.rule.own.covers(registry, repository) {
+            return Err(CopyError::OperatorsRepository {
+                registry: registry.clone(),
+                repository: repository.clone(),
+            });
+        }
+        let login = self.pull.login_and_side(caller, registry, repository).await;
+        let (login, side) = login.map_err(CopyError::Destination)?;
+        let registry = || registry.clone();
+        match (&login.credentials, side) {
+            _ if self.rule.is_shared => Ok(login),
+            (Some(_), Side::Tenant) => Ok(login),
+            (Some(_), Side::Operator) => Err(CopyError::OperatorsLogin {
+                registry: registry(),
+            }),
+            (None, _) if self.is_in_operators_network() => Err(CopyError::OperatorsNetwork {
+                registry: registry(),
+            }),
+            (None, _) => Ok(login),
+        }
+    }
+
+    /// Only because the operator lists it, it can be reached at a private address. There, many a registry is open to all who
+    /// get so far.
+    fn is_in_operators_network(&self) -> bool {
+        let endpoint = self.pull.upstream().endpoint(&self.destination.registry);
+        endpoint.is_ok_and(|endpoint| endpoint.way.addresses == Addresses::Any)
     }
 
     /// What it means there now. Where a repository does not exist, many registries say that it is forbidden: as long as

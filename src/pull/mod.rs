@@ -38,7 +38,7 @@ use crate::{
     augment::{AugmentError, NamedOverlay},
     blocking::{Errand, Pool, PoolError},
     cache::{self, Cache, FillError},
-    credentials::{self, Desk, Exchange, Exchanged, FindError},
+    credentials::{self, Desk, Exchange, Exchanged, FindError, Side},
     oci::{Digest, ManifestError, Reference, Registry, Repository, TagOrDigest},
     requests::{Caller, Grant, Requests, Token},
     upstream::{Login, Renewal, Source, Upstream, WebPlace},
@@ -330,20 +330,33 @@ impl Pull {
         registry: &Registry,
         repository: &Repository,
     ) -> Result<Login, PullError> {
+        let (login, _) = self.login_and_side(caller, registry, repository).await?;
+        Ok(login)
+    }
+
+    /// The same for those to whom it matters whose they are.
+    pub async fn login_and_side(
+        &self,
+        caller: &Arc<Caller>,
+        registry: &Registry,
+        repository: &Repository,
+    ) -> Result<(Login, Side), PullError> {
         let found = self.desk.find(caller, registry, repository).await?;
         let found = found.map_err(refused)?;
         tracing::debug!(login = found.description, "chosen");
+        let side = found.side;
         let exchanged = self.exchange.login(registry, found.clone()).await?;
         let Exchanged {
             login,
             is_renewable,
         } = exchanged.map_err(refused)?;
         let renewal = is_renewable.then(|| self.renewal(registry, found, &login));
-        Ok(Login {
+        let login = Login {
             credentials: login.credentials,
             identity: login.identity.into(),
             renewal,
-        })
+        };
+        Ok((login, side))
     }
 
     /// `ask` must ask nobody but the registry of `access`: another's refusal says nothing about this login.

@@ -231,7 +231,9 @@ fn freezes_that_cannot_be_are_refused_at_once() {
 #[test]
 fn an_anonymous_freeze_goes_where_everybody_may_push() {
     require!("docker-registry", "skopeo");
-    let scene = MirrorScene::with_target(Setup::new(), |_| DockerRegistry::start(&Login::Open));
+    // It is one that only the server can reach.
+    let setup = Setup::new().section("[mirror]\npush_with_own_logins = true");
+    let scene = MirrorScene::with_target(setup, |_| DockerRegistry::start(&Login::Open));
     let folder = tempfile::tempdir().expect("a temporary folder");
     let image = Image::build(&folder.path().join("image"), &[3000]);
     scene.target.push(&image, "acme/app", "v1");

@@ -23,6 +23,8 @@ const EVE: &str = "eve-access-token";
 const ACCEPT: &str =
     "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json";
 
+const SHARED: &str = "[mirror]\npush_with_own_logins = true";
+
 struct Scene {
     source: Liar,
     target: DockerRegistry,
@@ -369,13 +371,64 @@ fn the_operators_login_is_not_for_everybody_to_push_with() {
     assert_eq!(status, 400, "{body}");
     let message = text(&body, "message");
     assert!(message.contains("mirror.push_with_own_logins"), "{message}");
-    let generous = setup().section("[mirror]\npush_with_own_logins = true");
+    let generous = setup().section(SHARED);
     let scene = Scene {
         tidegate: generous.start(),
         source,
         target,
     };
     scene.made(&scene.submit(&request));
+}
+
+#[test]
+fn a_job_whose_login_has_gone_has_nobody_elses() {
+    require!("docker-registry");
+    let target = DockerRegistry::start(&Login::Htpasswd);
+    let source = Liar::open();
+    let own = format!("[own]\nbuild_repository = \"{}/own\"", target.name());
+    let login = format!("username = \"{USER}\"\npassword = \"{PASSWORD}\"");
+    let nothing = Directory::new()
+        .user("ada", ADA, &[7])
+        .workspace(7, "research");
+    let directory = nothing
+        .clone()
+        .workspace_login(target.name(), USER, PASSWORD);
+    let tidegate = Setup::new()
+        .liar(&source)
+        .registry_with(target.name(), &login)
+        .directory(&directory)
+        .section(&own)
+        .start();
+    let mut scene = Scene {
+        source,
+        target,
+        tidegate,
+    };
+    let (_, gate) = scene.slow_image();
+    let submitted = scene.submit(&scene.mirror());
+    scene.tidegate.change_directory(&nothing);
+    scene.tidegate.restart();
+    gate.open();
+    let status = scene.wait(&submitted);
+    assert_eq!(status["succeeded"], json!(false), "{status}");
+    let reason = text(&status, "reason");
+    assert!(reason.contains("mirror.push_with_own_logins"), "{reason}");
+    let manifest = scene.at_target("/v2/kept/acme/app/manifests/v1");
+    assert_eq!(manifest.status(), 404);
+}
+
+#[test]
+fn nobody_pushes_without_a_login_into_the_operators_network() {
+    require!("docker-registry");
+    let target = DockerRegistry::start(&Login::Open);
+    let scene = Scene::with(target, USER, PASSWORD, "");
+    scene.image();
+    let mut personal = scene.mirror();
+    personal["towerWorkspaceId"] = Value::Null;
+    let message = scene.refused(&personal, 400);
+    assert!(message.contains("mirror.push_with_own_logins"), "{message}");
+    assert_eq!(scene.uploads(), 0);
+    scene.made(&scene.submit(&scene.mirror()));
 }
 
 #[test]
@@ -588,7 +641,8 @@ fn a_freeze_has_what_the_request_puts_on_the_image() {
 #[test]
 fn a_freeze_by_digest_is_changed_too_and_needs_no_identity() {
     require!("docker-registry");
-    let scene = Scene::with(DockerRegistry::start(&Login::Open), USER, PASSWORD, "");
+    let target = DockerRegistry::start(&Login::Open);
+    let scene = Scene::with(target, USER, PASSWORD, SHARED);
     let image = scene.image();
     let plain = json!({
         "containerImage": scene.source.reference("acme/app", "v1"), "freeze": true,

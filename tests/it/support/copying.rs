@@ -9,7 +9,7 @@ use tidegate::{
     blocking::Pool,
     cache::{self, Cache},
     credentials::{Desk, Ecr, Exchange, Keyring},
-    mirror::{Destination, Mirror, Options, Plan},
+    mirror::{Destination, Mirror, Options, Plan, PushRule},
     net::{Dialer, Transfer},
     oci::Reference,
     platform,
@@ -72,7 +72,11 @@ impl Copier {
         let cache = Cache::load(home.join("cache"), &self.cache, Arc::clone(&pool));
         let common = common(&home, pool);
         let pull = Pull::new(upstream, cache.expect("a folder"), common);
-        Mirror::new(&pull, &self.mirror, &Arc::default())
+        let rule = PushRule {
+            is_shared: true,
+            ..PushRule::default()
+        };
+        Mirror::new(&pull, &self.mirror, rule, &Arc::default())
     }
 
     fn endpoints(&self) -> Endpoints {

@@ -211,7 +211,7 @@ fn bound_address(line: &str, listener: &str) -> Option<SocketAddr> {
 }
 
 /// The directory file: users, workspaces, and their registry logins.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Directory(String);
 
 impl Directory {
@@ -472,6 +472,11 @@ impl Tidegate {
     pub fn change(&mut self, from: &str, to: &str) {
         assert!(self.setup.sections.contains(from), "{from} is not set");
         self.setup.sections = self.setup.sections.replace(from, to);
+    }
+
+    /// From the next start on.
+    pub fn change_directory(&mut self, directory: &Directory) {
+        self.setup.directory = Some(directory.0.clone());
     }
 
     /// Starts again with the same folders and the same address; whatever still runs is killed.
