@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use super::{CopyError, State, contents::Part, copying::Copying, progress::Tracked};
+use super::{CopyError, State, contents::Part, copying::Copying, jobs::Tenant, progress::Tracked};
 use crate::{
     net::Piece,
     oci::Repository,
     pull::{BlobHead, Body, BodyError, FetchError, OpenBlob, PullError},
-    upstream::{Mount, Upload, UploadError},
+    upstream::{Login, Mount, Upload, UploadError},
 };
 
 /// At once to the pusher: after each the watchers see how far it is, and a cancelled copy ends.
@@ -37,21 +37,22 @@ impl Copying<'_> {
 
     async fn try_to_bring(&self, part: &Part, tracked: &Arc<Tracked>) -> Result<State, CopyError> {
         let digest = &part.digest;
-        let identity = self.unless_cancelled(self.pusher.login()).await?.identity;
+        let login = self.unless_cancelled(self.pusher.login()).await?;
+        let whose = self.whose(&login);
         let is_there = self.unless_cancelled(self.pusher.has_blob(digest)).await?;
         if is_there {
-            self.note_place(&identity, part);
+            self.note_place(&whose, part);
             return Ok(State::Present);
         }
         if part.is_foreign && part.data.is_none() && !self.is_at_the_source(part).await? {
             return Ok(State::Skipped);
         }
         let mut session = None;
-        if let Some(from) = self.place_to_mount_from(&identity, part) {
+        if let Some(from) = self.place_to_mount_from(&whose, part) {
             let mount = self.pusher.mount_blob(digest, &from);
             match Box::pin(mount).await? {
                 Some(Mount::Mounted) => {
-                    self.note_place(&identity, part);
+                    self.note_place(&whose, part);
                     return Ok(State::Mounted);
                 }
                 Some(Mount::Opened(opened)) => session = Some(opened),
@@ -76,7 +77,7 @@ impl Copying<'_> {
             (Err(_), Some(failure)) => return Err(failure),
             (Err(error), None) => return Err(error),
         }
-        self.note_place(&identity, part);
+        self.note_place(&whose, part);
         Ok(State::Copied)
     }
 
@@ -89,13 +90,19 @@ impl Copying<'_> {
         }
     }
 
-    fn place_to_mount_from(&self, identity: &str, part: &Part) -> Option<Repository> {
+    /// Tenants may have a login in common, the operator's. What one of them put there with it proves nothing for another.
+    fn whose(&self, login: &Login) -> String {
+        let tenant = Tenant::of(&self.plan.destination.caller);
+        format!("{} for {tenant}", login.identity)
+    }
+
+    fn place_to_mount_from(&self, whose: &str, part: &Part) -> Option<Repository> {
         let destination = &self.plan.destination;
         let is_same_registry = self.source.registry == destination.registry;
         let known = self
             .mirror
             .whereabouts
-            .find(&destination.registry, identity, part.digest);
+            .find(&destination.registry, whose, part.digest);
         let source = is_same_registry.then(|| self.source.repository.clone());
         known
             .into_iter()
@@ -103,11 +110,11 @@ impl Copying<'_> {
             .find(|from| *from != destination.repository)
     }
 
-    fn note_place(&self, identity: &str, part: &Part) {
+    fn note_place(&self, whose: &str, part: &Part) {
         let destination = &self.plan.destination;
         self.mirror.whereabouts.note(
             &destination.registry,
-            identity,
+            whose,
             part.digest,
             &destination.repository,
         );

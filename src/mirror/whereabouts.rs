@@ -20,15 +20,15 @@ type Key = (Registry, String, Digest);
 pub struct Whereabouts(Sharded<Key, (Repository, Instant)>);
 
 impl Whereabouts {
-    /// `identity`: whose login saw it there. Another's may not look into that repository.
+    /// `whose`: the login that saw it there, and for whom. Another's may not look into that repository.
     pub(super) fn note(
         &self,
         registry: &Registry,
-        identity: &str,
+        whose: &str,
         digest: Digest,
         repository: &Repository,
     ) {
-        let key = (registry.clone(), identity.to_owned(), digest);
+        let key = (registry.clone(), whose.to_owned(), digest);
         let mut shard = self.0.lock(&key);
         if shard.len() >= MOST_PER_SHARD {
             shard.retain(|_, (_, since)| since.elapsed() < AGE);
@@ -42,10 +42,10 @@ impl Whereabouts {
     pub(super) fn find(
         &self,
         registry: &Registry,
-        identity: &str,
+        whose: &str,
         digest: Digest,
     ) -> Option<Repository> {
-        let key = (registry.clone(), identity.to_owned(), digest);
+        let key = (registry.clone(), whose.to_owned(), digest);
         let shard = self.0.lock(&key);
         let (repository, since) = shard.get(&key)?;
         (since.elapsed() < AGE).then(|| repository.clone())

@@ -13,6 +13,7 @@ use crate::support::{
     layer::Layer,
     liar::{Behaviour, Gate, Liar, LiarImage, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, blob_path},
     programs::{require, wait_until},
+    push_target::PushTarget,
     tidegate::{Directory, Setup, Tidegate},
     token_server::TokenServer,
 };
@@ -415,6 +416,90 @@ fn a_job_whose_login_has_gone_has_nobody_elses() {
     assert!(reason.contains("mirror.push_with_own_logins"), "{reason}");
     let manifest = scene.at_target("/v2/kept/acme/app/manifests/v1");
     assert_eq!(manifest.status(), 404);
+}
+
+#[test]
+fn what_one_tenant_put_there_with_the_operators_login_is_not_mounted_for_another() {
+    require!("docker-registry");
+    let target = DockerRegistry::start(&Login::Htpasswd);
+    let source = Liar::open();
+    let login = format!("username = \"{USER}\"\npassword = \"{PASSWORD}\"");
+    let own = format!("[own]\nbuild_repository = \"{}/own\"", target.name());
+    let directory = Directory::new()
+        .user("ada", ADA, &[7])
+        .user("eve", EVE, &[8])
+        .workspace(7, "research")
+        .workspace(8, "elsewhere");
+    let tidegate = Setup::new()
+        .liar(&source)
+        .registry_with(target.name(), &login)
+        .directory(&directory)
+        .section(&own)
+        .section(SHARED)
+        .start();
+    let scene = Scene {
+        source,
+        target,
+        tidegate,
+    };
+    let image = scene.image();
+    scene.made(&scene.submit(&scene.mirror()));
+    // Eve knows the digests and has none of the bytes.
+    scene
+        .source
+        .manifest("eve/guess", "v1", OCI_MANIFEST, &image.manifest_bytes);
+    let mut guess = scene.mirror_as(EVE, 8);
+    guess["containerImage"] = json!(scene.source.reference("eve/guess", "v1"));
+    let status = scene.wait(&scene.submit(&guess));
+    assert_eq!(status["succeeded"], json!(false), "{status}");
+    let layer = format!("/v2/kept/eve/guess/blobs/{}", image.layers[0]);
+    assert_eq!(scene.at_target(&layer).status(), 404);
+}
+
+#[test]
+fn a_job_that_runs_out_of_time_leaves_no_upload_open() {
+    let target = PushTarget::open();
+    let source = Liar::open();
+    let directory = Directory::new()
+        .user("ada", ADA, &[7])
+        .workspace(7, "research")
+        .workspace_login(target.name(), USER, PASSWORD);
+    let tidegate = Setup::new()
+        .liar(&source)
+        .registry(target.name())
+        .directory(&directory)
+        .section("[mirror]\njob_timeout = \"1s\"")
+        .start();
+    let image = source.image(
+        "acme/app",
+        "v1",
+        &[Content::Generated {
+            seed: 1,
+            size: 300_000,
+        }],
+    );
+    let gate = Gate::default();
+    let path = blob_path("acme/app", &image.layers[0]);
+    source.misbehave(&path, Behaviour::Gated(1000, gate.clone()));
+    let (status, submitted) = tidegate.submit(&json!({
+        "containerImage": source.reference("acme/app", "v1"), "mirror": true,
+        "buildRepository": format!("{}/kept", target.name()),
+        "towerAccessToken": ADA, "towerWorkspaceId": 7,
+    }));
+    assert_eq!(status, 200, "{submitted}");
+    let path = format!(
+        "/v1alpha2/container/{}/status",
+        text(&submitted, "requestId")
+    );
+    let mut status = Value::Null;
+    wait_until("the end of the job", || {
+        status = tidegate.get(&path).json();
+        status["status"] == json!("DONE")
+    });
+    gate.open();
+    let reason = text(&status, "reason");
+    assert!(reason.contains("mirror.job_timeout"), "{reason}");
+    assert_eq!(target.open_uploads(), 0);
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use monoio::time::{sleep, timeout};
+
 use super::{Attempt, Job, Jobs, Live};
 use crate::{
     blocking::{Errand, PoolError, lock, without_panic},
@@ -17,6 +19,8 @@ use crate::{
 
 /// When a full pool is worth another try.
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
+/// For what has run out of time to take back what it has begun at the target, which may be slow.
+const CANCEL_GRACE: Duration = Duration::from_secs(15);
 
 /// Without an end.
 pub async fn run(jobs: Arc<Jobs>, core: usize, mirror: Rc<Mirror>) {
@@ -61,15 +65,27 @@ impl Running {
         let started = lock(&self.live.state).started;
         let limit = *self.jobs.options.job_timeout;
         let left = limit.saturating_sub(started.map(|it| it.elapsed()).unwrap_or_default());
-        let attempt = monoio::time::timeout(left, self.attempt(&mirror)).await;
-        let attempt = attempt.unwrap_or(Attempt::TimedOut);
+        let attempt = self.attempt_within(left, &mirror).await;
         let pause = self.tell(attempt).await;
         let Some(pause) = pause else {
             return;
         };
-        monoio::time::sleep(pause).await;
+        sleep(pause).await;
         let jobs = Arc::clone(&self.jobs);
         jobs.resume(&self.live);
+    }
+
+    /// One that is only dropped leaves its uploads open at the target.
+    async fn attempt_within(&self, limit: Duration, mirror: &Rc<Mirror>) -> Attempt {
+        let mut attempt = Box::pin(self.attempt(mirror));
+        if let Ok(attempt) = timeout(limit, &mut attempt).await {
+            return attempt;
+        }
+        self.live.progress.cancel();
+        match timeout(CANCEL_GRACE, attempt).await {
+            Ok(Attempt::Copied(copied)) => Attempt::Copied(copied),
+            Ok(_) | Err(_) => Attempt::TimedOut,
+        }
     }
 
     async fn attempt(&self, mirror: &Rc<Mirror>) -> Attempt {
@@ -97,7 +113,7 @@ impl Running {
                     return Err("it waited for too long, and what it reads from has expired".into());
                 }
                 Ok(Err(reason)) => return Err(reason),
-                Err(PoolError::Full(_)) => monoio::time::sleep(BUSY_PAUSE).await,
+                Err(PoolError::Full(_)) => sleep(BUSY_PAUSE).await,
                 Err(error) => return Err(format!("tidegate failed: {error}")),
             }
         }
@@ -121,7 +137,7 @@ impl Running {
                     self.is_told = true;
                     return pause;
                 }
-                Err(PoolError::Full(_)) => monoio::time::sleep(BUSY_PAUSE).await,
+                Err(PoolError::Full(_)) => sleep(BUSY_PAUSE).await,
                 // Dropping tells it.
                 Err(PoolError::Panicked(_)) => return None,
             }
