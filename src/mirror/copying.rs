@@ -37,6 +37,8 @@ pub(super) struct Copying<'a> {
     pub(super) seen: RefCell<HashSet<Digest>>,
     blobs_seen: RefCell<HashSet<Digest>>,
     pub(super) manifest_bytes: Cell<u64>,
+    /// Of lists of what refers to something.
+    pub(super) list_bytes: Cell<u64>,
     tally: Cell<Tally>,
     /// Something has failed: what is on its way may end.
     is_ending: Cell<bool>,
@@ -70,6 +72,7 @@ impl<'a> Copying<'a> {
             seen: RefCell::default(),
             blobs_seen: RefCell::default(),
             manifest_bytes: Cell::default(),
+            list_bytes: Cell::default(),
             tally: Cell::default(),
             is_ending: Cell::default(),
             unlisted: RefCell::default(),

@@ -28,6 +28,9 @@ use crate::{
 
 /// Of one list. A page has some hundred entries at least.
 const MOST_PAGES: usize = 32;
+/// Of all lists of one copy, and what they name. Both are in memory until it is copied, and a registry may list whatever it likes.
+const MOST_LIST_BYTES: u64 = 8 << 20;
+const MOST_LISTED: usize = 2048;
 /// What refers to what refers to the image, and so on.
 const DEEPEST: u32 = 4;
 /// cosign's, for signatures, attestations and bills of materials.
@@ -234,11 +237,33 @@ impl Copying<'_> {
             Some(pages) => pages,
             None => self.listed_by_tag(subject).await?,
         };
-        let mut found = found.borrow_mut();
-        for (descriptor, entry) in pages.iter().flat_map(|page| entries(page)) {
-            found.listed.push((*subject, descriptor, entry));
+        for page in pages {
+            let read = self.mirror.pull.compute(page.len(), move || entries(&page));
+            let entries = read.await.map_err(PullError::from)?;
+            let mut found = found.borrow_mut();
+            if found.listed.len() + entries.len() > MOST_LISTED {
+                return Err(self.unfit(
+                    subject,
+                    format!("with those before it, more than {MOST_LISTED} things refer to it"),
+                ));
+            }
+            let entries = entries.into_iter();
+            let listed = entries.map(|(descriptor, entry)| (*subject, descriptor, entry));
+            found.listed.extend(listed);
         }
         Ok(())
+    }
+
+    fn count_list(&self, subject: &Digest, list: &[u8]) -> Result<(), CopyError> {
+        let held = self.list_bytes.get() + list.len() as u64;
+        self.list_bytes.set(held);
+        match held > MOST_LIST_BYTES {
+            true => Err(self.unfit(
+                subject,
+                format!("with those before it, what refers to it makes lists of more than {MOST_LIST_BYTES} bytes"),
+            )),
+            false => Ok(()),
+        }
     }
 
     /// `None`: the registry lists nothing.
@@ -259,6 +284,7 @@ impl Copying<'_> {
                 Err(error) => return Err(CopyError::Referrers(error)),
             };
             query = list.link.as_deref().and_then(next_page);
+            self.count_list(subject, &list.body)?;
             pages.push(list.body);
             if query.is_none() {
                 break;
@@ -275,11 +301,11 @@ impl Copying<'_> {
         let pull = &self.mirror.pull;
         let asked = pull.manifest(&self.source, &version, Extent::Whole);
         match self.unless_cancelled(async { Ok(asked.await) }).await? {
-            Ok(served) if is_index(&served.media_type) => Ok(served
-                .bytes
-                .map(|bytes| bytes.to_vec())
-                .into_iter()
-                .collect()),
+            Ok(served) if is_index(&served.media_type) => {
+                let list = served.bytes.map(|bytes| bytes.to_vec());
+                self.count_list(subject, list.as_deref().unwrap_or_default())?;
+                Ok(list.into_iter().collect())
+            }
             Ok(_) => Ok(Vec::new()),
             Err(error) if is_absence(&error) => Ok(Vec::new()),
             Err(error) => Err(CopyError::Referrers(error)),

@@ -87,6 +87,8 @@ pub struct Endpoint {
     pub way: Way,
     pub redirects: Redirects,
     pub anonymous_pull: bool,
+    /// The operator knows of it.
+    is_listed: bool,
     pub(super) takes_basic: bool,
     allows_plain_http: bool,
     realm_hosts: Vec<String>,
@@ -163,6 +165,7 @@ impl Endpoint {
             registry,
             base,
             way,
+            is_listed: true,
             redirects: options.redirect,
             allows_plain_http,
             realm_hosts: options
@@ -300,7 +303,11 @@ impl Endpoints {
             Some((_, options, reach)) => (options, reach),
             None => (&none, &self.platform.reach),
         };
-        Endpoint::new(registry.clone(), options, reach.clone(), &self.platform).map(Arc::new)
+        let endpoint = Endpoint::new(registry.clone(), options, reach.clone(), &self.platform)?;
+        Ok(Arc::new(Endpoint {
+            is_listed: fitting.is_some(),
+            ..endpoint
+        }))
     }
 
     pub fn configured(&self) -> impl Iterator<Item = &Registry> {
@@ -309,10 +316,16 @@ impl Endpoints {
 
     /// How a redirect of `from` to another origin is followed. That an operator vouches for a registry's address does
     /// not make every address that it names a good one, such as a cloud's metadata service: only its own host,
-    /// and those that are listed as registries themselves, are reached by other rules than anybody's.
+    /// and those that are listed as registries themselves, are reached by other rules than anybody's. And that only from
+    /// registries that are listed: anybody can have another one, send us into the operator's network by it, and change things
+    /// there with an upload's address.
     pub(super) fn way_to(&self, from: &Endpoint, target: &Origin) -> Way {
         match self.listed_at(target) {
-            Some(endpoint) => endpoint.way.clone(),
+            Some(endpoint) if from.is_listed => endpoint.way.clone(),
+            Some(endpoint) => Way {
+                addresses: self.platform.reach.way.addresses,
+                ..endpoint.way.clone()
+            },
             None if target.host == from.base.origin.host => from.way.clone(),
             None => self.platform.reach.way.clone(),
         }
@@ -388,6 +401,37 @@ mod tests {
             endpoint("quay.io", &plain),
             Err(EndpointError::PlainHttp)
         ));
+    }
+
+    #[test]
+    fn only_registries_of_the_operators_lead_into_his_network() {
+        let private = RegistryOptions {
+            allow_private: true,
+            ..RegistryOptions::default()
+        };
+        let table = |pattern: &str, options| (pattern.parse().expect(pattern), options);
+        let tables = [
+            table("storage.corp.example", private),
+            table("*.listed.example", RegistryOptions::default()),
+            table("quay.io", RegistryOptions::default()),
+        ];
+        let endpoints = Endpoints::load(&tables, Addresses::Public, false)
+            .unwrap_or_else(|_| panic!("good tables"));
+        let storage: Url = "https://storage.corp.example/x".parse().expect("a URL");
+        let elsewhere: Url = "https://10.0.0.1/x".parse().expect("a URL");
+        for (registry, expected) in [
+            ("quay.io", Addresses::Any),
+            ("a.listed.example", Addresses::Any),
+            ("storage.corp.example", Addresses::Any),
+            ("evil.example", Addresses::Public),
+        ] {
+            let from = endpoints.find(&registry.parse().expect(registry));
+            let from = from.unwrap_or_else(|error| panic!("{registry}: {error}"));
+            let way = endpoints.way_to(&from, &storage.origin);
+            assert_eq!(way.addresses, expected, "{registry}");
+            let way = endpoints.way_to(&from, &elsewhere.origin);
+            assert_eq!(way.addresses, Addresses::Public, "{registry}");
+        }
     }
 
     #[test]

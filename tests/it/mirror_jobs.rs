@@ -13,7 +13,6 @@ use crate::support::{
     layer::Layer,
     liar::{Behaviour, Gate, Liar, LiarImage, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, blob_path},
     programs::{require, wait_until},
-    push_target::PushTarget,
     tidegate::{Directory, Setup, Tidegate},
     token_server::TokenServer,
 };
@@ -458,48 +457,42 @@ fn what_one_tenant_put_there_with_the_operators_login_is_not_mounted_for_another
 
 #[test]
 fn a_job_that_runs_out_of_time_leaves_no_upload_open() {
-    let target = PushTarget::open();
-    let source = Liar::open();
-    let directory = Directory::new()
-        .user("ada", ADA, &[7])
-        .workspace(7, "research")
-        .workspace_login(target.name(), USER, PASSWORD);
-    let tidegate = Setup::new()
-        .liar(&source)
-        .registry(target.name())
-        .directory(&directory)
-        .section("[mirror]\njob_timeout = \"1s\"")
-        .start();
-    let image = source.image(
-        "acme/app",
-        "v1",
-        &[Content::Generated {
-            seed: 1,
-            size: 300_000,
-        }],
-    );
-    let gate = Gate::default();
-    let path = blob_path("acme/app", &image.layers[0]);
-    source.misbehave(&path, Behaviour::Gated(1000, gate.clone()));
-    let (status, submitted) = tidegate.submit(&json!({
-        "containerImage": source.reference("acme/app", "v1"), "mirror": true,
-        "buildRepository": format!("{}/kept", target.name()),
-        "towerAccessToken": ADA, "towerWorkspaceId": 7,
-    }));
-    assert_eq!(status, 200, "{submitted}");
-    let path = format!(
-        "/v1alpha2/container/{}/status",
-        text(&submitted, "requestId")
-    );
-    let mut status = Value::Null;
-    wait_until("the end of the job", || {
-        status = tidegate.get(&path).json();
-        status["status"] == json!("DONE")
-    });
+    require!("docker-registry");
+    let target = DockerRegistry::start(&Login::Htpasswd);
+    let scene = Scene::with(target, USER, PASSWORD, "[mirror]\njob_timeout = \"1s\"");
+    let (_, gate) = scene.slow_image();
+    let status = scene.wait(&scene.submit(&scene.mirror()));
     gate.open();
     let reason = text(&status, "reason");
-    assert!(reason.contains("mirror.job_timeout"), "{reason}");
-    assert_eq!(target.open_uploads(), 0);
+    assert!(reason.contains("mirror.job_timeout"), "{status}");
+    wait_until("the upload to be cancelled", || {
+        let log = scene.target.log();
+        let cancelled = log
+            .lines()
+            .filter(|line| line.contains("\"DELETE /v2/kept/acme/app/blobs/uploads/"));
+        // The first was the trial.
+        cancelled.count() == 2
+    });
+}
+
+#[test]
+fn a_source_cannot_list_without_end_what_refers_to_an_image() {
+    require!("docker-registry");
+    let scene = Scene::new();
+    let image = scene.image();
+    let listed: Vec<Value> = (0..2049)
+        .map(|number: u32| {
+            let digest = digest(&number.to_be_bytes());
+            json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": 4})
+        })
+        .collect();
+    let path = format!("/v2/acme/app/referrers/{}", image.manifest);
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed});
+    scene.source.page(&path, OCI_INDEX, &index.to_string());
+    let status = scene.wait(&scene.submit(&scene.mirror()));
+    assert_eq!(status["succeeded"], json!(false), "{status}");
+    let reason = text(&status, "reason");
+    assert!(reason.contains("more than 2048 things refer"), "{reason}");
 }
 
 #[test]
