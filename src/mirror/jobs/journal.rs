@@ -8,8 +8,11 @@ use crate::{
     units::ByteSize,
 };
 
-/// Of an image with thousands of layers, or of a registry that is down for hours.
-const LARGEST: usize = 256 << 10;
+/// Of an image with hundreds of layers, or of a registry that is down for hours. It is kept for weeks, and anybody can have
+/// images with more.
+const LARGEST: usize = 64 << 10;
+/// The rest is for what came of it.
+const LARGEST_WITH_ITEMS: usize = 48 << 10;
 
 #[derive(Debug, Default)]
 pub(super) struct Journal {
@@ -23,7 +26,11 @@ impl Journal {
     }
 
     pub(super) fn line(&mut self, line: &str) {
-        if self.text.len() + line.len() > LARGEST {
+        self.line_within(LARGEST, line);
+    }
+
+    fn line_within(&mut self, limit: usize, line: &str) {
+        if self.text.len() + line.len() > limit {
             self.left_out += 1;
             return;
         }
@@ -36,7 +43,7 @@ impl Journal {
     /// What became of each manifest and blob.
     pub(super) fn items(&mut self, progress: &Progress) {
         for item in &progress.snapshot().items {
-            self.line(&told(item));
+            self.line_within(LARGEST_WITH_ITEMS, &told(item));
         }
     }
 
@@ -85,6 +92,19 @@ mod tests {
         let text = journal.text();
         assert!(text.len() < LARGEST + 100, "{}", text.len());
         assert!(text.ends_with("more lines are left out)\n"));
+    }
+
+    #[test]
+    fn how_it_ended_is_told_after_any_number_of_items() {
+        let progress = Progress::default();
+        for number in 0..4096_u32 {
+            let digest = crate::oci::Digest::of(&number.to_be_bytes());
+            progress.track(digest, crate::mirror::Kind::Layer, 1);
+        }
+        let mut journal = Journal::default();
+        journal.items(&progress);
+        journal.line("denied");
+        assert!(journal.text().contains(" denied\n"));
     }
 
     #[test]
