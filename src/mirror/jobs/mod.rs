@@ -210,7 +210,12 @@ impl Jobs {
         match jobs.store.unfinished() {
             Ok(unfinished) => {
                 for (entry, log) in unfinished {
+                    let is_wanted = entry.holders > 0;
                     let live = Arc::new(Live::of(entry.job, Journal::of(log), entry.attempts));
+                    if !is_wanted {
+                        jobs.end(&live, Outcome::Cancelled, SystemTime::now());
+                        continue;
+                    }
                     if entry.attempts >= MOST_ATTEMPTS {
                         let reason = format!(
                             "it was begun {MOST_ATTEMPTS} times, and no process lived to its end"
@@ -402,13 +407,18 @@ impl Jobs {
                     true
                 }
                 Phase::Pausing => true,
-                // The copy sees it, and comes to its end.
-                Phase::Running { .. } => false,
+                // The copy sees it, and comes to its end. Who asks meanwhile wants another.
+                Phase::Running { .. } => {
+                    table.forget_key(&live.job);
+                    false
+                }
                 Phase::Ended(_) => return false,
             }
         };
         if is_idle {
             self.end(&live, Outcome::Cancelled, now);
+        } else if let Err(error) = self.store.change(id, None, |entry| entry.holders = 0) {
+            tracing::warn!(job = %id, %error, "that a job is cancelled cannot be written; a restart would take it up again");
         }
         true
     }
@@ -512,6 +522,7 @@ impl Jobs {
                 }
             }
             Attempt::Failed(CopyError::Cancelled) => Outcome::Cancelled,
+            Attempt::Failed(_) if live.progress.is_cancelled() => Outcome::Cancelled,
             Attempt::Failed(error) => {
                 let pause = pause(tries, &error);
                 let left = started.map(|started| {
@@ -606,10 +617,7 @@ impl Jobs {
         }
         if matches!(phase, Phase::Ended(_)) {
             // Who asks from now on begins anew, or is told what is on disk.
-            let key = &live.job.key;
-            if table.by_key.get(key) == Some(&live.job.id) {
-                table.by_key.remove(key);
-            }
+            table.forget_key(&live.job);
         }
         state.phase = phase;
         true
@@ -661,6 +669,15 @@ impl Jobs {
     fn forget_reading(&self, job: &Job, now: SystemTime) {
         if let Err(error) = self.requests.revoke(&job.reading, now) {
             tracing::warn!(job = %job.id, %error, "what a job read from is kept until it expires");
+        }
+    }
+}
+
+impl Table {
+    /// Equal wishes are not this job's any more.
+    fn forget_key(&mut self, job: &Job) {
+        if self.by_key.get(&job.key) == Some(&job.id) {
+            self.by_key.remove(&job.key);
         }
     }
 }

@@ -373,6 +373,40 @@ fn a_job_ends_when_the_last_request_for_it_is_revoked() {
 }
 
 #[test]
+fn who_asks_after_a_job_was_cancelled_gets_another() {
+    let scene = Scene::new();
+    let now = SystemTime::now();
+    let cancelled = scene.going(wish("r.example/a:v1"));
+    assert!(scene.is_running(&cancelled));
+    assert!(scene.jobs().cancel(&cancelled, now));
+    let other = scene.going(wish("r.example/a:v1"));
+    assert_ne!(other, cancelled, "it is to end, and has not seen it yet");
+    // However its copy comes to its end.
+    assert!(scene.attempted(&cancelled, busy()).is_none());
+    let outcome = |id| scene.record(id).ended.map(|ended| ended.outcome);
+    assert_eq!(outcome(&cancelled), Some(Outcome::Cancelled));
+    assert_eq!(scene.going(wish("r.example/a:v1")), other);
+    assert!(scene.is_running(&other));
+}
+
+#[test]
+fn a_job_that_was_cancelled_is_not_taken_up_again() {
+    let mut scene = Scene::new();
+    let now = SystemTime::now();
+    let by_operator = scene.going(wish("r.example/a:v1"));
+    let by_release = scene.going(wish("r.example/a:v2"));
+    assert!(scene.jobs().cancel(&by_operator, now));
+    let released = scene.jobs().release(&by_release, now);
+    released.unwrap_or_else(|error| panic!("{error}"));
+    // Neither copy has seen it.
+    scene.restart();
+    for id in [by_operator, by_release] {
+        let outcome = scene.record(&id).ended.map(|ended| ended.outcome);
+        assert_eq!(outcome, Some(Outcome::Cancelled));
+    }
+}
+
+#[test]
 fn a_job_that_pauses_can_be_cancelled() {
     let scene = Scene::new();
     let id = scene.going(wish("r.example/a:v1"));
