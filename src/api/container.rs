@@ -365,13 +365,7 @@ impl Api {
         if !is_account(&request.head.headers, &self.shared.accounts) {
             let refusal =
                 Response::new(401).field("WWW-Authenticate", "Basic realm=\"tidegate accounts\"");
-            return match self.shared.guesses.take(
-                crate::limits::client_key(request.client),
-                std::time::Instant::now(),
-            ) {
-                Ok(()) => refusal,
-                Err(wait) => error_response::too_many_guesses(Shape::Api, wait),
-            };
+            return self.refuse_guess(refusal, Shape::Api, request.client);
         }
         let (requests, jobs) = (
             Arc::clone(&self.shared.requests),
