@@ -187,18 +187,21 @@ impl Copying<'_> {
             let version = TagOrDigest::Tag(tag);
             let standing = self.pusher.manifest(&version);
             let standing = self.unless_cancelled(standing).await?;
-            let index = with_entries(standing.as_deref(), entries).map_err(|problem| {
-                CopyError::Manifest {
-                    registry: self.plan.destination.registry.clone(),
-                    digest: subject,
-                    problem: format!("the index under its tag {version} is none: {problem}"),
-                }
+            let size = standing.as_ref().map_or(0, Vec::len);
+            let index = self.mirror.pull.compute(size, move || {
+                let index = with_entries(standing.as_deref(), entries)?;
+                Ok(index.map(|index| (Digest::of(&index), Bytes::from(index))))
+            });
+            let index = index.await.map_err(PullError::from)?;
+            let index = index.map_err(|problem: String| CopyError::Manifest {
+                registry: self.plan.destination.registry.clone(),
+                digest: subject,
+                problem: format!("the index under its tag {version} is none: {problem}"),
             })?;
-            if let Some(index) = index {
-                let index = Bytes::from(index);
-                let pushed = self
-                    .pusher
-                    .push_manifest(&version, media_type::OCI_INDEX, &index);
+            if let Some((digest, index)) = index {
+                let pushed =
+                    self.pusher
+                        .push_manifest(&version, &digest, media_type::OCI_INDEX, &index);
                 Box::pin(pushed).await?;
             }
         }
@@ -234,10 +237,16 @@ impl Copying<'_> {
             Some(pages) => pages,
             None => self.listed_by_tag(subject).await?,
         };
-        let mut found = found.borrow_mut();
-        for (descriptor, entry) in pages.iter().flat_map(|page| entries(page)) {
-            found.listed.push((*subject, descriptor, entry));
-        }
+        let size = pages.iter().map(Vec::len).sum();
+        let listed = self.mirror.pull.compute(size, move || {
+            let listed = pages.iter().flat_map(|page| entries(page));
+            listed.collect::<Vec<_>>()
+        });
+        let listed = listed.await.map_err(PullError::from)?;
+        let listed = listed
+            .into_iter()
+            .map(|(descriptor, entry)| (*subject, descriptor, entry));
+        found.borrow_mut().listed.extend(listed);
         Ok(())
     }
 
