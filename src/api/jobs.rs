@@ -8,8 +8,8 @@ use serde_json::value::RawValue;
 
 use super::{
     Api, Response,
-    container::instant,
     error_response::{self, Shape},
+    record::instant,
     route::{JobPart, RouteError},
 };
 use crate::{

@@ -22,6 +22,7 @@ mod overlay;
 mod pages;
 mod pairing;
 mod quota;
+mod record;
 mod registry;
 mod response;
 pub mod route;
