@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::{
     Api, Response,
-    container::instant,
     error_response::{self, Shape},
+    record::instant,
     route::ApiVersion,
     validation::Kept,
 };

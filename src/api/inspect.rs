@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use super::{
     Api, Request, Response,
-    container::{instant, without_nulls},
     error_response::{self, Shape},
     json_body::parse_json,
+    record::{instant, without_nulls},
     submission::present,
 };
 use crate::{

@@ -7,9 +7,9 @@ use serde::Serialize;
 use super::{
     Response,
     admin::Admin,
-    container::instant,
     error_response::{self, Shape, api},
     operator::{NotOperator, ensure_asked_by_address, ensure_no_page},
+    record::instant,
     route::RouteError,
 };
 use crate::{

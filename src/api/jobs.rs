@@ -1,24 +1,19 @@
 //! What is told of mirrors and freezes: how a request goes, and each job's record and log. Whoever has a job's id may read
 //! them, so they name no address and no secret.
 
-use std::{
-    net::IpAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
     Api, Response,
-    container::instant,
     error_response::{self, Shape},
+    record::instant,
     route::{JobPart, RouteError},
 };
 use crate::{
     blocking::Errand,
-    limits::client_key,
     mirror::jobs::{JobId, JobRecord, Outcome},
     requests::{DurableKind, Token},
 };
@@ -82,11 +77,8 @@ impl Api {
 
     /// A guess, as an unknown token is one.
     fn refuse_job(&self, id: &JobId, shape: Shape, client: IpAddr) -> Response {
-        let budget = &self.shared.guesses;
-        match budget.take(client_key(client), Instant::now()) {
-            Ok(()) => error_response::of_route(shape, &RouteError::unknown_job(id.kind())),
-            Err(wait) => error_response::too_many_guesses(shape, wait),
-        }
+        let refusal = error_response::of_route(shape, &RouteError::unknown_job(id.kind()));
+        self.refuse_guess(refusal, shape, client)
     }
 
     /// How the request goes that hangs on this job.

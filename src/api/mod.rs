@@ -22,6 +22,7 @@ mod overlay;
 mod pages;
 mod pairing;
 mod quota;
+mod record;
 mod registry;
 mod response;
 pub mod route;
@@ -238,10 +239,14 @@ impl Api {
         (!is_ours && !namespace.contains('/')).then_some(namespace)
     }
 
-    /// A client that guesses is slowed down; one that holds a good token never notices.
     fn refuse_token(&self, shape: Shape, client: IpAddr) -> Response {
+        self.refuse_guess(error_response::unknown_token(shape), shape, client)
+    }
+
+    /// A client that guesses is slowed down; one that holds a good token never notices.
+    fn refuse_guess(&self, refusal: Response, shape: Shape, client: IpAddr) -> Response {
         match self.shared.guesses.take(client_key(client), Instant::now()) {
-            Ok(()) => error_response::unknown_token(shape),
+            Ok(()) => refusal,
             Err(wait) => error_response::too_many_guesses(shape, wait),
         }
     }

@@ -215,6 +215,7 @@ mod tests {
             ("mirror alpine", false),
             ("mirror alpine quay.io/kept --layer tools", false),
             ("mirror alpine quay.io/kept --jobs 0", false),
+            ("mirror alpine quay.io/kept --jobs 33", false),
             (
                 "freeze alpine quay.io/a/b --layer d --env A=b --entrypoint e --cmd c --workdir /w --include b --platform arm64",
                 true,

@@ -36,7 +36,7 @@ Examples:
   tidegate request ubuntu --cmd sh --cmd -c --cmd 'echo hello'
       --entrypoint and --cmd take one word each time, or all words as a JSON list: --cmd '[\"sh\", \"-c\", \"echo hello\"]'
   tidegate request alpine --freeze --to quay.io/acme/kept --await
-      A name that stays, from servers that can (Wave): waits until the image is there.
+      An image that stays, made by the server: waits until it is there. The login for it must be allowed to push.
   tidegate request alpine -o json | jq -r .expiration
 
 Environment:

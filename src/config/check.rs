@@ -14,6 +14,7 @@ use crate::{
     aws::{EcrHost, RoleArn},
     credentials::{Directory, DirectoryError, DockerLogins, Scope, load_external_id},
     http::Url,
+    mirror::MOST_BLOBS_IN_PARALLEL,
     net::Addresses,
     oci::{Registry, RegistryPattern},
     toml_file::{KeyLines, Problem},
@@ -27,8 +28,6 @@ const LONGEST_DURATION: Duration = Duration::from_secs(3_650 * 24 * 3_600);
 const MOST_CORES: usize = 1_024;
 /// With doubling pauses a tenth try comes later than any client waits.
 const MOST_RETRIES: u32 = 10;
-/// Each has a connection to two registries; `upstream.max_connections_per_host` is for all copies of a core, and pulls.
-const MOST_BLOBS_IN_PARALLEL: usize = 32;
 /// Below it not even manifests would fit.
 const SMALLEST_CACHE: ByteSize = ByteSize::mib(1);
 

@@ -11,7 +11,7 @@ pub struct Overrides {
     #[arg(long, value_name = "ADDR", value_parser = listen_address)]
     pub listen: Vec<SocketAddr>,
 
-    /// Where /livez, /readyz, /metrics, /cache and /credentials listen [default: 127.0.0.1:5001]
+    /// Where /livez, /readyz, /metrics, /cache, /jobs and /credentials listen [default: 127.0.0.1:5001]
     #[arg(long, value_name = "ADDR", value_parser = listen_address)]
     pub admin: Option<SocketAddr>,
 

@@ -30,8 +30,8 @@ pub fn client_behind(
     };
     let mut client = peer;
     // Several lines are one list (RFC 9110 §5.3).
-    let lines: Vec<&str> = headers.all(name).collect();
-    let mut named = lines.iter().rev().flat_map(|line| line.rsplit(','));
+    let lines = headers.all(name).rev();
+    let mut named = lines.flat_map(|line| line.rsplit(','));
     while is_trusted(client) {
         // What cannot be read hides who asked: it counts as asked by the proxy that passed it on.
         let address = named.next().and_then(|element| match field {

@@ -68,7 +68,7 @@ impl Headers {
         self.all(name).next()
     }
 
-    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+    pub fn all<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a str> {
         // Most differ in their lengths: each head is asked for a dozen names.
         self.lines
             .iter()

@@ -226,7 +226,10 @@ impl Sending<'_> {
 
     fn or_fail<T>(&mut self, outcome: Result<T, CopyError>) -> Result<T, UploadError> {
         outcome.map_err(|error| {
-            let told = UploadError(error.to_string(), error.is_transient());
+            let told = UploadError {
+                cause: error.to_string(),
+                is_transient: error.is_transient(),
+            };
             self.failure = Some(error);
             told
         })

@@ -200,9 +200,9 @@ impl<'a> Copying<'a> {
         self.go_on()?;
         let tracked = self.track(node);
         tracked.set(State::Copying);
-        let pushed = self
-            .pusher
-            .push_manifest(version, &node.media_type, &node.bytes);
+        let pushed =
+            self.pusher
+                .push_manifest(version, &node.digest, &node.media_type, &node.bytes);
         let pushed = Box::pin(pushed).await;
         let pushed = pushed.inspect_err(|_| tracked.set(State::Failed))?;
         tracked.set(State::Copied);

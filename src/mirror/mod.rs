@@ -22,7 +22,7 @@ mod whereabouts;
 
 pub use error::CopyError;
 pub use names::{Frozen, NameError, Place};
-pub use options::Options;
+pub use options::{MOST_BLOBS_IN_PARALLEL, Options};
 pub use progress::{Item, Kind, Progress, Snapshot, State, Totals};
 pub use pusher::PushRule;
 pub use whereabouts::Whereabouts;

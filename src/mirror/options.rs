@@ -4,6 +4,9 @@ use serde::Deserialize;
 
 use crate::units::HumanDuration;
 
+/// Each has a connection to two registries; `upstream.max_connections_per_host` is for all copies of a core, and pulls.
+pub const MOST_BLOBS_IN_PARALLEL: usize = 32;
+
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {

@@ -84,7 +84,14 @@ impl Pusher<'_> {
             (Some(Some(_)), TagOrDigest::Digest(digest)) => Some(*digest),
             (Some(Some(head)), TagOrDigest::Tag(_)) if head.digest.is_some() => head.digest,
             // It knows no HEAD, or answers it without a digest.
-            (Some(_), _) => self.manifest(version).await?.map(|body| Digest::of(&body)),
+            (Some(_), _) => match self.manifest(version).await? {
+                Some(body) => {
+                    let hashed = self.pull.compute(body.len(), move || Digest::of(&body));
+                    let busy = |error| CopyError::Destination(PullError::Busy(error));
+                    Some(hashed.await.map_err(busy)?)
+                }
+                None => None,
+            },
         };
         Ok(digest)
     }
@@ -172,13 +179,14 @@ impl Pusher<'_> {
     pub(super) async fn push_manifest(
         &self,
         version: &TagOrDigest,
+        digest: &Digest,
         media_type: &str,
         bytes: &Bytes,
     ) -> Result<PushedManifest, CopyError> {
         let upstream = self.pull.upstream();
         self.pushing(async |target| {
             upstream
-                .push_manifest(target, version, media_type, bytes)
+                .push_manifest(target, version, digest, media_type, bytes)
                 .await
         })
         .await

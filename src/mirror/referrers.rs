@@ -190,18 +190,21 @@ impl Copying<'_> {
             let version = TagOrDigest::Tag(tag);
             let standing = self.pusher.manifest(&version);
             let standing = self.unless_cancelled(standing).await?;
-            let index = with_entries(standing.as_deref(), entries).map_err(|problem| {
-                CopyError::Manifest {
-                    registry: self.plan.destination.registry.clone(),
-                    digest: subject,
-                    problem: format!("the index under its tag {version} is none: {problem}"),
-                }
+            let size = standing.as_ref().map_or(0, Vec::len);
+            let index = self.mirror.pull.compute(size, move || {
+                let index = with_entries(standing.as_deref(), entries)?;
+                Ok(index.map(|index| (Digest::of(&index), Bytes::from(index))))
+            });
+            let index = index.await.map_err(PullError::from)?;
+            let index = index.map_err(|problem: String| CopyError::Manifest {
+                registry: self.plan.destination.registry.clone(),
+                digest: subject,
+                problem: format!("the index under its tag {version} is none: {problem}"),
             })?;
-            if let Some(index) = index {
-                let index = Bytes::from(index);
-                let pushed = self
-                    .pusher
-                    .push_manifest(&version, media_type::OCI_INDEX, &index);
+            if let Some((digest, index)) = index {
+                let pushed =
+                    self.pusher
+                        .push_manifest(&version, &digest, media_type::OCI_INDEX, &index);
                 Box::pin(pushed).await?;
             }
         }

@@ -13,10 +13,11 @@ use std::{
 };
 
 use monoio::net::TcpStream;
+use rustls::ConnectionCommon;
 
 use super::{
     patience::{EarlyAnswer, Patience},
-    transfer::{BUDGET, Transfer},
+    transfer::{BUDGET, Transfer, is_transient},
 };
 use crate::sys::{self, More, Sent};
 
@@ -171,6 +172,19 @@ impl<'a> Turn<'a> {
                 turned => return turned,
             }
         }
+    }
+}
+
+/// What is sealed, as far as the socket takes it now.
+pub(super) fn send_now<Side>(
+    session: &mut ConnectionCommon<Side>,
+    tcp: &TcpStream,
+    more: More,
+) -> io::Result<Sent> {
+    match session.write_tls(&mut Wire { tcp, more }) {
+        Ok(count) => Ok(Sent::Bytes(count)),
+        Err(error) if is_transient(&error) => Ok(Sent::Full),
+        Err(error) => Err(error),
     }
 }
 

@@ -22,7 +22,7 @@ use rustls::{
 };
 
 use super::{
-    sealing::{Sealing, Wire},
+    sealing::{Sealing, send_now},
     transfer::is_transient,
 };
 use crate::sys::{self, More, Sent};
@@ -285,15 +285,7 @@ impl Sealing for TlsStream {
     }
 
     fn send_sealed(&mut self, more: More) -> io::Result<Sent> {
-        let mut wire = Wire {
-            tcp: &self.tcp,
-            more,
-        };
-        match self.session.write_tls(&mut wire) {
-            Ok(count) => Ok(Sent::Bytes(count)),
-            Err(error) if is_transient(&error) => Ok(Sent::Full),
-            Err(error) => Err(error),
-        }
+        send_now(&mut self.session, &self.tcp, more)
     }
 
     /// Tickets for later sessions come at any time.

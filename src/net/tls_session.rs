@@ -13,7 +13,7 @@ use rustls::ServerConnection;
 
 use super::{
     Identity,
-    sealing::{Sealing, Wire},
+    sealing::{Sealing, Wire, send_now},
     transfer::is_transient,
 };
 use crate::sys::{More, Sent};
@@ -123,14 +123,6 @@ impl Sealing for TlsSession {
     }
 
     fn send_sealed(&mut self, more: More) -> io::Result<Sent> {
-        let mut wire = Wire {
-            tcp: &self.tcp,
-            more,
-        };
-        match self.session.write_tls(&mut wire) {
-            Ok(count) => Ok(Sent::Bytes(count)),
-            Err(error) if is_transient(&error) => Ok(Sent::Full),
-            Err(error) => Err(error),
-        }
+        send_now(&mut self.session, &self.tcp, more)
     }
 }

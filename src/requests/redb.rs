@@ -9,26 +9,14 @@
 //! Both tables of a request change in one transaction, which those share who write at the same time: see `group_commit`. A
 //! reader never waits.
 
-use std::{
-    error::Error,
-    fs::{File, OpenOptions},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-    slice,
-    sync::{
-        PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{error::Error, path::Path, slice};
 
-use redb::{
-    Builder, DatabaseError, ReadableDatabase, ReadableTable, StorageError, Table, TableDefinition,
-    backends::FileBackend,
-};
+use redb::{ReadableDatabase, ReadableTable, Table, TableDefinition};
 
 use super::{OpenError, StoreError, Token, group_commit::GroupCommit};
 use crate::{
-    seal::{SealingKey, ensure_private},
+    database::{DatabaseFile, FileError},
+    seal::SealingKey,
     secret::Secret,
 };
 
@@ -40,12 +28,7 @@ const META: TableDefinition<&str, &str> = TableDefinition::new("meta");
 const KEY_CHECK: &str = "key check";
 
 pub(super) struct Database {
-    path: PathBuf,
-    /// `None` only while it is broken.
-    opened: RwLock<Option<redb::Database>>,
-    /// After one failed write, as on a full disk, the library refuses all work until the file is opened again.
-    is_broken: AtomicBool,
-    open_file: OpenFile,
+    file: DatabaseFile,
     writers: GroupCommit<Change, Result<bool, StoreError>>,
 }
 
@@ -63,32 +46,32 @@ enum Change {
 
 type Replacement = Box<dyn Fn(&[u8]) -> Result<Option<Vec<u8>>, StoreError> + Send>;
 
-/// Another one in tests only, to make it fail.
-type OpenFile = Box<dyn Fn(File) -> Result<redb::Database, DatabaseError> + Send + Sync>;
-
 impl Database {
     pub(super) fn open(state_directory: &Path) -> Result<Self, OpenError> {
-        Self::open_with(
-            state_directory,
-            Box::new(|file| builder().create_with_backend(FileBackend::new(file)?)),
-        )
+        /// Guessed: the inner pages of a million requests.
+        const CACHE_BYTES: usize = 16 << 20;
+        let path = state_directory.join("requests.redb");
+        let file = DatabaseFile::open(path, CACHE_BYTES, create_tables);
+        let file = file.map_err(|error| match error {
+            FileError::InUse { .. } => OpenError::InUse {
+                state_directory: state_directory.to_owned(),
+            },
+            FileError::Exposed(error) => OpenError::Seal(error),
+            FileError::File { path, cause } => OpenError::File { path, cause },
+            FileError::Damaged { path, cause } => OpenError::Database { path, cause },
+        })?;
+        Ok(Self::over(file))
     }
 
-    fn open_with(state_directory: &Path, open_file: OpenFile) -> Result<Self, OpenError> {
-        let path = state_directory.join("requests.redb");
-        let opened = open_database(&path, &open_file)?;
-        create_tables(&opened).map_err(|cause| damaged(&path, cause))?;
-        Ok(Self {
-            path,
-            opened: RwLock::new(Some(opened)),
-            is_broken: AtomicBool::new(false),
-            open_file,
+    fn over(file: DatabaseFile) -> Self {
+        Self {
+            file,
             writers: GroupCommit::default(),
-        })
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// Whether `key` is the one that this database is used with; a new database takes any, for good.
@@ -253,31 +236,7 @@ impl Database {
         &self,
         errand: impl FnOnce(&redb::Database) -> Result<T, redb::Error>,
     ) -> Result<T, StoreError> {
-        if self.is_broken.load(Ordering::Acquire) {
-            self.reopen().map_err(failed)?;
-        }
-        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
-        // Another has just found it broken; he opens it again, or says why not.
-        let database = opened.as_ref().ok_or(redb::Error::DatabaseClosed);
-        let outcome = database.map_err(failed)?;
-        errand(outcome).map_err(|error| {
-            if needs_reopening(&error) {
-                // Still under the lock: who reopens it waits for us, so this cannot be about the next one.
-                self.is_broken.store(true, Ordering::Release);
-            }
-            failed(error)
-        })
-    }
-
-    fn reopen(&self) -> Result<(), OpenError> {
-        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
-        if self.is_broken.load(Ordering::Acquire) {
-            // Closed first, because it is locked as long as it is open.
-            *opened = None;
-            *opened = Some(open_database(&self.path, &self.open_file)?);
-            self.is_broken.store(false, Ordering::Release);
-        }
-        Ok(())
+        self.file.run(errand).map_err(failed)
     }
 }
 
@@ -317,38 +276,6 @@ impl Change {
     }
 }
 
-fn open_database(path: &Path, open_file: &OpenFile) -> Result<redb::Database, OpenError> {
-    let failed = |cause| OpenError::File {
-        path: path.to_owned(),
-        cause,
-    };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(failed)?;
-    ensure_private(&file, path)?;
-    open_file(file).map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse {
-            state_directory: path.parent().unwrap_or(path).to_owned(),
-        },
-        DatabaseError::Storage(StorageError::Io(cause)) => failed(cause),
-        cause => damaged(path, cause.into()),
-    })
-}
-
-fn builder() -> Builder {
-    /// Guessed: the inner pages of a million requests. The library's own default is 1 GiB.
-    const CACHE_BYTES: usize = 16 << 20;
-    let mut builder = Builder::new();
-    builder.set_cache_size(CACHE_BYTES);
-    builder
-}
-
-/// So that readers find them.
 fn create_tables(database: &redb::Database) -> Result<(), redb::Error> {
     let writing = database.begin_write()?;
     writing.open_table(REQUESTS)?;
@@ -372,20 +299,6 @@ fn oldest(database: &redb::Database, before: u64) -> Result<Vec<(u64, String)>, 
     Ok(oldest)
 }
 
-fn needs_reopening(error: &redb::Error) -> bool {
-    matches!(
-        error,
-        redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::LockPoisoned(_)
-    )
-}
-
-fn damaged(path: &Path, cause: redb::Error) -> OpenError {
-    OpenError::Database {
-        path: path.to_owned(),
-        cause: cause.into(),
-    }
-}
-
 fn failed(cause: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
     StoreError::Database {
         cause: cause.into(),
@@ -394,69 +307,21 @@ fn failed(cause: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
 
 #[cfg(test)]
 mod tests {
-    use std::{io, sync::Arc};
-
-    use redb::StorageBackend;
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
 
     use super::*;
-
-    /// Refuses to grow, as on a full disk: what the file has already can still be overwritten.
-    #[derive(Debug)]
-    struct Flaky {
-        file: FileBackend,
-        is_full: Arc<AtomicBool>,
-    }
-
-    impl Flaky {
-        fn ensure_room(&self, size: u64) -> io::Result<()> {
-            if self.is_full.load(Ordering::SeqCst) && size > self.len()? {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            Ok(())
-        }
-    }
-
-    impl StorageBackend for Flaky {
-        fn len(&self) -> io::Result<u64> {
-            self.file.len()
-        }
-
-        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-            self.file.read(offset, out)
-        }
-
-        fn set_len(&self, len: u64) -> io::Result<()> {
-            self.ensure_room(len)?;
-            self.file.set_len(len)
-        }
-
-        fn sync_data(&self) -> io::Result<()> {
-            self.file.sync_data()
-        }
-
-        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-            self.ensure_room(offset + data.len() as u64)?;
-            self.file.write(offset, data)
-        }
-
-        fn close(&self) -> io::Result<()> {
-            self.file.close()
-        }
-    }
+    use crate::database::full_disk;
 
     #[test]
     fn a_disk_that_was_full_breaks_nothing_for_good() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let is_full = Arc::new(AtomicBool::new(false));
-        let shared = Arc::clone(&is_full);
-        let open_file: OpenFile = Box::new(move |file| {
-            builder().create_with_backend(Flaky {
-                file: FileBackend::new(file)?,
-                is_full: Arc::clone(&shared),
-            })
-        });
-        let database =
-            Database::open_with(folder.path(), open_file).unwrap_or_else(|e| panic!("{e}"));
+        let path = folder.path().join("requests.redb");
+        let file = full_disk::open_file(path, &is_full, create_tables);
+        let database = Database::over(file.unwrap_or_else(|error| panic!("{error}")));
         let [before, during, after] = [Token::random(), Token::random(), Token::random()];
         assert_eq!(
             database.insert(&before, 1, b"before".to_vec()).ok(),

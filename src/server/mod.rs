@@ -36,7 +36,7 @@ use crate::{
 pub struct Options {
     /// Where the registry and the API listen: `["127.0.0.1:5000"]`.
     pub addresses: Vec<SocketAddr>,
-    /// Where `/livez`, `/readyz`, `/metrics`, `/cache` and `/credentials` listen; keep it off the public network:
+    /// Where `/livez`, `/readyz`, `/metrics`, `/cache`, `/jobs` and `/credentials` listen; keep it off the public network:
     /// `"127.0.0.1:5001"`.
     pub admin: SocketAddr,
     /// Certificate and key, in PEM: `{ cert_file = "tidegate.crt", key_file = "tidegate.key" }`. Without them the

@@ -100,8 +100,11 @@ impl Exchange {
         let mut sent = Uploaded::Whole;
         while left > 0 && sent == Uploaded::Whole {
             let Some(piece) = content.next().await? else {
-                let problem = format!("it ended {left} bytes before the end of what was announced");
-                return Err(UploadError(problem, false).into());
+                let error = UploadError {
+                    cause: format!("it ended {left} bytes before the end of what was announced"),
+                    is_transient: false,
+                };
+                return Err(error.into());
             };
             let piece = first_of(piece, left);
             left -= piece.size();

@@ -60,6 +60,7 @@ const LAYERS: [(&str, &[&str]); 28] = [
             "sharded",
             "blocking",
             "augment",
+            "database",
             "oci",
             "seal",
             "units",

@@ -4,7 +4,7 @@ use std::{cell::Cell, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use tidegate::{
-    oci::TagOrDigest,
+    oci::{Digest, TagOrDigest},
     units::HumanDuration,
     upstream::{Mount, Options, PushError},
 };
@@ -314,9 +314,10 @@ fn a_manifests_type_cannot_add_to_the_head() {
     let registry = PushTarget::open();
     Pushing::to(&registry.name()).on_a_core(async |upstream, target| {
         let version: TagOrDigest = "v1".parse().expect("a tag");
+        let bytes = Bytes::from_static(b"{}");
         for media_type in ["", "a/b\r\nX: y"] {
             let pushed = upstream
-                .push_manifest(target, &version, media_type, &Bytes::from_static(b"{}"))
+                .push_manifest(target, &version, &Digest::of(&bytes), media_type, &bytes)
                 .await;
             assert!(matches!(pushed, Err(PushError::Source(_))), "{media_type}");
         }
@@ -409,7 +410,13 @@ fn a_registry_that_has_something_else_is_not_believed() {
         let version: TagOrDigest = "v1".parse().expect("a tag");
         let bytes = Bytes::from_static(b"{}");
         let pushed = upstream
-            .push_manifest(target, &version, "application/json", &bytes)
+            .push_manifest(
+                target,
+                &version,
+                &Digest::of(&bytes),
+                "application/json",
+                &bytes,
+            )
             .await;
         assert!(matches!(pushed, Err(PushError::Mismatch { .. })));
     });

@@ -55,7 +55,7 @@ async fn push_image(upstream: &Upstream, target: Target<'_>, sizes: &[u64]) {
     for version in ["v1".to_owned(), digest.to_string()] {
         let version: TagOrDigest = version.parse().expect("a version");
         let pushed = upstream
-            .push_manifest(target, &version, MANIFEST, &bytes)
+            .push_manifest(target, &version, &digest, MANIFEST, &bytes)
             .await
             .unwrap_or_else(|error| panic!("{version}: {error}"));
         assert_eq!(pushed.subject, None);

@@ -12,9 +12,9 @@ use super::{Html, page};
 use crate::{
     api::{
         Api, Response,
-        container::{digests_of, platform_of},
         error_response::{self, Shape},
         jobs::kind_of,
+        record::{digests_of, platform_of},
     },
     augment::{Layer, Overlay, Place},
     blocking::Errand,

@@ -5,7 +5,6 @@ mod display;
 mod logins;
 
 use std::{
-    num::NonZeroUsize,
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -23,7 +22,7 @@ use super::{
 use crate::{
     app::{Core, Ended, Standalone, StartError},
     config::{Config, Loaded},
-    mirror::{Copied, CopyError, Destination, Plan, Progress},
+    mirror::{Copied, CopyError, Destination, MOST_BLOBS_IN_PARALLEL, Plan, Progress},
     oci::{Digest, Reference, Registry},
     pull::PullError,
     requests::{Caller, StoreError},
@@ -72,12 +71,19 @@ pub(super) struct Surroundings {
     cache_size: Option<ByteSize>,
 
     /// How many blobs are copied at the same time [default: mirror.blobs_in_parallel of --config, or 4]
-    #[arg(long, value_name = "COUNT")]
-    jobs: Option<NonZeroUsize>,
+    #[arg(long, value_name = "COUNT", value_parser = job_count)]
+    jobs: Option<usize>,
 
     /// Do not show how far it is
     #[arg(short, long)]
     quiet: bool,
+}
+
+fn job_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if (1..=MOST_BLOBS_IN_PARALLEL).contains(&count) => Ok(count),
+        _ => Err(format!("it is not between 1 and {MOST_BLOBS_IN_PARALLEL}")),
+    }
 }
 
 /// As others name images, too.
@@ -236,7 +242,7 @@ impl Surroundings {
             config.cache.max_size = size;
         }
         if let Some(jobs) = self.jobs {
-            config.mirror.blobs_in_parallel = jobs.get();
+            config.mirror.blobs_in_parallel = jobs;
         }
         Ok(config)
     }

@@ -16,7 +16,7 @@ use super::{
     job::{Entry, EntryError},
 };
 use crate::{
-    database::{Database, DatabaseError, Table},
+    database::{Database, DatabaseError, FileError, Table},
     requests::unix_nanoseconds,
 };
 
@@ -27,8 +27,8 @@ const UNFINISHED: Table = Table("unfinished");
 const ENDS: Table = Table("ends");
 
 #[derive(Debug, thiserror::Error)]
-#[error("mirrors and freezes cannot be kept in {0}")]
-pub struct OpenError(#[from] DatabaseError);
+#[error("mirrors and freezes cannot be kept: {0}")]
+pub struct OpenError(#[from] FileError);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

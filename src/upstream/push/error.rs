@@ -101,7 +101,7 @@ impl PushError {
             | Self::Mismatch { .. }
             | Self::Busy(_) => true,
             Self::Failed { status, .. } => *status >= 500,
-            Self::Source(UploadError(_, is_transient)) => *is_transient,
+            Self::Source(UploadError { is_transient, .. }) => *is_transient,
             Self::Refused { .. }
             | Self::ReadOnly { .. }
             | Self::NoRepository { .. }

@@ -22,19 +22,23 @@ pub struct PushedManifest {
 }
 
 impl Upstream {
-    /// After all that it names.
+    /// After all that it names. `digest` is that of `bytes`.
     pub async fn push_manifest(
         &self,
         target: Target<'_>,
         version: &TagOrDigest,
+        digest: &Digest,
         media_type: &str,
         bytes: &Bytes,
     ) -> Result<PushedManifest, PushError> {
         // It comes from a manifest, which may say anything, and goes into a head.
         let is_type = |byte: u8| byte.is_ascii_graphic() || byte == b' ';
         if media_type.is_empty() || !media_type.bytes().all(is_type) {
-            let problem = format!("the type of manifest {version} is none");
-            return Err(UploadError(problem, false).into());
+            let error = UploadError {
+                cause: format!("the type of manifest {version} is none"),
+                is_transient: false,
+            };
+            return Err(error.into());
         }
         let rights = Rights::of(target.repository, Actions::Push);
         let mut pusher = Pusher::new(self, target, rights)?;
@@ -51,11 +55,7 @@ impl Upstream {
         let what = format!("manifest {}{separator}{version}", target.repository);
         match pusher.ask(&ask).await? {
             Answer::Yes { head, .. } if (200..300).contains(&head.status) => {
-                let digest = match version {
-                    TagOrDigest::Digest(digest) => *digest,
-                    TagOrDigest::Tag(_) => Digest::of(bytes),
-                };
-                expect_digest(target, &head, &digest)?;
+                expect_digest(target, &head, digest)?;
                 let subject = head.headers.get("oci-subject");
                 Ok(PushedManifest {
                     subject: subject.and_then(|text| text.trim().parse().ok()),

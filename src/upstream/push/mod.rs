@@ -43,8 +43,9 @@ pub trait Upload {
 
 /// The source's side failed, which is no fault of the target.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct UploadError(
-    pub String,
-    /** Whether it may fare better later. */ pub bool,
-);
+#[error("{cause}")]
+pub struct UploadError {
+    pub cause: String,
+    /// It may fare better later.
+    pub is_transient: bool,
+}

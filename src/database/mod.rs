@@ -1,28 +1,20 @@
 //! An embedded database: tables of texts to bytes in one file, which change together and are on disk when a change returns. That
 //! it is redb is nobody's business but ours. Everything here blocks; a reader never waits, writers wait for each other.
 //!
-//! After one failed write, as on a full disk, the library refuses all work until the file is opened again. So it is opened again.
+//! After one failed write, as on a full disk, the library refuses all work until the file is opened again. So it is opened again
+//! (`file.rs`).
 
-use std::{
-    error::Error,
-    fmt,
-    fs::{File, OpenOptions},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-    sync::{
-        PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+mod file;
 
-use redb::{
-    Builder, DatabaseError as LibraryError, ReadTransaction, ReadableDatabase, ReadableTable,
-    TableDefinition, WriteTransaction, backends::FileBackend,
-};
+use std::path::{Path, PathBuf};
 
-use crate::seal::ensure_private;
+use redb::{ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
-type Cause = Box<dyn Error + Send + Sync>;
+use self::file::Cause;
+
+#[cfg(test)]
+pub use self::file::full_disk;
+pub use self::file::{DatabaseFile, FileError};
 
 /// A table's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +26,7 @@ impl Table {
     }
 }
 
-/// Why a database cannot be opened, read or written.
+/// Why a database cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {cause}", path.display())]
 pub struct DatabaseError {
@@ -42,22 +34,8 @@ pub struct DatabaseError {
     cause: Cause,
 }
 
-pub struct Database {
-    path: PathBuf,
-    /// `None` only while it is broken.
-    opened: RwLock<Option<redb::Database>>,
-    is_broken: AtomicBool,
-    open_file: OpenFile,
-}
-
-/// Another one in tests only, to make it fail.
-type OpenFile = Box<dyn Fn(File) -> Result<redb::Database, LibraryError> + Send + Sync>;
-
-impl fmt::Debug for Database {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.path.fmt(formatter)
-    }
-}
+#[derive(Debug)]
+pub struct Database(DatabaseFile);
 
 /// A look at all tables at one moment.
 pub struct Reading(ReadTransaction);
@@ -77,35 +55,12 @@ impl<E: Into<redb::Error>> From<E> for Failure {
 
 impl Database {
     /// Creates what is missing: the file `<name>.redb`, private, and the tables.
-    pub fn open(folder: &Path, name: &str, tables: &[Table]) -> Result<Self, DatabaseError> {
-        Self::open_with(
-            folder,
-            name,
-            tables,
-            Box::new(|file| builder().create_with_backend(FileBackend::new(file)?)),
-        )
-    }
-
-    fn open_with(
-        folder: &Path,
-        name: &str,
-        tables: &[Table],
-        open_file: OpenFile,
-    ) -> Result<Self, DatabaseError> {
+    pub fn open(folder: &Path, name: &str, tables: &[Table]) -> Result<Self, FileError> {
+        /// Guessed: the inner pages of some hundred thousand rows.
+        const CACHE_BYTES: usize = 4 << 20;
         let path = folder.join(format!("{name}.redb"));
-        let opened = open_file_at(&path, &open_file).and_then(|database| {
-            create(&database, tables)?;
-            Ok(database)
-        });
-        match opened {
-            Ok(opened) => Ok(Self {
-                path,
-                opened: RwLock::new(Some(opened)),
-                is_broken: AtomicBool::new(false),
-                open_file,
-            }),
-            Err(cause) => Err(DatabaseError { path, cause }),
-        }
+        let file = DatabaseFile::open(path, CACHE_BYTES, |database| create(database, tables))?;
+        Ok(Self(file))
     }
 
     pub fn read<T>(
@@ -134,39 +89,11 @@ impl Database {
         &self,
         errand: impl FnOnce(&redb::Database) -> Result<T, Failure>,
     ) -> Result<T, DatabaseError> {
-        if self.is_broken.load(Ordering::Acquire) {
-            self.reopen().map_err(|cause| self.failed(cause))?;
-        }
-        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
-        // Another has just found it broken; he opens it again, or says why not.
-        let Some(database) = opened.as_ref() else {
-            return Err(self.failed(redb::Error::DatabaseClosed.into()));
-        };
-        errand(database).map_err(|Failure(error)| {
-            if needs_reopening(&error) {
-                // Still under the lock: who reopens it waits for us, so this cannot be about the next one.
-                self.is_broken.store(true, Ordering::Release);
-            }
-            self.failed(error.into())
-        })
-    }
-
-    fn reopen(&self) -> Result<(), Cause> {
-        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
-        if self.is_broken.load(Ordering::Acquire) {
-            // Closed first, because it is locked as long as it is open.
-            *opened = None;
-            *opened = Some(open_file_at(&self.path, &self.open_file)?);
-            self.is_broken.store(false, Ordering::Release);
-        }
-        Ok(())
-    }
-
-    fn failed(&self, cause: Cause) -> DatabaseError {
-        DatabaseError {
-            path: self.path.clone(),
+        let ran = self.0.run(|database| errand(database).map_err(|it| it.0));
+        ran.map_err(|cause| DatabaseError {
+            path: self.0.path().to_owned(),
             cause,
-        }
+        })
     }
 }
 
@@ -216,27 +143,6 @@ impl Writing {
     }
 }
 
-fn open_file_at(path: &Path, open_file: &OpenFile) -> Result<redb::Database, Cause> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)?;
-    ensure_private(&file, path)?;
-    Ok(open_file(file)?)
-}
-
-fn builder() -> Builder {
-    /// Guessed: the inner pages of some hundred thousand rows. The library's own default is 1 GiB.
-    const CACHE_BYTES: usize = 4 << 20;
-    let mut builder = Builder::new();
-    builder.set_cache_size(CACHE_BYTES);
-    builder
-}
-
-/// So that readers find them.
 fn create(database: &redb::Database, tables: &[Table]) -> Result<(), redb::Error> {
     let writing = database.begin_write()?;
     for table in tables {
@@ -246,18 +152,15 @@ fn create(database: &redb::Database, tables: &[Table]) -> Result<(), redb::Error
     Ok(())
 }
 
-fn needs_reopening(error: &redb::Error) -> bool {
-    matches!(
-        error,
-        redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::LockPoisoned(_)
-    )
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{io, os::unix::fs::MetadataExt, sync::Arc};
-
-    use redb::StorageBackend;
+    use std::{
+        os::unix::fs::MetadataExt,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+    };
 
     use super::*;
 
@@ -321,63 +224,13 @@ mod tests {
         assert!(error.to_string().contains("other.redb"), "{error}");
     }
 
-    /// Refuses to grow, as on a full disk: what the file has already can still be overwritten.
-    #[derive(Debug)]
-    struct Flaky {
-        file: FileBackend,
-        is_full: Arc<AtomicBool>,
-    }
-
-    impl Flaky {
-        fn ensure_room(&self, size: u64) -> io::Result<()> {
-            match self.is_full.load(Ordering::SeqCst) && size > self.len()? {
-                true => Err(io::ErrorKind::StorageFull.into()),
-                false => Ok(()),
-            }
-        }
-    }
-
-    impl StorageBackend for Flaky {
-        fn len(&self) -> io::Result<u64> {
-            self.file.len()
-        }
-
-        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-            self.file.read(offset, out)
-        }
-
-        fn set_len(&self, len: u64) -> io::Result<()> {
-            self.ensure_room(len)?;
-            self.file.set_len(len)
-        }
-
-        fn sync_data(&self) -> io::Result<()> {
-            self.file.sync_data()
-        }
-
-        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-            self.ensure_room(offset + data.len() as u64)?;
-            self.file.write(offset, data)
-        }
-
-        fn close(&self) -> io::Result<()> {
-            self.file.close()
-        }
-    }
-
     #[test]
     fn a_disk_that_was_full_breaks_nothing_for_good() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let is_full = Arc::new(AtomicBool::new(false));
-        let shared = Arc::clone(&is_full);
-        let open_file: OpenFile = Box::new(move |file| {
-            builder().create_with_backend(Flaky {
-                file: FileBackend::new(file)?,
-                is_full: Arc::clone(&shared),
-            })
-        });
-        let database = Database::open_with(folder.path(), "tests", &[TABLE], open_file);
-        let database = database.unwrap_or_else(|error| panic!("{error}"));
+        let path = folder.path().join("tests.redb");
+        let file = full_disk::open_file(path, &is_full, |database| create(database, &[TABLE]));
+        let database = Database(file.unwrap_or_else(|error| panic!("{error}")));
         assert!(put(&database, "before", b"before").is_ok());
         is_full.store(true, Ordering::SeqCst);
         let large = vec![b'x'; 16 << 20];
