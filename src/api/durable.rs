@@ -20,7 +20,7 @@ use crate::{
         Destination, Frozen, NameError,
         jobs::{JobId, SubmitError, Taken, Wish},
     },
-    oci::{Digest, Platform, Reference},
+    oci::{Digest, Platforms, Reference},
     pull::PullError,
     requests::{ContainerRequest, Durable, DurableKind, Grant, Purpose},
 };
@@ -31,7 +31,7 @@ pub(super) struct Asked {
     /// What the source is.
     pub digest: Digest,
     /// Of a freeze. A mirror has all that its source has.
-    pub platform: Platform,
+    pub platforms: Platforms,
     pub kept: Kept,
 }
 
@@ -218,7 +218,7 @@ impl Asked {
             DurableKind::Mirror => self.kept.place.mirrored(&self.request.image),
             DurableKind::Freeze => self.kept.place.frozen(&Frozen {
                 source: &self.digest,
-                platform: &self.platform,
+                platforms: &self.platforms,
                 overlay: self.request.overlay.as_deref().map(|named| &**named),
             }),
         }
@@ -232,7 +232,7 @@ impl Asked {
             target,
             platform: match self.kept.kind {
                 DurableKind::Mirror => None,
-                DurableKind::Freeze => Some(self.platform),
+                DurableKind::Freeze => Some(self.platforms),
             },
         }
     }

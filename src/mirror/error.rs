@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     cache::FillError,
-    oci::{Digest, Platform, Registry},
+    oci::{Digest, Registry},
     pull::{FetchError, PullError},
     upstream::PushError,
 };
@@ -27,7 +27,7 @@ pub enum CopyError {
         is_transient: bool,
     },
     #[error("it has no image for {wanted}, only for {present}")]
-    NoPlatform { wanted: Platform, present: String },
+    NoPlatform { wanted: String, present: String },
     #[error("{registry}: manifest {digest} cannot be copied: {problem}")]
     Manifest {
         registry: Registry,
