@@ -90,7 +90,7 @@ fn overlay() -> Overlay {
         working_dir: Some("/work".to_owned()),
         env: vec!["LANG=C".to_owned(), "TOOL=1".to_owned()],
         layers: vec![layer("one"), layer("two")],
-        platform: "linux/amd64".parse().expect("a platform"),
+        platforms: "linux/amd64".parse().expect("a platform"),
     }
 }
 

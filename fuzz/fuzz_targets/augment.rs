@@ -3,7 +3,7 @@
 use libfuzzer_sys::fuzz_target;
 use tidegate::{
     augment::{Compression, Layer, Overlay, Place, Target},
-    oci::{Descriptor, Digest, Manifest, Platform, media_type},
+    oci::{Descriptor, Digest, Manifest, Platforms, media_type},
 };
 
 fn overlay() -> Overlay {
@@ -19,7 +19,7 @@ fn overlay() -> Overlay {
             compression: Compression::Gzip,
             place: Place::Inline,
         }],
-        platform: Platform::default(),
+        platforms: Platforms::default(),
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
     blocking::Errand,
     credentials::{Claim, IdentityError},
     limits::client_key,
-    oci::{Platform, Reference, TagOrDigest},
+    oci::{Platforms, Reference, TagOrDigest},
     pull::PullError,
     requests::{Caller, ContainerRequest, Grant, Purpose, RequestDetails, Token},
     telemetry::metrics::{self, Counter},
@@ -51,7 +51,7 @@ struct Submitted<'a> {
 /// A request that keeps the rules.
 struct Admitted {
     request: ContainerRequest,
-    platform: Platform,
+    platforms: Platforms,
     /// What is to be put on the image, not looked at yet.
     additions: Option<Additions>,
     /// It is to stay.
@@ -69,7 +69,7 @@ impl Api {
     pub(super) async fn submit(&self, version: ApiVersion, request: &Request) -> Response {
         let Admitted {
             request: mut container_request,
-            platform,
+            platforms,
             additions,
             kept,
         } = match self.admit(version, request).await {
@@ -86,7 +86,7 @@ impl Api {
         };
         if let Some(additions) = additions {
             let caller = &container_request.caller;
-            let overlay = self.overlay(caller, additions, platform.clone());
+            let overlay = self.overlay(caller, additions, platforms.clone());
             let (overlay, layers) = match overlay.await {
                 Ok(overlay) => overlay,
                 Err(refusal) => return refusal,
@@ -97,12 +97,20 @@ impl Api {
             }
             container_request.overlay = Some(overlay);
             container_request.layers = layers;
+        } else if platforms.are_several() {
+            let (caller, image) = (&container_request.caller, &container_request.image);
+            let are_there = self
+                .pull
+                .ensure_platforms(caller, image, digest, &platforms);
+            if let Err(error) = are_there.await {
+                return refused_image(&container_request, &error);
+            }
         }
         if let Some(kept) = kept {
             let asked = Asked {
                 request: container_request,
                 digest,
-                platform,
+                platforms,
                 kept,
             };
             return self.submit_durable(version, asked).await;
@@ -342,11 +350,11 @@ fn admitted(
     };
     let Wanted {
         image,
-        platform,
+        platforms,
         additions,
         kept,
     } = submission.into_wanted(version)?;
-    details.platform = platform.as_ref().map(Platform::to_string);
+    details.platform = platforms.as_ref().map(Platforms::to_string);
     let request = ContainerRequest {
         image,
         caller: Arc::new(caller),
@@ -357,7 +365,7 @@ fn admitted(
     };
     Ok(Admitted {
         request,
-        platform: platform.unwrap_or_default(),
+        platforms: platforms.unwrap_or_default(),
         additions,
         kept,
     })

@@ -19,7 +19,7 @@ use crate::{
         CopyError, Destination, Frozen, NameError,
         jobs::{JobId, SubmitError, Taken, Wish},
     },
-    oci::{Digest, Platform, Reference},
+    oci::{Digest, Platforms, Reference},
     requests::{ContainerRequest, Durable, DurableKind, Grant, Purpose},
 };
 
@@ -29,7 +29,7 @@ pub(super) struct Asked {
     /// What the source is.
     pub digest: Digest,
     /// Of a freeze. A mirror has all that its source has.
-    pub platform: Platform,
+    pub platforms: Platforms,
     pub kept: Kept,
 }
 
@@ -192,7 +192,7 @@ impl Asked {
             DurableKind::Mirror => self.kept.place.mirrored(&self.request.image),
             DurableKind::Freeze => self.kept.place.frozen(&Frozen {
                 source: &self.digest,
-                platform: &self.platform,
+                platforms: &self.platforms,
                 overlay: self.request.overlay.as_deref().map(|named| &**named),
             }),
         }
@@ -206,7 +206,7 @@ impl Asked {
             target,
             platform: match self.kept.kind {
                 DurableKind::Mirror => None,
-                DurableKind::Freeze => Some(self.platform),
+                DurableKind::Freeze => Some(self.platforms),
             },
         }
     }

@@ -10,6 +10,7 @@ use super::{
     route::{RouteError, Wish, is_page_path, is_registry_path},
 };
 use crate::{
+    augment::AugmentError,
     blocking::PoolError,
     credentials::FindError,
     http::HeadError,
@@ -198,16 +199,30 @@ pub(super) fn of_submit(error: &PullError) -> Response {
         PullError::Fetch(_)
         | PullError::Mismatch { .. }
         | PullError::Manifest { .. }
-        | PullError::Overlay(_)
         | PullError::Belongings(_)
         | PullError::Fill { .. } => api(400, &error.to_string()),
+        PullError::Overlay(cause) => api(400, &format!("{error}{}", advice(cause))),
+    }
+}
+
+fn advice(error: &AugmentError) -> &'static str {
+    match error {
+        AugmentError::NoPlatform { .. } => "; ask for one of these by containerPlatform",
+        AugmentError::Malformed { .. }
+        | AugmentError::Artifact { .. }
+        | AugmentError::TooMany { .. }
+        | AugmentError::LayerCount { .. }
+        | AugmentError::Layer { .. } => "",
     }
 }
 
 /// The same of an image that is included.
 pub(super) fn of_include(image: &Reference, error: &PullError) -> Response {
     match error {
-        PullError::Overlay(cause) => api(400, &format!("containerIncludes: {image}: {cause}")),
+        PullError::Overlay(cause) => api(
+            400,
+            &format!("containerIncludes: {image}: {cause}{}", advice(cause)),
+        ),
         PullError::Fetch(FetchError::Busy(_)) => of_submit(error),
         PullError::Fetch(cause) => api(400, &format!("containerIncludes: {cause}")),
         error => of_submit(error),

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     augment::{Layer, MOST_LAYERS, NamedOverlay, Overlay, Place},
     blocking::Errand,
-    oci::{Platform, Reference},
+    oci::{Platforms, Reference},
     requests::{Caller, InlineLayer},
 };
 
@@ -26,7 +26,7 @@ impl Api {
         &self,
         caller: &Arc<Caller>,
         additions: Additions,
-        platform: Platform,
+        platforms: Platforms,
     ) -> Result<(Arc<NamedOverlay>, Vec<InlineLayer>), Response> {
         let Additions { config, includes } = additions;
         let checked = match config.layers.as_ref().is_none_or(Vec::is_empty) {
@@ -42,9 +42,9 @@ impl Api {
             tracing::info!(%caller, reason = %rejection, "a container request was refused");
             error_response::api(400, &rejection.to_string())
         })?;
-        overlay.platform = platform;
+        overlay.platforms = platforms;
         for image in &includes {
-            let layers = self.included(caller, image, &overlay.platform).await?;
+            let layers = self.included(caller, image, &overlay.platforms).await?;
             overlay.layers.extend(layers);
         }
         if overlay.layers.len() > MOST_LAYERS {
@@ -64,7 +64,7 @@ impl Api {
         &self,
         caller: &Arc<Caller>,
         image: &Reference,
-        platform: &Platform,
+        platform: &Platforms,
     ) -> Result<Vec<Layer>, Response> {
         let layers = self.pull.layers_of(caller, image, platform).await;
         layers.map_err(|error| {
@@ -99,7 +99,7 @@ fn check(config: ContainerConfig) -> Result<(Overlay, Vec<InlineLayer>), Rejecti
         working_dir: config.working_dir.filter(|folder| !folder.is_empty()),
         env: config.env.unwrap_or_default(),
         layers,
-        platform: Platform::default(),
+        platforms: Platforms::default(),
     };
     Ok((overlay, inline))
 }

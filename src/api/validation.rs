@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     mirror::{NameError, Place},
-    oci::{Platform, Reference, TagOrDigest},
+    oci::{Platform, Platforms, Reference, TagOrDigest},
     requests::DurableKind,
 };
 
@@ -29,7 +29,7 @@ const LONGEST_ENDPOINT: usize = 2048;
 /// What is left of a submission that keeps the rules.
 pub(super) struct Wanted {
     pub image: Reference,
-    pub platform: Option<Platform>,
+    pub platforms: Option<Platforms>,
     pub additions: Option<Additions>,
     /// An image that stays, and no name for one.
     pub kept: Option<Kept>,
@@ -165,7 +165,7 @@ impl Submission {
     /// The rules that come after it.
     pub(super) fn into_wanted(self, version: ApiVersion) -> Result<Wanted, Rejection> {
         self.check_combinations(version)?;
-        let platform = self.check_platform()?;
+        let platforms = self.check_platforms()?;
         let has_image = present(&self.container_image).is_some();
         none_of([
             (!has_image && !self.is_build(), "containerImage is missing"),
@@ -210,7 +210,7 @@ impl Submission {
         });
         Ok(Wanted {
             image,
-            platform,
+            platforms,
             additions,
             kept,
         })
@@ -265,8 +265,8 @@ impl Submission {
         )])
     }
 
-    /// Several are for builds only, and there the two that images are built for.
-    fn check_platform(&self) -> Result<Option<Platform>, Rejection> {
+    /// Several are for freezes and for builds, and there the two that images are built for.
+    fn check_platforms(&self) -> Result<Option<Platforms>, Rejection> {
         let Some(text) = present(&self.container_platform) else {
             return Ok(None);
         };
@@ -275,11 +275,16 @@ impl Submission {
             .map(|text| text.trim().parse::<Platform>())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| invalid(format!("containerPlatform: {error}")))?;
-        let [first, others @ ..] = platforms.as_slice() else {
-            return Ok(None);
-        };
-        if others.is_empty() {
-            return Ok(Some(first.clone()));
+        let is_frozen_image =
+            self.is_frozen() && !self.is_build() && self.format != Some(Format::Sif);
+        if platforms.len() == 1 || is_frozen_image {
+            let platforms = Platforms::of(platforms)
+                .map_err(|error| invalid(format!("containerPlatform: {error}")))?;
+            none_of([(
+                platforms.are_several() && self.has_includes(),
+                "containerIncludes go with a single containerPlatform: of an included image each platform has other layers",
+            )])?;
+            return Ok(Some(platforms));
         }
         let mut names: Vec<String> = platforms.iter().map(Platform::to_string).collect();
         names.sort_unstable();
@@ -290,7 +295,7 @@ impl Submission {
             ),
             (
                 present(&self.container_file).is_none() && self.packages.is_none(),
-                "containerPlatform: several platforms are for builds; an image that is there has those that it has",
+                "containerPlatform: several platforms are for builds and freezes; an image that is there has those that it has",
             ),
             (
                 self.format == Some(Format::Sif),
@@ -431,6 +436,63 @@ mod tests {
             let plain = judge(ApiVersion::V1Alpha2, &body);
             let plain = plain.unwrap_or_else(|error| panic!("{body}: {error}"));
             assert_eq!(plain.additions.is_some(), is_changed, "{body}");
+        }
+    }
+
+    #[test]
+    fn only_an_image_that_is_frozen_may_be_for_several_platforms() {
+        let freeze = r#""freeze":true,"buildRepository":"quay.io/a/b""#;
+        for (platforms, more, expected) in [
+            (
+                "linux/amd64,linux/arm64",
+                freeze,
+                Ok("linux/amd64,linux/arm64"),
+            ),
+            (
+                "s390x, arm64,arm/v7",
+                freeze,
+                Ok("linux/arm/v7,linux/arm64,linux/s390x"),
+            ),
+            ("amd64,x86_64", freeze, Ok("linux/amd64")),
+            ("amd64,vax", freeze, Err("containerPlatform: `vax`")),
+            (
+                "amd64,arm64",
+                r#""freeze":true,"buildRepository":"quay.io/a/b","containerIncludes":["c"]"#,
+                Err("containerIncludes go with a single containerPlatform"),
+            ),
+            (
+                "amd64",
+                r#""freeze":true,"buildRepository":"quay.io/a/b","containerIncludes":["c"]"#,
+                Ok("linux/amd64"),
+            ),
+            (
+                "amd64,arm64",
+                r#""freeze":true,"buildRepository":"quay.io/a/b","format":"sif""#,
+                Err("containerPlatform: several platforms"),
+            ),
+            (
+                "amd64,arm64",
+                r#""freeze":false"#,
+                Err("containerPlatform: several platforms"),
+            ),
+            (
+                "amd64,arm64",
+                r#""mirror":true,"towerAccessToken":"t","buildRepository":"quay.io/a""#,
+                Err("containerPlatform: several platforms"),
+            ),
+        ] {
+            let body =
+                format!(r#"{{"containerImage":"a","containerPlatform":"{platforms}",{more}}}"#);
+            match (judge(ApiVersion::V1Alpha2, &body), expected) {
+                (Ok(wanted), Ok(expected)) => {
+                    let platforms = wanted.platforms.map(|platforms| platforms.to_string());
+                    assert_eq!(platforms.as_deref(), Some(expected), "{body}");
+                }
+                (Err(Rejection::Invalid(message)), Err(told)) => {
+                    assert!(message.starts_with(told), "{body}: {message}");
+                }
+                (other, _) => panic!("{body}: {:?}", other.err()),
+            }
         }
     }
 

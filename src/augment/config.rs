@@ -9,11 +9,49 @@ use super::{
     AugmentError, Layer, Overlay,
     json::{Member, Object, raw},
 };
-use crate::oci::Digest;
+use crate::oci::{Digest, Platform, Platforms};
 
 const PART: &str = "its configuration";
 /// How the entrypoint of an overlay finds the image's own.
 const ENTRY_CHAIN: &str = "WAVE_ENTRY_CHAIN";
+
+/// One that says nothing of its platform may be for any, but not for several.
+pub(super) fn ensure_platforms(wanted: &Platforms, config: &[u8]) -> Result<(), AugmentError> {
+    /// Of what an error repeats.
+    const LONGEST: usize = 60;
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Stated {
+        os: String,
+        architecture: String,
+        variant: Option<String>,
+    }
+    let Stated {
+        os,
+        architecture,
+        variant,
+    } = serde_json::from_slice(config).unwrap_or_default();
+    let is_stated = !architecture.is_empty();
+    let is_met = |platform: &&Platform| platform.is_met_by(&os, &architecture, variant.as_deref());
+    let absent: Vec<String> = wanted
+        .iter()
+        .filter(|platform| !is_met(platform))
+        .map(Platform::to_string)
+        .collect();
+    if absent.is_empty() || !is_stated && !wanted.are_several() {
+        return Ok(());
+    }
+    let variant = variant.as_ref().filter(|variant| !variant.is_empty());
+    let variant = variant.map(|variant| format!("/{variant}"));
+    let present = match is_stated {
+        true => format!("{os}/{architecture}{}", variant.unwrap_or_default()),
+        false => "a platform that it does not name".to_owned(),
+    };
+    Err(AugmentError::NoPlatform {
+        wanted: absent.join(", "),
+        present: present.chars().take(LONGEST).collect(),
+    })
+}
 
 /// The parts that decide what becomes of it.
 pub(super) struct Config<'a> {

@@ -10,11 +10,11 @@ use super::{
     image::point_to,
     json::{Member, Object, raw},
 };
-use crate::oci::{Descriptor, Digest, Platform, media_type};
+use crate::oci::{Descriptor, Digest, Platform, Platforms, media_type};
 
 const PART: &str = "its index";
-/// Some indexes have an image for each version of an operating system. Each is fetched: what goes far beyond that is meant
-/// to cost us.
+/// For one platform. Some indexes have an image for each version of an operating system. Each is fetched: what goes far beyond
+/// that is meant to cost us.
 const MOST_IMAGES: usize = 16;
 /// Of what an error lists.
 const MOST_LISTED: usize = 12;
@@ -58,26 +58,40 @@ impl Entry {
         )
     }
 
-    fn is_for(&self, wanted: &Platform) -> bool {
-        self.platform.as_ref().is_some_and(|platform| {
+    fn is_image_for(&self, wanted: &Platform) -> bool {
+        let is_for = |platform: &EntryPlatform| {
             let variant = platform.variant.as_deref();
             wanted.is_met_by(&platform.os, &platform.architecture, variant)
-        })
+        };
+        self.is_image() && self.platform.as_ref().is_some_and(is_for)
+    }
+
+    fn is_wanted(&self, wanted: &Platforms) -> bool {
+        wanted.iter().any(|platform| self.is_image_for(platform))
     }
 }
 
-/// Each once, however often it is named.
-pub(super) fn matching(wanted: &Platform, index: &[u8]) -> Result<Vec<Descriptor>, AugmentError> {
+/// Each once, however often it is named, in the index's order. There is one for each platform at least.
+pub(super) fn matching(wanted: &Platforms, index: &[u8]) -> Result<Vec<Descriptor>, AugmentError> {
     let members = Object::parse(PART, index)?;
     let named: Vec<&RawValue> = members.get(PART, "manifests")?.unwrap_or_default();
     let entries = named.into_iter().map(Entry::parse);
     let entries = entries.collect::<Result<Vec<_>, _>>()?;
+    let is_absent = |platform: &&Platform| {
+        let mut entries = entries.iter();
+        !entries.any(|entry| entry.is_image_for(platform))
+    };
+    let absent = wanted.iter().filter(is_absent);
+    let absent: Vec<String> = absent.map(Platform::to_string).collect();
+    if !absent.is_empty() {
+        return Err(AugmentError::NoPlatform {
+            wanted: absent.join(", "),
+            present: present(&entries),
+        });
+    }
     let mut images: Vec<Descriptor> = Vec::new();
     let mut seen = HashSet::new();
-    for entry in &entries {
-        if !entry.is_image() || !entry.is_for(wanted) {
-            continue;
-        }
+    for entry in entries.iter().filter(|entry| entry.is_wanted(wanted)) {
         let digest = entry.digest.parse::<Digest>();
         let digest = digest.map_err(|cause| AugmentError::Malformed {
             part: PART,
@@ -91,19 +105,31 @@ pub(super) fn matching(wanted: &Platform, index: &[u8]) -> Result<Vec<Descriptor
             });
         }
     }
-    if images.len() > MOST_IMAGES {
+    if images.len() > MOST_IMAGES * wanted.len() {
         return Err(AugmentError::TooMany {
             wanted: wanted.to_string(),
             count: images.len(),
         });
     }
-    if images.is_empty() {
-        return Err(AugmentError::NoPlatform {
-            wanted: wanted.to_string(),
-            present: present(&entries),
-        });
-    }
     Ok(images)
+}
+
+/// The index with the images for these platforms alone; the index itself, if it has no others.
+pub(super) fn narrow(wanted: &Platforms, index: &[u8]) -> Result<Vec<u8>, AugmentError> {
+    let mut members = Object::parse(PART, index)?;
+    let named: Vec<&RawValue> = members.get(PART, "manifests")?.unwrap_or_default();
+    let mut manifests: Vec<&RawValue> = Vec::with_capacity(named.len());
+    for member in &named {
+        if Entry::parse(member)?.is_wanted(wanted) {
+            manifests.push(member);
+        }
+    }
+    if manifests.len() == named.len() {
+        return Ok(index.to_owned());
+    }
+    let manifests = raw(&manifests);
+    members.set("manifests", &manifests);
+    Ok(members.to_bytes())
 }
 
 fn present(entries: &[Entry]) -> String {

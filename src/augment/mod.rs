@@ -14,7 +14,7 @@ pub use image::ChangedImage;
 
 use std::ops::Deref;
 
-use crate::oci::{Descriptor, Digest, Platform, Registry, Repository, media_type};
+use crate::oci::{Descriptor, Digest, Platforms, Registry, Repository, media_type};
 
 /// That can be put on an image. What overlayfs takes less than (it has 128 in Docker), the image's own not counted.
 pub const MOST_LAYERS: usize = 127;
@@ -31,7 +31,7 @@ pub struct Overlay {
     /// On top of the image's, in this order.
     pub layers: Vec<Layer>,
     /// Which images of an index are changed.
-    pub platform: Platform,
+    pub platforms: Platforms,
 }
 
 /// An overlay to which nothing comes any more, and its digest, which to work out is too much for each pull.
@@ -81,7 +81,7 @@ pub enum AugmentError {
         "it is an artifact ({kind}) and not an image: a containerConfig or containerIncludes cannot be applied to it"
     )]
     Artifact { kind: String },
-    #[error("it has no image for {wanted}, only for {present}; ask for one by containerPlatform")]
+    #[error("it has no image for {wanted}, only for {present}")]
     NoPlatform { wanted: String, present: String },
     #[error("it has {count} images for {wanted}, which is too many")]
     TooMany { wanted: String, count: usize },
@@ -106,13 +106,13 @@ pub enum Target {
 impl Target {
     /// The media type is the registry's word for what may not say it itself.
     pub fn of(
-        platform: &Platform,
+        platforms: &Platforms,
         media_type: &str,
         manifest: &[u8],
     ) -> Result<Self, AugmentError> {
         match media_type {
             media_type::OCI_INDEX | media_type::DOCKER_LIST => Ok(Target::Index {
-                images: index::matching(platform, manifest)?,
+                images: index::matching(platforms, manifest)?,
             }),
             media_type::OCI_MANIFEST | media_type::DOCKER_MANIFEST => Ok(Target::Image {
                 config: image::config_of(manifest)?,
@@ -133,9 +133,19 @@ pub fn layers_of(
     image::layers(manifest, config, place)
 }
 
+/// An index without the images for other platforms than these.
+pub fn narrow_index(platforms: &Platforms, index: &[u8]) -> Result<Vec<u8>, AugmentError> {
+    index::narrow(platforms, index)
+}
+
+/// That a single image is for these platforms, as far as its configuration says. It is never for several.
+pub fn ensure_platforms(platforms: &Platforms, config: &[u8]) -> Result<(), AugmentError> {
+    config::ensure_platforms(platforms, config)
+}
+
 impl Overlay {
     pub fn target(&self, media_type: &str, manifest: &[u8]) -> Result<Target, AugmentError> {
-        Target::of(&self.platform, media_type, manifest)
+        Target::of(&self.platforms, media_type, manifest)
     }
 
     pub fn change_image(
@@ -182,7 +192,7 @@ impl Overlay {
         let all = (
             (&self.entrypoint, &self.cmd, &self.working_dir, &self.env),
             layers,
-            self.platform.to_string(),
+            self.platforms.to_string(),
         );
         Digest::of(&serde_json::to_vec(&all).expect("texts, numbers and lists are always JSON"))
     }

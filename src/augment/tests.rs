@@ -12,7 +12,7 @@ fn overlay() -> Overlay {
         working_dir: None,
         env: Vec::new(),
         layers: Vec::new(),
-        platform: Platform::default(),
+        platforms: Platforms::default(),
     }
 }
 
@@ -377,6 +377,99 @@ fn of_an_index_only_the_wanted_platforms_images_change() {
 }
 
 #[test]
+fn an_index_is_narrowed_to_the_wanted_platforms_in_its_own_order() {
+    let arm = entry("arm", r#"{"os":"linux","architecture":"arm64"}"#);
+    let amd = entry("amd", r#"{"os":"linux","architecture":"amd64"}"#);
+    let s390x = entry("s390x", r#"{"os":"linux","architecture":"s390x"}"#);
+    let attestation = entry("att", r#"{"os":"unknown","architecture":"unknown"}"#);
+    let index = |manifests: &[&str]| {
+        let manifests = manifests.join(",");
+        format!(r#"{{"schemaVersion":2,"manifests":[{manifests}],"annotations":{{"n":1.50}}}}"#)
+    };
+    let all = index(&[&arm, &s390x, &amd, &attestation]);
+    for (wanted, expected) in [
+        ("amd64,arm64", index(&[&arm, &amd])),
+        ("arm64,amd64", index(&[&arm, &amd])),
+        ("s390x", index(&[&s390x])),
+    ] {
+        let platforms = wanted.parse().expect("platforms");
+        let narrow = narrow_index(&platforms, all.as_bytes());
+        let narrow = narrow.unwrap_or_else(|error| panic!("{wanted}: {error}"));
+        assert_eq!(String::from_utf8_lossy(&narrow), expected, "{wanted}");
+    }
+    // As it was written, if nothing has to go.
+    let spaced = index(&[&arm, &amd]).replace(',', ", ");
+    let platforms = "amd64,arm64".parse().expect("platforms");
+    let narrow = narrow_index(&platforms, spaced.as_bytes());
+    assert_eq!(narrow, Ok(spaced.into_bytes()));
+}
+
+#[test]
+fn each_platform_that_is_wanted_must_be_there() {
+    let images = [
+        entry("arm", r#"{"os":"linux","architecture":"arm64"}"#),
+        entry("amd", r#"{"os":"linux","architecture":"amd64"}"#),
+    ];
+    let index = format!(r#"{{"manifests":[{}]}}"#, images.join(","));
+    let (arm, amd) = (Digest::of(b"arm"), Digest::of(b"amd"));
+    for (wanted, expected) in [
+        ("amd64,arm64", Ok(vec![arm, amd])),
+        ("amd64", Ok(vec![amd])),
+        (
+            "amd64,s390x,arm/v7",
+            Err("no image for linux/arm/v7, linux/s390x, only for linux/arm64, linux/amd64"),
+        ),
+    ] {
+        let platforms = wanted.parse().expect("platforms");
+        match Target::of(&platforms, media_type::OCI_INDEX, index.as_bytes()) {
+            Ok(Target::Index { images }) => {
+                let digests: Vec<Digest> = images.iter().map(|image| image.digest).collect();
+                assert_eq!(Ok(digests), expected, "{wanted}");
+            }
+            Ok(other) => panic!("{wanted}: {other:?}"),
+            Err(error) => {
+                let expected = expected.expect_err(wanted);
+                assert!(error.to_string().contains(expected), "{wanted}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_single_image_is_for_one_platform() {
+    for (config, wanted, present) in [
+        (r#"{"os":"linux","architecture":"amd64"}"#, "amd64", None),
+        (
+            r#"{"os":"linux","architecture":"arm","variant":"v6"}"#,
+            "arm/v6",
+            None,
+        ),
+        (
+            r#"{"os":"linux","architecture":"arm","variant":"v6"}"#,
+            "arm/v7",
+            Some("linux/arm/v6"),
+        ),
+        (
+            r#"{"os":"linux","architecture":"amd64"}"#,
+            "amd64,arm64",
+            Some("linux/amd64"),
+        ),
+        ("{}", "amd64", None),
+        ("no JSON", "amd64", None),
+        ("no JSON", "amd64,arm64", Some("does not name")),
+    ] {
+        let platforms = wanted.parse().expect("platforms");
+        let told =
+            ensure_platforms(&platforms, config.as_bytes()).map_err(|error| error.to_string());
+        match (told, present) {
+            (Ok(()), None) => {}
+            (Err(told), Some(present)) => assert!(told.contains(present), "{config}: {told}"),
+            (told, _) => panic!("{config} for {wanted}: {told:?}"),
+        }
+    }
+}
+
+#[test]
 fn what_is_no_image_is_refused_with_its_kind() {
     let attestation = json!({
         "config": {"mediaType": OCI_CONFIG, "digest": Digest::of(b"c").to_string(), "size": 1},
@@ -575,7 +668,11 @@ fn overlays_that_differ_have_other_digests() {
             ..overlay()
         },
         Overlay {
-            platform: "arm64".parse().expect("a platform"),
+            platforms: "arm64".parse().expect("a platform"),
+            ..overlay()
+        },
+        Overlay {
+            platforms: "amd64,arm64".parse().expect("platforms"),
             ..overlay()
         },
     ];

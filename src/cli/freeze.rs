@@ -20,7 +20,7 @@ use crate::{
     augment::{self, Compression, MOST_LAYERS, NamedOverlay, Overlay},
     blocking::Errand,
     mirror::{Frozen, Place, Plan, Progress},
-    oci::{Digest, Platform, Reference, TagOrDigest},
+    oci::{Digest, Platform, Platforms, Reference, TagOrDigest},
     pull::{Access, PullError},
     requests::{ContainerRequest, InlineLayer, Purpose, RequestDetails},
     units::ByteSize,
@@ -38,9 +38,11 @@ Examples:
       With the layers of another image.
   tidegate freeze ubuntu quay.io/acme/tools --cmd sh --cmd -c --cmd 'echo hello'
       --entrypoint and --cmd take one word each time, or all words as a JSON list: --cmd '[\"sh\", \"-c\", \"echo hello\"]'
+  tidegate freeze ubuntu quay.io/acme/tools --platform linux/amd64,linux/arm64 --layer ./scripts
+      An index with the images for these platforms, each with the same layer on it.
   docker run $(tidegate freeze -q alpine localhost:5000/kept --env GREETING=hello) env
 
-The tag is made of all that goes into the image: the digest that its source's name means now, the platform, layers and
+The tag is made of all that goes into the image: the digest that its source's name means now, platforms, layers and
 settings. So the same freeze gives the same name, and nothing is copied if it is there.
 
 -o json is {targetImage, sourceImage, digest, cached, dryRun, manifests, copied, mounted, present, bytes}: blobs that were
@@ -60,9 +62,14 @@ pub(super) struct Arguments {
     /// Where the result goes; its tag is made for it: quay.io/acme/kept
     to: Place,
 
-    /// The image for this platform, if there are several
-    #[arg(long, default_value_t)]
-    platform: Platform,
+    /// The image for this platform, if there are several; may be repeated, and makes an index of all that are named
+    #[arg(
+        long = "platform",
+        value_name = "PLATFORM",
+        value_delimiter = ',',
+        default_value = "linux/amd64"
+    )]
+    platforms: Vec<Platform>,
 
     /// The name alone, or all that came of it
     #[arg(short, long, value_enum, default_value = "text")]
@@ -78,7 +85,7 @@ pub(super) struct Arguments {
 struct Job {
     image: Reference,
     to: Place,
-    platform: Platform,
+    platforms: Platforms,
     changes: Changes,
     layers: Vec<Layer>,
     includes: Vec<Reference>,
@@ -88,12 +95,12 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     let Arguments {
         image,
         to,
-        platform,
+        platforms,
         output,
         changes,
         surroundings,
     } = arguments;
-    let job = match Job::of(image, to, platform, changes) {
+    let job = match Job::of(image, to, platforms, changes) {
         Ok(job) => job,
         Err(message) => {
             eprintln!("tidegate: {message}");
@@ -109,10 +116,15 @@ impl Job {
     fn of(
         image: Reference,
         to: Place,
-        platform: Platform,
+        platforms: Vec<Platform>,
         changes: Changes,
     ) -> Result<Self, String> {
         to.repository().map_err(|error| error.to_string())?;
+        let platforms = Platforms::of(platforms).map_err(|error| format!("--platform: {error}"))?;
+        if platforms.are_several() && !changes.includes.is_empty() {
+            let message = "--include goes with a single --platform: of an included image each platform has other layers";
+            return Err(message.to_owned());
+        }
         let includes = changes.includes.iter();
         let includes = includes
             .map(|name| copy::image(name).map_err(|error| format!("--include {name}: {error}")));
@@ -122,7 +134,7 @@ impl Job {
                 .map_err(|error| error.to_string())?,
             image,
             to,
-            platform,
+            platforms,
             changes,
         })
     }
@@ -134,7 +146,7 @@ impl Job {
         let overlay = unless_cancelled(progress, self.overlay(core)).await??;
         let name = self.to.frozen(&Frozen {
             source: &digest,
-            platform: &self.platform,
+            platforms: &self.platforms,
             overlay: overlay.as_deref().map(Deref::deref),
         });
         let target = name.map_err(|error| Failure::Arguments(error.to_string()))?;
@@ -148,7 +160,7 @@ impl Job {
             source: self.source(core, digest, overlay).await?,
             version: TagOrDigest::Digest(digest),
             destination,
-            platform: Some(self.platform.clone()),
+            platforms: Some(self.platforms.clone()),
             // They speak of the image as it was.
             referrers: false,
         };
@@ -168,7 +180,7 @@ impl Job {
         let mut layers: Vec<augment::Layer> = own.collect();
         let caller = caller();
         for image in &self.includes {
-            let included = core.pull.layers_of(&caller, image, &self.platform);
+            let included = core.pull.layers_of(&caller, image, &self.platforms);
             layers.extend(included.await?);
         }
         if layers.len() > MOST_LAYERS {
@@ -183,7 +195,7 @@ impl Job {
             working_dir: self.changes.workdir.clone(),
             env: self.changes.env.clone(),
             layers,
-            platform: self.platform.clone(),
+            platforms: self.platforms.clone(),
         };
         let nothing = Overlay {
             entrypoint: Vec::new(),
@@ -191,7 +203,7 @@ impl Job {
             working_dir: None,
             env: Vec::new(),
             layers: Vec::new(),
-            platform: self.platform.clone(),
+            platforms: self.platforms.clone(),
         };
         Ok((overlay != nothing).then(|| Arc::new(overlay.into())))
     }

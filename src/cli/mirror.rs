@@ -9,7 +9,7 @@ use super::{
 use crate::{
     app::Core,
     mirror::{Place, Plan, Progress},
-    oci::{Platform, Reference, TagOrDigest},
+    oci::{Platform, Platforms, Reference, TagOrDigest},
     pull::Access,
 };
 
@@ -44,8 +44,8 @@ pub(super) struct Arguments {
     to: Place,
 
     /// The image for this platform alone: linux/arm64
-    #[arg(long)]
-    platform: Option<Platform>,
+    #[arg(long = "platform", value_name = "PLATFORM", value_delimiter = ',')]
+    platforms: Vec<Platform>,
 
     /// Leave out signatures and what else refers to the image
     #[arg(long)]
@@ -66,7 +66,7 @@ pub(super) struct Arguments {
 struct Job {
     image: Reference,
     target: Reference,
-    platform: Option<Platform>,
+    platforms: Option<Platforms>,
     referrers: bool,
     is_rehearsal: bool,
 }
@@ -75,7 +75,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     let Arguments {
         image,
         to,
-        platform,
+        platforms,
         no_referrers,
         dry_run,
         output,
@@ -86,12 +86,27 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         let job = Job {
             target: target.map_err(|error| Failure::Arguments(error.to_string()))?,
             image,
-            platform,
+            platforms: single(platforms)?,
             referrers: !no_referrers,
             is_rehearsal: dry_run,
         };
         job.run(&core, &progress).await
     })
+}
+
+/// Some of an image's platforms make another index, which nobody has seen before.
+fn single(platforms: Vec<Platform>) -> Result<Option<Platforms>, Failure> {
+    if platforms.is_empty() {
+        return Ok(None);
+    }
+    match Platforms::of(platforms) {
+        Ok(platforms) if !platforms.are_several() => Ok(Some(platforms)),
+        Ok(_) | Err(_) => Err(Failure::Arguments(
+            "--platform: an index with some of an image's platforms is another image and no mirror of it; name one \
+             platform, leave it out for all of them, or let `tidegate freeze` make that index"
+                .to_owned(),
+        )),
+    }
 }
 
 impl Job {
@@ -108,7 +123,7 @@ impl Job {
         let destination = destination(target);
         // An image of one platform has a digest that only the index knows.
         let is_there =
-            self.platform.is_none() && core.mirror.standing(&destination).await? == Some(digest);
+            self.platforms.is_none() && core.mirror.standing(&destination).await? == Some(digest);
         if !is_there {
             core.mirror.may_push(&destination).await?;
         }
@@ -122,7 +137,7 @@ impl Job {
             source: Access::by_caller(&caller, image.registry.clone(), image.repository.clone()),
             version: TagOrDigest::Digest(digest),
             destination,
-            platform: self.platform.clone(),
+            platforms: self.platforms.clone(),
             referrers: self.referrers,
         };
         let copied = copy::copy(core, &plan, progress).await?;

@@ -220,6 +220,11 @@ mod tests {
                 "freeze alpine quay.io/a/b --layer d --env A=b --entrypoint e --cmd c --workdir /w --include b --platform arm64",
                 true,
             ),
+            (
+                "freeze alpine quay.io/a/b --platform amd64,arm64 --platform arm/v7",
+                true,
+            ),
+            ("freeze alpine quay.io/a/b --platform amd64,vax", false),
             ("freeze alpine quay.io/a/b --env A", false),
             ("freeze alpine quay.io/a/b --include -x", false),
             ("freeze alpine", false),

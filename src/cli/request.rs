@@ -57,7 +57,7 @@ pub(super) struct Arguments {
     /// The image: quay.io/acme/app:v1
     image: String,
 
-    /// For this platform: linux/arm64 [default: linux/amd64]
+    /// For this platform: linux/arm64; with --freeze also for several, linux/amd64,linux/arm64 [default: linux/amd64]
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
 

@@ -1,11 +1,11 @@
-//! Which image of those that a version names is copied.
+//! Which image of those that a version names is copied, or which images.
 
-use serde::Deserialize;
+use bytes::Bytes;
 
-use super::{CopyError, copying::Copying, tree::Node};
+use super::{CopyError, contents::Contents, copying::Copying, tree::Node};
 use crate::{
-    augment::{AugmentError, Target},
-    oci::{Descriptor, Platform, TagOrDigest},
+    augment::{AugmentError, Target, ensure_platforms, narrow_index},
+    oci::{Descriptor, Digest, Platforms, TagOrDigest},
     pull::{Access, PullError},
     upstream::Source,
 };
@@ -13,55 +13,67 @@ use crate::{
 /// Of an image.
 const LARGEST_CONFIG: usize = 8 << 20;
 
-/// What a configuration says of its image's platform.
-#[derive(Deserialize)]
-struct Stated {
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    variant: Option<String>,
-}
-
 impl Copying<'_> {
     /// What becomes the destination's version.
     pub(super) async fn root(&self) -> Result<Node, CopyError> {
         let top = self.read(&self.plan.version).await?;
-        let Some(wanted) = &self.plan.platform else {
+        let Some(wanted) = &self.plan.platforms else {
             return Ok(top);
         };
-        let no_platform = |present| CopyError::NoPlatform {
-            wanted: wanted.clone(),
-            present,
-        };
-        match Target::of(wanted, &top.media_type, &top.bytes) {
-            Ok(Target::Index { images }) => {
-                let image = images
-                    .first()
-                    .ok_or_else(|| no_platform("nothing".to_owned()))?;
-                self.read(&TagOrDigest::Digest(image.digest)).await
+        let chosen = match Target::of(wanted, &top.media_type, &top.bytes) {
+            Ok(Target::Index { .. }) if wanted.are_several() => {
+                return self.narrowed(top, wanted).await;
             }
-            Ok(Target::Image { config }) => match self.other_platform(wanted, &config).await? {
-                Some(present) => Err(no_platform(present)),
-                None => Ok(top),
+            Ok(Target::Index { images }) => match images.first() {
+                Some(image) => return self.read(&TagOrDigest::Digest(image.digest)).await,
+                None => Ok(()),
             },
+            Ok(Target::Image { config }) => self.ensure_platforms(wanted, &config).await?,
             // Charts and the like are for every platform.
-            Err(AugmentError::Artifact { .. }) => Ok(top),
-            Err(AugmentError::NoPlatform { present, .. }) => Err(no_platform(present)),
+            Err(AugmentError::Artifact { .. }) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match chosen {
+            Ok(()) => Ok(top),
+            Err(AugmentError::NoPlatform { wanted, present }) => {
+                Err(CopyError::NoPlatform { wanted, present })
+            }
             Err(error) => Err(self.unfit(&top.digest, error.to_string())),
         }
     }
 
-    /// The platform of a single image, if it is another one.
-    async fn other_platform(
+    /// An index of its own, unless it is the same: what it names stays as it is.
+    async fn narrowed(&self, top: Node, wanted: &Platforms) -> Result<Node, CopyError> {
+        let (wanted, index) = (wanted.clone(), top.bytes.clone());
+        let pull = &self.mirror.pull;
+        let narrowed = pull.compute(index.len(), move || {
+            let bytes = narrow_index(&wanted, &index).map_err(|error| error.to_string())?;
+            let contents = Contents::parse(&bytes)?;
+            Ok::<_, String>((Digest::of(&bytes), Bytes::from(bytes), contents))
+        });
+        let narrowed = narrowed.await.map_err(PullError::from)?;
+        let (digest, bytes, contents) =
+            narrowed.map_err(|problem| self.unfit(&top.digest, problem))?;
+        if bytes == top.bytes {
+            return Ok(top);
+        }
+        Ok(Node {
+            digest,
+            media_type: top.media_type,
+            bytes,
+            contents,
+        })
+    }
+
+    /// That a single image is for what is wanted.
+    async fn ensure_platforms(
         &self,
-        wanted: &Platform,
+        wanted: &Platforms,
         config: &Descriptor,
-    ) -> Result<Option<String>, CopyError> {
+    ) -> Result<Result<(), AugmentError>, CopyError> {
         // Its configuration is made here, for the platform of the overlay.
         if self.source.is_overlaid() {
-            return Ok(None);
+            return Ok(Ok(()));
         }
         let Access {
             caller,
@@ -84,21 +96,6 @@ impl Copying<'_> {
             Ok(fetched.map_err(PullError::Fetch)?)
         };
         let config = self.unless_cancelled(fetched).await?;
-        // Nothing is known of it, then.
-        let Ok(Stated {
-            os,
-            architecture,
-            variant,
-        }) = serde_json::from_slice(&config)
-        else {
-            return Ok(None);
-        };
-        if architecture.is_empty() || wanted.is_met_by(&os, &architecture, variant.as_deref()) {
-            return Ok(None);
-        }
-        let variant = variant.filter(|variant| !variant.is_empty());
-        let variant = variant.map(|variant| format!("/{variant}"));
-        let present = format!("{os}/{architecture}{}", variant.unwrap_or_default());
-        Ok(Some(present.chars().take(60).collect()))
+        Ok(ensure_platforms(wanted, &config))
     }
 }

@@ -87,7 +87,7 @@ impl<'a> Copying<'a> {
         let wants_referrers = self.plan.referrers && !self.source.is_overlaid();
         if let Some(standing) = standing
             && !wants_referrers
-            && self.plan.platform.is_none()
+            && self.plan.platforms.is_none()
             && self.head().await?.digest == standing
         {
             return Ok(self.copied(standing));

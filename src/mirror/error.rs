@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     cache::FillError,
-    oci::{Digest, Platform, Registry, Repository},
+    oci::{Digest, Registry, Repository},
     pull::{FetchError, PullError},
     upstream::PushError,
 };
@@ -42,7 +42,7 @@ pub enum CopyError {
         is_transient: bool,
     },
     #[error("it has no image for {wanted}, only for {present}")]
-    NoPlatform { wanted: Platform, present: String },
+    NoPlatform { wanted: String, present: String },
     #[error("{registry}: manifest {digest} cannot be copied: {problem}")]
     Manifest {
         registry: Registry,

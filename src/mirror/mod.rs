@@ -33,7 +33,7 @@ use copying::Copying;
 use pusher::Pusher;
 
 use crate::{
-    oci::{Digest, Platform, Registry, Repository, TagOrDigest},
+    oci::{Digest, Platforms, Registry, Repository, TagOrDigest},
     pull::{Access, Pull},
     requests::Caller,
 };
@@ -54,8 +54,8 @@ pub struct Plan {
     pub source: Access,
     pub version: TagOrDigest,
     pub destination: Destination,
-    /// The image for it alone; `None`: all that there are.
-    pub platform: Option<Platform>,
+    /// The image for it alone, or of an index what is for several; `None`: all that there is.
+    pub platforms: Option<Platforms>,
     /// Signatures and the like, too.
     pub referrers: bool,
 }

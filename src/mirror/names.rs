@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 
 use crate::{
     augment::Overlay,
-    oci::{Digest, Platform, Reference, ReferenceError, Registry, Repository, TagOrDigest},
+    oci::{Digest, Platforms, Reference, ReferenceError, Registry, Repository, TagOrDigest},
 };
 
 /// Where copies go: a repository, or all of a registry. `quay.io/acme/kept`
@@ -115,7 +115,7 @@ impl Place {
 pub struct Frozen<'a> {
     /// What the image's name meant.
     pub source: &'a Digest,
-    pub platform: &'a Platform,
+    pub platforms: &'a Platforms,
     pub overlay: Option<&'a Overlay>,
 }
 
@@ -126,7 +126,7 @@ impl Frozen<'_> {
         let inputs = [
             format!("{registry}/{repository}"),
             self.source.to_string(),
-            self.platform.to_string(),
+            self.platforms.to_string(),
             self.overlay
                 .map_or_else(String::new, |overlay| overlay.digest().to_string()),
         ];
@@ -204,17 +204,15 @@ mod tests {
             working_dir: None,
             env: Vec::new(),
             layers: Vec::new(),
-            platform: Platform::default(),
+            platforms: Platforms::default(),
         }
     }
 
     #[test]
     fn a_frozen_image_is_named_by_all_that_it_is_made_of() {
         let (one, other) = (Digest::of(b"one"), Digest::of(b"other"));
-        let (amd64, arm64): (Platform, Platform) = (
-            Platform::default(),
-            "linux/arm64".parse().expect("a platform"),
-        );
+        let [amd64, arm64, both, reversed] = ["amd64", "arm64", "amd64,arm64", "arm64,amd64"]
+            .map(|text| text.parse::<Platforms>().expect("platforms"));
         let (plain, changed) = (
             overlay(),
             Overlay {
@@ -222,10 +220,10 @@ mod tests {
                 ..overlay()
             },
         );
-        let name = |to: &str, source, platform, overlay| {
+        let name = |to: &str, source, platforms, overlay| {
             let of = Frozen {
                 source,
-                platform,
+                platforms,
                 overlay,
             };
             place(to).frozen(&of).expect("a repository").to_string()
@@ -238,10 +236,15 @@ mod tests {
             "{tag}"
         );
         assert_eq!(name("quay.io/a/b/", &one, &amd64, Some(&plain)), first);
+        assert_eq!(
+            name("quay.io/a/b", &one, &both, Some(&plain)),
+            name("quay.io/a/b", &one, &reversed, Some(&plain))
+        );
         let tag_of = |name: String| name.split_once(':').map(|(_, tag)| tag.to_owned());
         for different in [
             name("quay.io/a/b", &other, &amd64, Some(&plain)),
             name("quay.io/a/b", &one, &arm64, Some(&plain)),
+            name("quay.io/a/b", &one, &both, Some(&plain)),
             name("quay.io/a/b", &one, &amd64, Some(&changed)),
             name("quay.io/a/b", &one, &amd64, None),
             name("quay.io/a/c", &one, &amd64, Some(&plain)),

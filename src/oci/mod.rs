@@ -8,6 +8,7 @@ mod error_code;
 mod manifest;
 pub mod media_type;
 mod platform;
+mod platforms;
 mod reference;
 mod registry_pattern;
 
@@ -17,5 +18,6 @@ pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use error_code::ErrorCode;
 pub use manifest::{Manifest, ManifestError};
 pub use platform::{Platform, PlatformError};
+pub use platforms::Platforms;
 pub use reference::{Reference, ReferenceError, Registry, Repository, Tag, TagOrDigest};
 pub use registry_pattern::RegistryPattern;

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Platform {
     pub os: String,
     pub architecture: String,
@@ -10,11 +10,13 @@ pub struct Platform {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "`{text}` is not a platform we know; use linux/amd64, linux/arm64 or linux/arm/v7, for example"
-)]
-pub struct PlatformError {
-    text: String,
+pub enum PlatformError {
+    #[error(
+        "`{text}` is not a platform we know; use linux/amd64, linux/arm64 or linux/arm/v7, for example"
+    )]
+    Unknown { text: String },
+    #[error("{count} platforms are too many; {most} is the most")]
+    TooMany { count: usize, most: usize },
 }
 
 impl FromStr for Platform {
@@ -22,7 +24,7 @@ impl FromStr for Platform {
 
     fn from_str(text: &str) -> Result<Self, PlatformError> {
         // Error messages repeat what was wrong, not a megabyte of it.
-        let malformed = || PlatformError {
+        let malformed = || PlatformError::Unknown {
             text: text.chars().take(100).collect(),
         };
         let parts: Vec<&str> = text.split('/').collect();

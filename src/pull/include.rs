@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use super::{Access, Pull, PullError, Web, proof::Holder, shelf::Stored};
 use crate::{
     augment::{Layer, Place, Target, layers_of},
-    oci::{Descriptor, Digest, Platform, Reference},
+    oci::{Descriptor, Digest, Platforms, Reference},
     requests::Caller,
     upstream::{BlobBody, FetchError, Login},
 };
@@ -14,12 +14,13 @@ use crate::{
 pub(super) const LARGEST_CONFIG: usize = 8 << 20;
 
 impl Pull {
-    /// What of an image is included in another one for this platform.
+    /// What of an image is included in another one for this platform. Whoever wants several includes nothing: of each
+    /// platform the layers are others.
     pub async fn layers_of(
         &self,
         caller: &Arc<Caller>,
         image: &Reference,
-        platform: &Platform,
+        platform: &Platforms,
     ) -> Result<Vec<Layer>, PullError> {
         let ask = || self.layers_of_once(caller, image, platform);
         self.with_another_login(caller, &image.registry, &image.repository, ask)
@@ -30,7 +31,7 @@ impl Pull {
         &self,
         caller: &Arc<Caller>,
         image: &Reference,
-        platform: &Platform,
+        platform: &Platforms,
     ) -> Result<Vec<Layer>, PullError> {
         let access = Access::unproven(caller, image);
         let login = self
@@ -62,7 +63,7 @@ impl Pull {
     /// What of this manifest concerns the platform.
     pub(super) async fn target_of(
         &self,
-        platform: &Platform,
+        platform: &Platforms,
         stored: &Arc<Stored>,
     ) -> Result<Target, PullError> {
         let (platform, stored) = (platform.clone(), Arc::clone(stored));
@@ -77,7 +78,7 @@ impl Pull {
         &self,
         access: &Access,
         login: &Login,
-        platform: &Platform,
+        platform: &Platforms,
         image: &Descriptor,
     ) -> Result<(Arc<Stored>, Descriptor), PullError> {
         let stored = self.find_or_fetch(access, login, image.digest).await?;

@@ -7,9 +7,9 @@ use bytes::Bytes;
 
 use super::{Access, Pull, PullError};
 use crate::{
-    augment::{AugmentError, Target},
+    augment::{AugmentError, Target, ensure_platforms},
     credentials,
-    oci::{Credentials, Digest, Platform, Reference, Registry},
+    oci::{Credentials, Digest, Platform, Platforms, Reference, Registry},
     requests::Caller,
     upstream::{CheckError, FetchError},
 };
@@ -49,7 +49,7 @@ impl Pull {
             .login(caller, &access.registry, &access.repository)
             .await?;
         let top = self.fetch_unnoted(&access, &login, &image.version).await?;
-        let wanted = platform.cloned().unwrap_or_default();
+        let wanted = Platforms::from(platform.cloned().unwrap_or_default());
         let (stored, config) = match self.target_of(&wanted, &top).await {
             Ok(Target::Image { config }) => (top, Some(config)),
             Ok(Target::Index { images }) if platform.is_some() => {
@@ -81,6 +81,33 @@ impl Pull {
             manifest: stored.bytes.clone(),
             config,
         })
+    }
+
+    /// That an image has all of these platforms. An artifact is for every one.
+    pub async fn ensure_platforms(
+        &self,
+        caller: &Arc<Caller>,
+        image: &Reference,
+        digest: Digest,
+        wanted: &Platforms,
+    ) -> Result<(), PullError> {
+        let access = &Access::unproven(caller, image);
+        let ask = || async move {
+            let login = self
+                .login(caller, &access.registry, &access.repository)
+                .await?;
+            let top = self.find_or_fetch(access, &login, digest).await?;
+            match self.target_of(wanted, &top).await {
+                Ok(Target::Image { config }) => {
+                    let config = self.config_of(access, &login, &config).await?;
+                    Ok(ensure_platforms(wanted, &config)?)
+                }
+                Ok(Target::Index { .. })
+                | Err(PullError::Overlay(AugmentError::Artifact { .. })) => Ok(()),
+                Err(error) => Err(error),
+            }
+        };
+        self.for_access(access, ask).await
     }
 
     /// Whether a registry takes this login of somebody whom we do not know.

@@ -18,7 +18,7 @@ use super::{
     shelf::Stored,
 };
 use crate::{
-    augment::{AugmentError, ChangedImage, Layer, NamedOverlay, Place, Target},
+    augment::{AugmentError, ChangedImage, Layer, NamedOverlay, Place, Target, ensure_platforms},
     blocking::Errand,
     cache::Blob,
     oci::{Descriptor, Digest, Manifest, Reference, TagOrDigest},
@@ -225,9 +225,13 @@ impl Pull {
         origin: Origin,
         base: &Arc<Stored>,
     ) -> Result<Arc<Derived>, PullError> {
-        let derived = match self.target_of(&overlay.platform, base).await? {
+        let derived = match self.target_of(&overlay.platforms, base).await? {
             Target::Image { config } => {
                 let config = self.config_of(access, login, &config).await?;
+                // A single image gets its overlay whichever platform is wanted, but it cannot be for several.
+                if overlay.platforms.are_several() {
+                    ensure_platforms(&overlay.platforms, &config)?;
+                }
                 let (top, config) = self.change_image(overlay, base, config).await?;
                 Derived {
                     top,
@@ -241,7 +245,7 @@ impl Pull {
                 let mut after = Vec::new();
                 for image in &images {
                     let (stored, config) = self
-                        .image_of_index(access, login, &overlay.platform, image)
+                        .image_of_index(access, login, &overlay.platforms, image)
                         .await?;
                     let config = self.config_of(access, login, &config).await?;
                     let (stored, config) = self.change_image(overlay, &stored, config).await?;

@@ -1,7 +1,7 @@
 //! An overlay as a record holds it. Bytes of layers are not in it: they are among the token's belongings.
 //!
 //! ```text
-//! {"entrypoint":[…], "cmd":[…], "working_dir":…, "env":[…], "platform":"linux/amd64",
+//! {"entrypoint":[…], "cmd":[…], "working_dir":…, "env":[…], "platform":"linux/amd64,linux/arm64",
 //!  "layers":[{"digest":…, "size":…, "diff_id":…, "compression":"gzip",
 //!             "url":… | "registry":…, "repository":…}]}          neither: it came with the request
 //! ```
@@ -55,7 +55,7 @@ impl From<&Overlay> for StoredOverlay {
             cmd: overlay.cmd.clone(),
             working_dir: overlay.working_dir.clone(),
             env: overlay.env.clone(),
-            platform: overlay.platform.to_string(),
+            platform: overlay.platforms.to_string(),
             layers: overlay.layers.iter().map(StoredLayer::from).collect(),
         }
     }
@@ -98,7 +98,7 @@ impl StoredOverlay {
             cmd: self.cmd,
             working_dir: self.working_dir,
             env: self.env,
-            platform: self.platform.parse()?,
+            platforms: self.platform.parse()?,
             layers: self
                 .layers
                 .into_iter()
@@ -134,7 +134,7 @@ impl StoredLayer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::{Digest, Platform};
+    use crate::oci::{Digest, Platforms};
 
     #[test]
     fn an_overlay_is_read_as_it_was_stored() {
@@ -163,7 +163,7 @@ mod tests {
             working_dir: Some("/c".to_owned()),
             env: vec!["D=é".to_owned()],
             layers: layers.collect(),
-            platform: "arm/v6".parse().expect("a platform"),
+            platforms: "amd64,arm/v6".parse().expect("platforms"),
         };
         let empty = Overlay {
             entrypoint: Vec::new(),
@@ -171,7 +171,7 @@ mod tests {
             working_dir: None,
             env: Vec::new(),
             layers: Vec::new(),
-            platform: Platform::default(),
+            platforms: Platforms::default(),
         };
         for overlay in [full, empty] {
             let text = serde_json::to_string(&StoredOverlay::from(&overlay)).expect("JSON");

@@ -10,7 +10,7 @@ use std::{
 use super::*;
 use crate::{
     augment::{Compression, Layer, NamedOverlay, Overlay, Place},
-    oci::Platform,
+    oci::Platforms,
     secret::Secret,
 };
 
@@ -234,7 +234,7 @@ fn an_overlay_and_its_layers_live_as_long_as_the_token() {
             compression: Compression::Gzip,
             place: Place::Inline,
         }],
-        platform: Platform::default(),
+        platforms: Platforms::default(),
     };
     let overlay = Arc::new(NamedOverlay::from(overlay));
     let submit = |requests: &Requests| {

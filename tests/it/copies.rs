@@ -217,7 +217,7 @@ fn one_platform_is_copied_alone() {
     copier.on_a_core(async |mirror| {
         let progress = Arc::new(Progress::default());
         let mut plan = source.plan_to(&target, "one");
-        plan.platform = "linux/arm64".parse().ok();
+        plan.platforms = "linux/arm64".parse().ok();
         let copied = mirror.copy(&plan, &progress).await.expect("a copy");
         assert_eq!(copied.digest.to_string(), arm64.manifest);
         assert_eq!(
@@ -230,7 +230,7 @@ fn one_platform_is_copied_alone() {
         // Of an index, and of an image that says it in its configuration.
         for (version, present) in [("v1", "linux/amd64, linux/arm64"), ("amd64", "linux/amd64")] {
             plan.version = version.parse().expect("a tag");
-            plan.platform = "linux/s390x".parse().ok();
+            plan.platforms = "linux/s390x".parse().ok();
             let error = mirror
                 .copy(&plan, &progress)
                 .await

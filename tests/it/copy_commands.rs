@@ -607,6 +607,46 @@ fn a_command_freezes_an_image_the_same_way_each_time() {
     assert_eq!(registries.target.writes(), before);
     let arm = freeze(&place, &["--platform", "linux/arm64"]);
     assert_ne!(arm["targetImage"], made["targetImage"]);
+    // For several, each is the image of a freeze for it alone.
+    let both = freeze(&place, &["--platform", "linux/arm64,linux/amd64"]);
+    let target = both["targetImage"].as_str().expect("a name");
+    let (_, tag) = target.rsplit_once(':').expect("a tag");
+    let bytes = registries.at_target("kept", tag).expect("an index");
+    let index: Value = serde_json::from_slice(&bytes).expect("an index");
+    let named = [
+        &index["manifests"][0]["digest"],
+        &index["manifests"][1]["digest"],
+    ];
+    assert_eq!(named, [&made["digest"], &arm["digest"]]);
+    let again = freeze(&place, &["--platform", "amd64", "--platform", "arm64"]);
+    assert_eq!(again["targetImage"], both["targetImage"]);
+    assert_eq!(again["cached"], true, "{again}");
+    for (command, platforms, code, about) in [
+        (
+            "freeze",
+            "amd64,s390x",
+            1,
+            "no image for linux/s390x, only for linux/amd64, linux/arm64; choose of these with --platform",
+        ),
+        ("freeze", "s390x", 1, "choose of these with --platform"),
+        (
+            "freeze",
+            "amd64,arm64",
+            2,
+            "--include goes with a single --platform",
+        ),
+        ("mirror", "amd64,arm64", 2, "no mirror of it"),
+        ("mirror", "s390x", 1, "choose of these with --platform"),
+    ] {
+        let mut given = vec![command, &name, &place, "--platform", platforms];
+        if about.starts_with("--include") {
+            given.extend(["--include", &name]);
+        }
+        let said = desk.run(&given);
+        assert_eq!(said.code, Some(code), "{given:?}: {}", said.told);
+        assert!(said.told.contains(about), "{given:?}: {}", said.told);
+        assert!(!said.told.contains("containerPlatform"), "{}", said.told);
+    }
     // To another repository, of a registry that has nothing of it: the same image.
     let there = format!("{}/frozen", registries.source.name());
     let there = freeze(&there, &[]);

@@ -130,7 +130,7 @@ fn every_rule_has_its_status_and_its_words() {
         ("D7", &scene.open, V2, json!({"packages": {"type": "CONDA"}, "freeze": true}), 400, "freeze needs a buildRepository to push to".into()),
         ("D8 unknown", &scene.open, V2, with(plain.clone(), &json!({"containerPlatform": "linux/vax"})), 400, "containerPlatform: `linux/vax` is not a platform we know; {…}".into()),
         ("D8 other", &scene.open, V2, json!({"containerFile": "Zg==", "containerPlatform": "linux/amd64,linux/arm/v7"}), 400, "containerPlatform: of several platforms, only linux/amd64,linux/arm64 can be asked for".into()),
-        ("D8 image", &scene.open, V2, with(plain.clone(), &json!({"containerPlatform": "amd64,arm64"})), 400, "containerPlatform: several platforms are for builds; {…}".into()),
+        ("D8 image", &scene.open, V2, with(plain.clone(), &json!({"containerPlatform": "amd64,arm64"})), 400, "containerPlatform: several platforms are for builds and freezes; {…}".into()),
         ("D8 sif", &scene.open, V2, json!({"containerFile": "Zg==", "containerPlatform": "amd64,arm64", "format": "sif"}), 400, "containerPlatform: several platforms do not go into one sif file".into()),
         ("D8 absent", &scene.open, V2, json!({"containerFile": "Zg==", "containerPlatform": "arm64,amd64"}), 501, unsupported("building for several platforms")),
         // How often.

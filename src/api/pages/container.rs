@@ -225,7 +225,7 @@ mod tests {
             working_dir: Some("/w".to_owned()),
             env: vec!["PASSWORD=hunter2".to_owned(), "EMPTY=".to_owned()],
             layers: layers.collect(),
-            platform: "linux/amd64".parse().expect("a platform"),
+            platforms: "linux/amd64".parse().expect("a platform"),
         };
         let mut html = Html::default();
         changes(&mut html, &overlay);

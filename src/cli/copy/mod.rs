@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     app::{Core, Ended, Standalone, StartError},
+    augment::AugmentError,
     config::{Config, Loaded},
     mirror::{Copied, CopyError, Destination, MOST_BLOBS_IN_PARALLEL, Plan, Progress},
     oci::{Digest, Reference, Registry},
@@ -142,6 +143,26 @@ impl From<CopyError> for Failure {
 }
 
 impl Failure {
+    /// What else may be done, in this command's words.
+    fn advice(&self) -> &'static str {
+        let absent = |error: &PullError| {
+            matches!(error, PullError::Overlay(AugmentError::NoPlatform { .. }))
+        };
+        let is_absent = match self {
+            Self::Pull(error) => absent(error),
+            Self::Copy(error) => match &**error {
+                CopyError::NoPlatform { .. } => true,
+                CopyError::Source(error) => absent(error),
+                _ => false,
+            },
+            _ => false,
+        };
+        match is_absent {
+            true => "; choose of these with --platform",
+            false => "",
+        }
+    }
+
     fn code(&self) -> ExitCode {
         match self {
             Self::Config(_) | Self::Arguments(_) => ExitCode::from(MISCONFIGURED),
@@ -180,7 +201,11 @@ where
             match &failure {
                 Failure::Config(problems) => print_problems(problems),
                 // Registries say what they like.
-                failure => eprintln!("tidegate: {}", printable(&failure.to_string())),
+                failure => eprintln!(
+                    "tidegate: {}{}",
+                    printable(&failure.to_string()),
+                    failure.advice()
+                ),
             }
             failure.code()
         }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{JobId, Tenant};
 use crate::{
-    oci::{Algorithm, Digest, Hasher, Platform, Reference},
+    oci::{Algorithm, Digest, Hasher, Platforms, Reference},
     requests::{Caller, DurableKind, Token, unix_nanoseconds},
 };
 
@@ -39,7 +39,7 @@ pub struct Job {
     pub target: Reference,
     /// `None`: all that the image has.
     #[serde(default, with = "as_text::optional")]
-    pub platform: Option<Platform>,
+    pub platform: Option<Platforms>,
     /// Who asked first; `None`: nobody knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -63,14 +63,14 @@ impl JobKey {
         tenant: &Tenant,
         digest: &Digest,
         target: &Reference,
-        platform: Option<&Platform>,
+        platform: Option<&Platforms>,
     ) -> Self {
         let parts = [
             kind.as_str().to_owned(),
             tenant.to_string(),
             digest.to_string(),
             target.to_string(),
-            platform.map(Platform::to_string).unwrap_or_default(),
+            platform.map(Platforms::to_string).unwrap_or_default(),
         ];
         let mut hash = Hasher::new(Algorithm::Sha256);
         for part in parts {
@@ -324,7 +324,7 @@ mod tests {
     fn a_key_is_made_of_all_that_a_job_is() {
         let tenant = Tenant::of(&Caller::Anonymous);
         let target: Reference = "quay.io/a/b:v1".parse().expect("an image");
-        let arm: Platform = "linux/arm64".parse().expect("a platform");
+        let arm: Platforms = "linux/arm64".parse().expect("a platform");
         let digest = Digest::of(b"one");
         let key = |kind, tenant, digest, target, arm| JobKey::of(kind, tenant, digest, target, arm);
         let first = key(DurableKind::Mirror, &tenant, &digest, &target, None);
@@ -365,7 +365,7 @@ mod tests {
             source: "alpine".parse().expect("an image"),
             digest,
             target,
-            platform: "linux/arm/v7".parse().ok(),
+            platform: "linux/amd64,linux/arm/v7".parse().ok(),
             user: Some("ada".to_owned()),
             zone: "+01:00".to_owned(),
             created: SystemTime::now(),

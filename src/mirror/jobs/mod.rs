@@ -35,7 +35,7 @@ use self::{
 use super::{Copied, CopyError, Options, Progress, Totals};
 use crate::{
     blocking::{Inbox, Pool, lock},
-    oci::{Digest, Platform, Reference, TagOrDigest},
+    oci::{Digest, Platforms, Reference, TagOrDigest},
     requests::{
         self, ContainerRequest, DurableKind, Grant, Purpose, Requests, Token, unix_nanoseconds,
     },
@@ -58,7 +58,7 @@ pub struct Wish {
     /// What the source is.
     pub digest: Digest,
     pub target: Reference,
-    pub platform: Option<Platform>,
+    pub platform: Option<Platforms>,
 }
 
 impl Wish {

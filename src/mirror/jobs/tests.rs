@@ -466,7 +466,7 @@ fn a_job_reads_as_its_caller_and_its_layers_go_with_it() {
             compression: Compression::Gzip,
             place: Place::Inline,
         }],
-        platform: Platform::default(),
+        platforms: Platforms::default(),
     };
     let mut freeze = wish("r.example/a:v1");
     freeze.kind = DurableKind::Freeze;

@@ -166,7 +166,7 @@ fn plan(job: &Job, grant: &Arc<Grant>, mirror_referrers: bool) -> Plan {
             version: job.target.version.clone(),
             caller: Arc::clone(&grant.caller),
         },
-        platform: job.platform.clone(),
+        platforms: job.platform.clone(),
         // They are about the source, which a frozen image is not.
         referrers: mirror_referrers && job.kind == DurableKind::Mirror,
     }

@@ -124,7 +124,7 @@ pub fn plan(from: &str, to: &str) -> Plan {
             version: target.version,
             caller,
         },
-        platform: None,
+        platforms: None,
         referrers: true,
     }
 }
