@@ -2,8 +2,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use tidegate::{
-    api::route::{AdminRoute, ApiVersion, Name, Route, Wish},
+    api::route::{AdminRoute, ApiVersion, JobPart, Name, Route, Wish},
     http::{Method, percent_encode_query},
+    mirror::jobs::JobId,
+    requests::DurableKind,
 };
 
 const METHODS: [Method; 10] = [
@@ -75,8 +77,24 @@ fn print(route: &Route) -> String {
         }
         Route::ContainerPage(token) => format!("/view/containers/{token}"),
         Route::InspectPage => "/view/inspect".to_owned(),
+        Route::Job(id, part) => {
+            let part = match part {
+                JobPart::Record => "",
+                JobPart::Status => "/status",
+                JobPart::Log => "/logs",
+            };
+            format!("/v1alpha1/{}/{id}{part}", folder(id))
+        }
+        Route::JobPage(id) => format!("/view/{}/{id}", folder(id)),
         Route::ServiceInfo => "/service-info".to_owned(),
         Route::Health => "/health".to_owned(),
         Route::Landing => "/".to_owned(),
+    }
+}
+
+fn folder(id: &JobId) -> &'static str {
+    match id.kind() {
+        DurableKind::Mirror => "mirrors",
+        DurableKind::Freeze => "builds",
     }
 }

@@ -7,11 +7,7 @@ use crate::{
     augment::{AugmentError, Target, ensure_platforms, narrow_index},
     oci::{Descriptor, Digest, Platforms, TagOrDigest},
     pull::{Access, PullError},
-    upstream::Source,
 };
-
-/// Of an image.
-const LARGEST_CONFIG: usize = 8 << 20;
 
 impl Copying<'_> {
     /// What becomes the destination's version.
@@ -20,7 +16,7 @@ impl Copying<'_> {
         let Some(wanted) = &self.plan.platforms else {
             return Ok(top);
         };
-        let chosen = match Target::of(wanted, &top.media_type, &top.bytes) {
+        let chosen = match self.target(&top, wanted).await? {
             Ok(Target::Index { .. }) if wanted.are_several() => {
                 return self.narrowed(top, wanted).await;
             }
@@ -40,6 +36,21 @@ impl Copying<'_> {
             }
             Err(error) => Err(self.unfit(&top.digest, error.to_string())),
         }
+    }
+
+    /// What the top manifest has for those platforms.
+    async fn target(
+        &self,
+        top: &Node,
+        wanted: &Platforms,
+    ) -> Result<Result<Target, AugmentError>, CopyError> {
+        let (media_type, bytes) = (top.media_type.clone(), top.bytes.clone());
+        let wanted = wanted.clone();
+        let pull = &self.mirror.pull;
+        let read = pull.compute(bytes.len(), move || {
+            Target::of(&wanted, &media_type, &bytes)
+        });
+        Ok(read.await.map_err(PullError::from)?)
     }
 
     /// An index of its own, unless it is the same: what it names stays as it is.
@@ -75,27 +86,20 @@ impl Copying<'_> {
         if self.source.is_overlaid() {
             return Ok(Ok(()));
         }
-        let Access {
-            caller,
-            registry,
-            repository,
-            ..
-        } = &self.source;
         let pull = &self.mirror.pull;
         let fetched = async {
-            let login = pull.login(caller, registry, repository).await?;
-            let source = Source {
+            let Access {
+                caller,
                 registry,
                 repository,
-                login: &login,
-            };
-            let upstream = pull.upstream();
-            let fetched = upstream
-                .whole_blob(source, &config.digest, LARGEST_CONFIG)
-                .await;
-            Ok(fetched.map_err(PullError::Fetch)?)
+                ..
+            } = &self.source;
+            let login = pull.login(caller, registry, repository).await?;
+            Ok(pull.config_of(&self.source, &login, config).await?)
         };
         let config = self.unless_cancelled(fetched).await?;
-        Ok(ensure_platforms(wanted, &config))
+        let wanted = wanted.clone();
+        let read = pull.compute(config.len(), move || ensure_platforms(&wanted, &config));
+        Ok(read.await.map_err(PullError::from)?)
     }
 }

@@ -93,7 +93,7 @@ impl Pull {
     }
 
     /// Verified.
-    pub(super) async fn config_of(
+    pub async fn config_of(
         &self,
         access: &Access,
         login: &Login,

@@ -5,11 +5,13 @@
 //! told; what a process did not finish, the next one does again, and finds at the target what is there already. Every job ends:
 //! by its own end, by `job_timeout`, by its last attempt, or because whoever asked took it back.
 //!
-//! All of this blocks, but for `run` (worker.rs), `next` and `counts`.
+//! All of this blocks, but for `run` (worker.rs), `counts` and `totals`.
 
+mod course;
 mod id;
 mod job;
 mod journal;
+mod live;
 mod queue;
 mod store;
 mod worker;
@@ -24,22 +26,20 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::{Arc, Mutex},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use self::{
-    journal::{Journal, summary, told},
+    journal::Journal,
+    live::{Live, Phase},
     queue::{Limits, Queue},
     store::Store,
 };
-use super::{Copied, CopyError, Options, Progress, Totals};
+use super::{Options, Totals};
 use crate::{
     blocking::{Inbox, Pool, lock},
     oci::{Digest, Platforms, Reference, TagOrDigest},
-    requests::{
-        self, ContainerRequest, DurableKind, Grant, Purpose, Requests, Token, unix_nanoseconds,
-    },
-    telemetry::metrics::{self, Counter},
+    requests::{self, ContainerRequest, DurableKind, Purpose, Requests, Token, unix_nanoseconds},
 };
 
 /// Longer than a job may wait and run: a full queue of slow copies is worked off in a day.
@@ -124,50 +124,6 @@ struct Table {
     queue: Queue<JobId>,
     /// Running jobs of each core.
     load: Vec<usize>,
-}
-
-/// A job between its beginning and its end.
-struct Live {
-    job: Job,
-    progress: Arc<Progress>,
-    journal: Mutex<Journal>,
-    state: Mutex<LiveState>,
-}
-
-#[derive(Debug, Default)]
-struct LiveState {
-    phase: Phase,
-    /// Of all processes that began it.
-    attempts: u32,
-    /// Of this one: that a process was killed is no fault of the job.
-    tries: u32,
-    /// When the first attempt of this process began.
-    started: Option<Instant>,
-}
-
-/// The life of a job in a process.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-enum Phase {
-    /// In line.
-    #[default]
-    Waiting,
-    Running {
-        core: usize,
-    },
-    /// Until the next attempt, in no line.
-    Pausing,
-    Ended(Ended),
-}
-
-/// What an attempt came to.
-enum Attempt {
-    Copied(Copied),
-    Failed(CopyError),
-    /// What is to be read is no longer there, or the caller may no longer read it.
-    Unreadable(String),
-    TimedOut,
-    /// By a bug of ours.
-    Lost,
 }
 
 /// How many there are.
@@ -466,211 +422,6 @@ impl Jobs {
         table.by_key.insert(live.job.key.clone(), id.clone());
         table.queue.push(&live.job.tenant, id.clone());
     }
-
-    /// Gives those whose turn it is to the cores that have the least to do.
-    fn dispatch(&self) {
-        let mut table = lock(&self.table);
-        while let Some(id) = table.queue.take() {
-            let Some(live) = table.live.get(&id).cloned() else {
-                continue;
-            };
-            let load = table.load.iter().enumerate();
-            let least = load.min_by_key(|(_, count)| **count).map(|(core, _)| core);
-            let Some((core, inbox)) = least.and_then(|core| Some((core, self.cores.get(core)?)))
-            else {
-                return;
-            };
-            if let Some(load) = table.load.get_mut(core) {
-                *load += 1;
-            }
-            {
-                let mut state = lock(&live.state);
-                state.phase = Phase::Running { core };
-                state.attempts += 1;
-                state.tries += 1;
-                state.started.get_or_insert_with(Instant::now);
-            }
-            inbox.put(live);
-        }
-    }
-
-    /// What the job reads from, for an attempt that begins.
-    fn reading(&self, live: &Live, now: SystemTime) -> Result<Option<Arc<Grant>>, String> {
-        self.write_attempt(live);
-        let job = &live.job;
-        let grant = self.requests.find(&job.reading, now);
-        grant.map_err(|error| {
-            tracing::error!(job = %job.id, %error, "what a job reads from cannot be read; look at state_dir");
-            "what the request was cannot be read; the operator's log says why".to_owned()
-        })
-    }
-
-    /// An attempt is over. `Some`: there is to be another one, after this pause.
-    fn attempted(&self, live: &Arc<Live>, attempt: Attempt, now: SystemTime) -> Option<Duration> {
-        let (tries, started) = {
-            let state = lock(&live.state);
-            (state.tries, state.started)
-        };
-        let outcome = match attempt {
-            Attempt::Copied(copied) => {
-                metrics::add(Counter::JobBytes, copied.bytes);
-                lock(&live.journal).items(&live.progress);
-                live.note(&summary(&copied));
-                Outcome::Done {
-                    digest: copied.digest,
-                    bytes: copied.bytes,
-                }
-            }
-            Attempt::Failed(CopyError::Cancelled) => Outcome::Cancelled,
-            Attempt::Failed(_) if live.progress.is_cancelled() => Outcome::Cancelled,
-            Attempt::Failed(error) => {
-                let pause = pause(tries, &error);
-                let left = started.map(|started| {
-                    let limit = *self.options.job_timeout;
-                    limit.saturating_sub(started.elapsed())
-                });
-                let has_time = left.is_none_or(|left| left > pause);
-                if error.is_transient() && tries < self.options.attempts && has_time {
-                    live.note(&format!(
-                        "attempt {tries} of {}: {error}; again in {}",
-                        self.options.attempts,
-                        humantime::format_duration(Duration::from_secs(pause.as_secs().max(1)))
-                    ));
-                    self.stop(live, Phase::Pausing);
-                    self.write_attempt(live);
-                    self.dispatch();
-                    return Some(pause);
-                }
-                lock(&live.journal).items(&live.progress);
-                Outcome::Failed(error.to_string())
-            }
-            Attempt::Unreadable(reason) => Outcome::Failed(reason),
-            Attempt::TimedOut => {
-                lock(&live.journal).items(&live.progress);
-                Outcome::TimedOut
-            }
-            Attempt::Lost => Outcome::Failed(
-                "it was lost to a bug of tidegate; the operator's log has it".into(),
-            ),
-        };
-        self.end(live, outcome, now);
-        None
-    }
-
-    /// After a pause, to the end of its tenant's line.
-    fn resume(&self, live: &Arc<Live>) {
-        {
-            let mut table = lock(&self.table);
-            let mut state = lock(&live.state);
-            // It was cancelled meanwhile.
-            if state.phase != Phase::Pausing {
-                return;
-            }
-            state.phase = Phase::Waiting;
-            table.queue.push(&live.job.tenant, live.job.id.clone());
-        }
-        self.dispatch();
-    }
-
-    /// Once, whoever comes first.
-    fn end(&self, live: &Arc<Live>, outcome: Outcome, now: SystemTime) {
-        let ended = Ended {
-            at: now,
-            outcome: outcome.clone(),
-        };
-        if !self.stop(live, Phase::Ended(ended)) {
-            return;
-        }
-        if let Some(reason) = outcome.reason() {
-            live.note(&reason);
-        }
-        let job = &live.job;
-        match &outcome {
-            Outcome::Done { bytes, digest } => {
-                metrics::add(Counter::JobsDone, 1);
-                tracing::info!(job = %job.id, target = %job.target, %digest, sent_bytes = bytes, "a {} is done", job.kind.as_str());
-            }
-            outcome => {
-                metrics::add(Counter::JobsFailed, 1);
-                let reason = outcome.reason().unwrap_or_default();
-                tracing::warn!(job = %job.id, source = %job.source, target = %job.target, caller = job.user, reason,
-                    "a {} did not come about", job.kind.as_str());
-            }
-        }
-        self.write_end(live);
-        self.forget_reading(job, now);
-        self.dispatch();
-    }
-
-    /// It has no core any more. Whether it was not over already.
-    fn stop(&self, live: &Arc<Live>, phase: Phase) -> bool {
-        let mut table = lock(&self.table);
-        let mut state = lock(&live.state);
-        if matches!(state.phase, Phase::Ended(_)) {
-            return false;
-        }
-        if let Phase::Running { core } = state.phase {
-            if let Some(load) = table.load.get_mut(core) {
-                *load = load.saturating_sub(1);
-            }
-            table.queue.end(&live.job.tenant);
-        }
-        if matches!(phase, Phase::Ended(_)) {
-            // Who asks from now on begins anew, or is told what is on disk.
-            table.forget_key(&live.job);
-        }
-        state.phase = phase;
-        true
-    }
-
-    /// A restart counts on from there.
-    fn write_attempt(&self, live: &Live) {
-        let log = lock(&live.journal).text();
-        let attempts = lock(&live.state).attempts;
-        let written = self.store.change(&live.job.id, Some(&log), |entry| {
-            entry.attempts = attempts;
-        });
-        if let Err(error) = written {
-            tracing::warn!(job = %live.job.id, %error, "how a job goes cannot be written; look at state_dir");
-        }
-    }
-
-    /// Until it is written, it is told from memory.
-    fn write_end(&self, live: &Arc<Live>) {
-        let log = lock(&live.journal).text();
-        let state = lock(&live.state);
-        let Phase::Ended(ended) = state.phase.clone() else {
-            return;
-        };
-        let attempts = state.attempts;
-        drop(state);
-        let written = self.store.change(&live.job.id, Some(&log), |entry| {
-            entry.attempts = attempts;
-            entry.ended = Some(ended);
-        });
-        match written {
-            Ok(_) => {
-                lock(&self.table).live.remove(&live.job.id);
-            }
-            Err(error) => {
-                tracing::warn!(job = %live.job.id, %error, "how a job ended cannot be written; look at state_dir");
-            }
-        }
-    }
-
-    fn write_unwritten(&self) {
-        let live: Vec<Arc<Live>> = lock(&self.table).live.values().cloned().collect();
-        for live in &live {
-            self.write_end(live);
-        }
-    }
-
-    /// Its layers are removed with it.
-    fn forget_reading(&self, job: &Job, now: SystemTime) {
-        if let Err(error) = self.requests.revoke(&job.reading, now) {
-            tracing::warn!(job = %job.id, %error, "what a job read from is kept until it expires");
-        }
-    }
 }
 
 impl Table {
@@ -682,47 +433,6 @@ impl Table {
     }
 }
 
-impl Live {
-    fn of(job: Job, journal: Journal, attempts: u32) -> Self {
-        Self {
-            job,
-            progress: Arc::default(),
-            journal: Mutex::new(journal),
-            state: Mutex::new(LiveState {
-                attempts,
-                ..LiveState::default()
-            }),
-        }
-    }
-
-    fn note(&self, line: &str) {
-        lock(&self.journal).line(line);
-    }
-
-    fn record(&self) -> JobRecord {
-        let state = lock(&self.state);
-        JobRecord {
-            job: self.job.clone(),
-            attempts: state.attempts,
-            ended: match &state.phase {
-                Phase::Ended(ended) => Some(ended.clone()),
-                Phase::Waiting | Phase::Running { .. } | Phase::Pausing => None,
-            },
-        }
-    }
-
-    fn log(&self) -> String {
-        let mut text = lock(&self.journal).text();
-        if matches!(lock(&self.state).phase, Phase::Running { .. }) {
-            for item in &self.progress.snapshot().items {
-                text.push_str(&told(item));
-                text.push('\n');
-            }
-        }
-        text
-    }
-}
-
 impl job::Entry {
     fn has_just_failed(&self, now: SystemTime) -> bool {
         let Some(ended) = &self.ended else {
@@ -731,17 +441,6 @@ impl job::Entry {
         let age = now.duration_since(ended.at).unwrap_or_default();
         matches!(ended.outcome, Outcome::Failed(_) | Outcome::TimedOut) && age < FAILURE_LIFETIME
     }
-}
-
-/// What the registry asked for, or longer each time.
-fn pause(attempts: u32, error: &CopyError) -> Duration {
-    const FIRST: Duration = Duration::from_secs(1);
-    const LONGEST: Duration = Duration::from_secs(60);
-    let doubled = FIRST.saturating_mul(1 << attempts.saturating_sub(1).min(10));
-    error
-        .retry_after()
-        .unwrap_or_default()
-        .max(doubled.min(LONGEST))
 }
 
 #[cfg(test)]

@@ -1,8 +1,12 @@
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::*;
+use super::{
+    course::{Attempt, pause},
+    *,
+};
 use crate::{
     augment::{Compression, Layer, Overlay, Place},
+    mirror::{Copied, CopyError},
     pull::{FetchError, PullError},
     requests::{Caller, InlineLayer, RequestDetails},
     secret::Secret,

@@ -8,7 +8,7 @@ use std::{
 
 use monoio::time::{sleep, timeout};
 
-use super::{Attempt, Job, Jobs, Live};
+use super::{Job, Jobs, course::Attempt, live::Live};
 use crate::{
     blocking::{Errand, PoolError, lock, without_panic},
     mirror::{Destination, Mirror, Plan},
