@@ -84,16 +84,18 @@ impl Api {
     }
 
     async fn keep(&self, asked: Asked) -> Result<(Arc<Grant>, Standing), Response> {
+        let caller = &asked.request.caller;
         let target = asked.target().map_err(|error| {
             let message = format!("buildRepository: {error}");
+            tracing::info!(%caller, reason = message, "a container request was refused");
             error_response::api(400, &message)
         })?;
-        let caller = &asked.request.caller;
         if self.shared.own.covers(&target.registry, &target.repository) {
             let message = format!(
                 "{}/{} is a repository of this server itself; name one of your own as buildRepository",
                 target.registry, target.repository
             );
+            tracing::info!(%caller, reason = message, "a container request was refused");
             return Err(error_response::api(400, &message));
         }
         let destination = Destination {
@@ -103,9 +105,12 @@ impl Api {
             caller: Arc::clone(caller),
         };
         let has_login = self.mirror.has_login(&destination).await;
-        let has_login = has_login.map_err(|error| match &error {
-            CopyError::Destination(error) => error_response::of_submit(error),
-            error => error_response::api(400, &error.to_string()),
+        let has_login = has_login.map_err(|error| {
+            tracing::info!(%caller, %target, %error, "a container request was refused");
+            match &error {
+                CopyError::Destination(error) => error_response::of_submit(error),
+                error => error_response::api(400, &error.to_string()),
+            }
         })?;
         // Who cannot read what is there may be able to push all the same.
         let standing = self.mirror.standing(&destination).await.ok().flatten();

@@ -47,7 +47,10 @@ impl Logins {
     ) -> Result<(Self, Vec<String>), StartError> {
         let (docker, warnings) = DockerLogins::load(&config.docker).map_err(|errors| {
             let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            StartError::Login(format!("docker.config_files: {}", texts.join("\n")))
+            StartError::Login(format!(
+                "Docker's logins (docker.config_files, or --authfile of a command): {}",
+                texts.join("\n")
+            ))
         })?;
         let operator = operator_logins(config)?;
         let exchange = Exchange::new(ecr(config, &operator)?, Arc::clone(pool));

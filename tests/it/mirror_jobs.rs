@@ -371,6 +371,12 @@ fn the_operators_login_is_not_for_everybody_to_push_with() {
     assert_eq!(status, 400, "{body}");
     let message = text(&body, "message");
     assert!(message.contains("mirror.push_with_own_logins"), "{message}");
+    let is_told = |line: &str| {
+        line.contains("a container request was refused")
+            && line.contains("mirror.push_with_own_logins")
+    };
+    let told = tidegate.log().wait_for(is_told);
+    assert!(told.is_some(), "{}", tidegate.log().text());
     let generous = setup().section(SHARED);
     let scene = Scene {
         tidegate: generous.start(),
