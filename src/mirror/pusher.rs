@@ -70,12 +70,24 @@ impl Pusher<'_> {
         endpoint.is_ok_and(|endpoint| endpoint.way.addresses == Addresses::Any)
     }
 
-    /// What it means there now. Where a repository does not exist, many registries say that it is forbidden: as long as
-    /// nothing is pushed that comes to the same.
+    /// What it means there now, as far as the registry can tell. Of what it was writing when it was killed it may be unable to
+    /// tell, until that is pushed again.
     pub(super) async fn standing(
         &self,
         version: &TagOrDigest,
     ) -> Result<Option<Digest>, CopyError> {
+        match self.meaning(version).await {
+            Err(CopyError::Destination(PullError::Fetch(FetchError::Unreachable {
+                status: Some(_),
+                ..
+            }))) => Ok(None),
+            standing => standing,
+        }
+    }
+
+    /// Where a repository does not exist, many registries say that it is forbidden: as long as nothing is pushed that comes to
+    /// the same.
+    async fn meaning(&self, version: &TagOrDigest) -> Result<Option<Digest>, CopyError> {
         let head = self
             .reading(async |source| self.pull.upstream().manifest_head(source, version).await)
             .await?;

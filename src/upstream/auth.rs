@@ -254,6 +254,7 @@ fn token_error(
             FetchError::Unreachable {
                 registry,
                 cause: error.to_string(),
+                status: None,
             }
         }
         TokenError::Forbidden { rule } => FetchError::Forbidden {

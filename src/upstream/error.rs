@@ -30,7 +30,12 @@ pub enum FetchError {
         said: Said,
     },
     #[error("{registry} cannot be reached: {cause}")]
-    Unreachable { registry: Registry, cause: String },
+    Unreachable {
+        registry: Registry,
+        cause: String,
+        /// What it answered instead (500 and above), if it did.
+        status: Option<u16>,
+    },
     /// A rule of this server, which its operator can change.
     #[error("{registry}: {rule}")]
     Forbidden { registry: Registry, rule: String },

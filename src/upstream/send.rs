@@ -139,6 +139,7 @@ impl Upstream {
                             "the storage that it redirects to answered {status} for {}",
                             wish.what
                         ),
+                        status: None,
                     });
                 }
                 _ => {
@@ -431,6 +432,7 @@ impl Refusal {
             500.. => FetchError::Unreachable {
                 registry,
                 cause: format!("it answered {status} for {what}{said}"),
+                status: Some(status),
             },
             _ => FetchError::Failed {
                 registry,
@@ -479,6 +481,7 @@ impl Problem {
             Self::Exchange(error) => FetchError::Unreachable {
                 registry,
                 cause: error.to_string(),
+                status: None,
             },
         }
     }

@@ -127,6 +127,7 @@ fn refusal(place: &WebPlace, digest: &Digest, response: &Response) -> FetchError
         status @ 500.. => FetchError::Unreachable {
             registry,
             cause: format!("it answered {status} for {what}"),
+            status: Some(status),
         },
         status => FetchError::Failed {
             registry,

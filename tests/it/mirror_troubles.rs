@@ -8,8 +8,8 @@ use crate::support::{
     http::get,
     image::file_digest,
     liar::{Behaviour, Gate, Liar, blob_path},
-    mirror_content::Shelf,
-    mirror_scene::{ADA, MirrorScene, passing_faults, text},
+    mirror_content::{Shelf, fetch_all},
+    mirror_scene::{ADA, MirrorScene, PUSHER, passing_faults, text},
     passage::{Kind, Obstacle},
     programs::{require, wait_until},
     small_disk::SmallDisk,
@@ -97,6 +97,36 @@ fn a_mirror_goes_on_after_the_target_was_killed() {
     scene.target.restart();
     scene.succeeds(&submitted);
     assert_whole(&scene, &digest);
+}
+
+/// It answers 500 for what it was writing, until that is written again.
+#[test]
+fn what_a_killed_target_left_half_written_is_written_again() {
+    require!("docker-registry", "skopeo");
+    let scene = MirrorScene::new();
+    let (image, digest) = image(&scene, 9);
+    scene.mirrored(&image);
+    let hex = |digest: &str| digest.replace("sha256:", "");
+    let blobs = scene.target.blobs(KEPT);
+    for torn in [
+        vec!["_manifests/tags/v1/current".to_owned()],
+        vec![
+            "_manifests/tags/v1/current".to_owned(),
+            format!("_manifests/revisions/sha256/{}", hex(&digest)),
+            format!("_layers/sha256/{}", hex(&blobs[0])),
+            format!("_layers/sha256/{}", hex(&blobs[3])),
+        ],
+    ] {
+        for what in &torn {
+            scene.target.tear(KEPT, what);
+        }
+        assert_eq!(scene.at_target(KEPT, "v1"), None, "{torn:?}");
+        scene.mirrored(&image);
+        assert_whole(&scene, &digest);
+        scene.assert_same("acme/app", "v1");
+        let copy = format!("{}/{KEPT}:v1", scene.target.name());
+        fetch_all(&copy, PUSHER.0, PUSHER.1);
+    }
 }
 
 #[test]

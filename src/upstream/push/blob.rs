@@ -152,8 +152,9 @@ impl Pusher<'_> {
         };
         match self.ask(&ask).await? {
             Answer::Yes { .. } => Ok(true),
-            // 405 and 501: it knows no HEAD, and then the blob is pushed.
-            Answer::No(refusal) if matches!(refusal.status, 404 | 405 | 501) => Ok(false),
+            // 405: it knows no HEAD. 500: it cannot tell, as of what it was writing when it was killed. Pushing it will tell, and
+            // puts it right.
+            Answer::No(refusal) if matches!(refusal.status, 404 | 405 | 500..) => Ok(false),
             Answer::No(refusal) => {
                 let what = format!("blob {digest} of {}", self.target.repository);
                 Err(PushError::of_refusal(refusal, self.target, what))

@@ -356,7 +356,9 @@ impl PushError {
                 retry_after,
                 said,
             },
-            FetchError::Unreachable { registry, cause } => Self::Unreachable {
+            FetchError::Unreachable {
+                registry, cause, ..
+            } => Self::Unreachable {
                 registry,
                 cause,
                 retry_after: None,

@@ -215,6 +215,14 @@ impl DockerRegistry {
         self.links(repository, "_layers/sha256")
     }
 
+    /// As a kill at the wrong moment leaves it: what says that a repository has this (`_layers/sha256/<hex>`,
+    /// `_manifests/tags/<tag>/current`) is there, and empty.
+    pub fn tear(&self, repository: &str, what: &str) {
+        let link = self.repositories().join(repository).join(what).join("link");
+        assert!(link.is_file(), "{}", link.display());
+        fs::write(link, "").expect("the registry's storage is writable");
+    }
+
     fn links(&self, repository: &str, folder: &str) -> Vec<String> {
         let folder = self.repositories().join(repository).join(folder);
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
