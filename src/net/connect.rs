@@ -18,7 +18,7 @@ use monoio::{
 use super::{
     resolve::{Addresses, ResolveError, look_up},
     stream::Stream,
-    tls::Trust,
+    trust::Trust,
 };
 use crate::blocking::{Errand, Pool, PoolError};
 

@@ -15,6 +15,7 @@ mod stream;
 mod tls;
 mod tls_session;
 mod transfer;
+mod trust;
 mod upload;
 
 pub use connect::{ConnectError, Dialer};
@@ -27,8 +28,8 @@ pub use piece::Piece;
 pub use resolve::{Addresses, ResolveError, is_public, look_up};
 pub use socket::{Refused, Socket};
 pub use stream::Stream;
-pub use tls::{Trust, TrustError};
 pub use transfer::{FilePart, Transfer, pipes_for_each};
+pub use trust::{Trust, TrustError};
 pub use upload::Uploaded;
 
 pub use crate::sys::More;

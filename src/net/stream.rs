@@ -10,10 +10,7 @@ use monoio::{
 };
 use zeroize::Zeroize as _;
 
-use super::{
-    sealing::Sealing as _,
-    tls::{TlsStream, Trust},
-};
+use super::{sealing::Sealing as _, tls::TlsStream, trust::Trust};
 use crate::sys;
 
 pub struct Stream(pub(super) Kind);

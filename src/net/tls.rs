@@ -1,161 +1,25 @@
-//! TLS towards registries: whom to trust, and rustls over a socket of this runtime.
+//! TLS towards registries: rustls over a socket of this runtime.
 //!
 //! Our own glue, because the ready-made one panics after a timed-out read and sends each 16 KiB record in a
 //! call of its own.
 
-use std::{
-    fs,
-    io::{self, BufRead as _, Write as _},
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::io::{self, BufRead as _, Write as _};
 
 use monoio::{
     io::{AsyncReadRent as _, AsyncWriteRentExt as _},
     net::TcpStream,
 };
-use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, ring},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
-};
+use rustls::{ClientConnection, pki_types::ServerName};
 
 use super::{
     sealing::{Sealing, send_now},
     transfer::is_transient,
+    trust::{Trust, explain},
 };
 use crate::sys::{self, More, Sent};
 
 /// One read of the socket: four of TLS' largest records.
 const READ_SIZE: usize = 64 << 10;
-
-/// Which certificates a registry may show.
-#[derive(Clone)]
-pub struct Trust {
-    config: Arc<ClientConfig>,
-    /// For the token exchange on the pool, which has a client of its own.
-    pub roots: Arc<Vec<CertificateDer<'static>>>,
-    pub is_unchecked: bool,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum TrustError {
-    #[error("{path} cannot be read: {cause}", path = path.display())]
-    Unreadable { path: PathBuf, cause: io::Error },
-    #[error("{path} holds no certificate in PEM", path = path.display())]
-    NoCertificate { path: PathBuf },
-}
-
-impl Trust {
-    /// The platform's roots, or Mozilla's where it has none.
-    pub fn platform() -> Self {
-        let native = rustls_native_certs::load_native_certs().certs;
-        let mut store = RootCertStore::empty();
-        let (usable, _) = store.add_parsable_certificates(native.iter().cloned());
-        if usable == 0 {
-            store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        }
-        Self::with_roots(store, native)
-    }
-
-    pub fn from_file(path: &Path) -> Result<Self, TrustError> {
-        let pem = fs::read(path).map_err(|cause| TrustError::Unreadable {
-            path: path.to_owned(),
-            cause,
-        })?;
-        let roots: Vec<_> = CertificateDer::pem_slice_iter(&pem)
-            .filter_map(Result::ok)
-            .collect();
-        let mut store = RootCertStore::empty();
-        let (usable, _) = store.add_parsable_certificates(roots.iter().cloned());
-        if usable == 0 {
-            return Err(TrustError::NoCertificate {
-                path: path.to_owned(),
-            });
-        }
-        Ok(Self::with_roots(store, roots))
-    }
-
-    /// Any certificate: the operator said `insecure`.
-    pub fn unchecked() -> Self {
-        let provider = Arc::new(ring::default_provider());
-        let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
-            .expect("the provider has the default versions")
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Unchecked(provider)))
-            .with_no_client_auth();
-        Self {
-            config: Arc::new(http1_only(config)),
-            roots: Arc::default(),
-            is_unchecked: true,
-        }
-    }
-
-    /// Tells apart what is trusted, for keeping connections apart.
-    pub fn identity(&self) -> usize {
-        Arc::as_ptr(&self.config).addr()
-    }
-
-    fn with_roots(store: RootCertStore, roots: Vec<CertificateDer<'static>>) -> Self {
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("the provider has the default versions")
-            .with_root_certificates(store)
-            .with_no_client_auth();
-        Self {
-            config: Arc::new(http1_only(config)),
-            roots: Arc::new(roots),
-            is_unchecked: false,
-        }
-    }
-}
-
-fn http1_only(mut config: ClientConfig) -> ClientConfig {
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config
-}
-
-#[derive(Debug)]
-struct Unchecked(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unchecked {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
 
 /// A client's TLS session over a socket.
 pub(super) struct TlsStream {
@@ -173,8 +37,7 @@ impl TlsStream {
             .and_then(|rest| rest.strip_suffix(']'))
             .unwrap_or(host);
         let name = ServerName::try_from(bare.to_owned()).map_err(io::Error::other)?;
-        let mut session =
-            ClientConnection::new(Arc::clone(&trust.config), name).map_err(io::Error::other)?;
+        let mut session = ClientConnection::new(trust.client(), name).map_err(io::Error::other)?;
         // No more is encrypted than is sent next, so the session need not count.
         session.set_buffer_limit(None);
         let mut stream = Self {
@@ -185,7 +48,7 @@ impl TlsStream {
         };
         stream.flush().await?;
         while stream.session.is_handshaking() {
-            if stream.advance().await? == 0 {
+            if stream.advance().await.map_err(explained)? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
@@ -268,6 +131,14 @@ impl TlsStream {
         let (result, buffer) = self.tcp.read(buffer).await;
         self.received = buffer;
         result.map(|_| ())
+    }
+}
+
+fn explained(error: io::Error) -> io::Error {
+    let told = error.get_ref().and_then(|cause| cause.downcast_ref());
+    match told.map(explain) {
+        Some(words) => io::Error::new(error.kind(), words),
+        None => error,
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
 pub struct RegistryOptions {
     /// Where the registry is reached, if not at `https://` and its name: `"https://mirror.example.com"`.
     pub endpoint: Option<String>,
-    /// Roots to trust for this registry, in PEM, instead of the system's.
+    /// Certificates to trust for this registry, in PEM, instead of the system's: of authorities, or its own.
     pub ca_file: Option<PathBuf>,
     /// Allow plain HTTP (the default scheme is then `http`), and HTTPS without a check of the certificate.
     pub insecure: bool,

@@ -54,6 +54,15 @@ impl Answered {
     }
 }
 
+/// As people make one for a registry of their own (`openssl req -x509`): it says of itself that it signs others. With its key.
+fn own_certificate() -> (String, String) {
+    let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let made = params.self_signed(&key).expect("a certificate");
+    (made.pem(), key.serialize_pem())
+}
+
 impl DockerRegistry {
     pub fn start(login: &Login<'_>) -> Self {
         Self::start_with(login, false, None)
@@ -98,10 +107,9 @@ impl DockerRegistry {
         let mut certificate = None;
         let mut tls = String::new();
         if with_tls {
-            let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()])
-                .expect("a certificate");
-            let path = file("tls.pem", &made.cert.pem());
-            let key = file("tls.key", &made.signing_key.serialize_pem());
+            let (made, key) = own_certificate();
+            let path = file("tls.pem", &made);
+            let key = file("tls.key", &key);
             tls = format!(
                 "  tls:\n    certificate: {}\n    key: {}\n",
                 path.display(),
