@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::{
     Response,
@@ -10,7 +11,6 @@ use super::{
     error_response::{self, Shape, api},
     operator::{NotOperator, ensure_asked_by_address, ensure_no_page},
     record::instant,
-    route::RouteError,
 };
 use crate::{
     blocking::Errand,
@@ -21,21 +21,25 @@ use crate::{
 /// Comes with every request that changes something.
 pub const JOBS_GUARD: &str = "jobs";
 
-#[derive(Serialize)]
-struct Job {
-    id: String,
-    kind: &'static str,
+/// One that waits or runs, as an operator sees it.
+#[derive(Serialize, Deserialize)]
+pub struct UnfinishedJob {
+    pub id: String,
+    /// `mirror`, `freeze`
+    pub kind: String,
     /// Who shares it.
-    tenant: String,
-    source: String,
-    target: String,
-    created: String,
+    pub tenant: String,
+    pub source: String,
+    pub target: String,
+    /// RFC 3339
+    pub created: String,
     /// 0: it waits for its first.
-    attempts: u32,
-    items: u64,
-    items_done: u64,
-    bytes: u64,
-    bytes_done: u64,
+    pub attempts: u32,
+    /// Blobs and manifests, as far as they are known yet.
+    pub items: u64,
+    pub items_done: u64,
+    pub bytes: u64,
+    pub bytes_done: u64,
 }
 
 impl Admin {
@@ -44,15 +48,15 @@ impl Admin {
             return refused(&refusal);
         }
         let unfinished = self.jobs.unfinished();
-        let jobs: Vec<Job> = unfinished.into_iter().map(|it| self.told(it)).collect();
+        let jobs: Vec<UnfinishedJob> = unfinished.into_iter().map(|it| self.told(it)).collect();
         Response::new(200).json(&jobs)
     }
 
-    fn told(&self, record: JobRecord) -> Job {
+    fn told(&self, record: JobRecord) -> UnfinishedJob {
         let totals = self.jobs.totals(&record.job.id).unwrap_or_default();
-        Job {
+        UnfinishedJob {
             id: record.job.id.to_string(),
-            kind: record.job.kind.as_str(),
+            kind: record.job.kind.as_str().to_owned(),
             tenant: record.job.tenant.to_string(),
             source: record.job.source.to_string(),
             target: record.job.target.to_string(),
@@ -76,9 +80,9 @@ impl Admin {
         match cancelled.await {
             Ok(true) => {
                 tracing::info!(job = %id, "a job is cancelled by the operator");
-                Response::new(200)
+                Response::new(200).json(&json!({"id": id.to_string()}))
             }
-            Ok(false) => error_response::of_route(Shape::Api, &RouteError::unknown_job(id.kind())),
+            Ok(false) => api(404, "no job of this id waits or runs"),
             Err(error) => error_response::of_pool(Shape::Api, error),
         }
     }

@@ -34,7 +34,7 @@ pub use admin::{Admin, Readiness};
 pub use cache_upkeep::CACHE_GUARD;
 pub use credential_check::Checks;
 pub use explain::{CREDENTIALS_GUARD, Explained, Verdict};
-pub use job_upkeep::JOBS_GUARD;
+pub use job_upkeep::{JOBS_GUARD, UnfinishedJob};
 pub use operator::GUARD;
 pub use pages::inspection;
 pub use quota::{Options, Quotas};

@@ -1,22 +1,19 @@
 //! `tidegate creds …`: whose login is used for an image, asked of the running server, which is the one that would use it.
 
-use std::{fmt::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{fmt::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::{
-    MISCONFIGURED,
     access_token::{self, TokenFileError},
-    print_line, print_problems,
-    server::{AskError, Server},
+    print_line,
+    server::{AskError, Server, Whereabouts},
 };
 use crate::{
     api::{CREDENTIALS_GUARD, Explained, Verdict},
-    config::{Config, listen_address},
     secret::Secret,
     telemetry::log::OneLine,
-    toml_file::Problem,
 };
 
 const EXAMPLES: &str = "\
@@ -62,13 +59,8 @@ pub(super) struct Explain {
     #[arg(long, value_name = "ID", requires = "token_file")]
     workflow_id: Option<String>,
 
-    /// The server's settings; without it all have their defaults
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-
-    /// Where the server's admin listener is, instead of listener.admin
-    #[arg(long, value_name = "ADDR", value_parser = listen_address)]
-    admin: Option<SocketAddr>,
+    #[command(flatten)]
+    whereabouts: Whereabouts,
 
     /// For people or for programs
     #[arg(short, long, value_enum, default_value = "text")]
@@ -83,8 +75,6 @@ enum Output {
 
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("the configuration is wrong")]
-    Config(Vec<Problem>),
     #[error(transparent)]
     Token(#[from] TokenFileError),
     #[error("{0} (listener.admin in --config, or --admin)")]
@@ -93,12 +83,12 @@ enum Failure {
 
 pub(super) fn run(command: &Command) -> ExitCode {
     let Command::Explain(explain) = command;
-    match explain.run() {
+    let server = match explain.whereabouts.server() {
+        Ok(server) => server,
+        Err(code) => return code,
+    };
+    match explain.run(&server) {
         Ok(code) => code,
-        Err(Failure::Config(problems)) => {
-            print_problems(&problems);
-            ExitCode::from(MISCONFIGURED)
-        }
         Err(failure) => {
             eprintln!("tidegate: {failure}");
             ExitCode::FAILURE
@@ -107,13 +97,7 @@ pub(super) fn run(command: &Command) -> ExitCode {
 }
 
 impl Explain {
-    fn run(&self) -> Result<ExitCode, Failure> {
-        let admin = match (self.admin, self.config.as_deref().map(Config::load)) {
-            (Some(admin), _) => admin,
-            (None, None) => Config::default().listener.admin,
-            (None, Some(Ok(loaded))) => loaded.config.listener.admin,
-            (None, Some(Err(problems))) => return Err(Failure::Config(problems)),
-        };
+    fn run(&self, server: &Server) -> Result<ExitCode, Failure> {
         let token = self.token_file.as_deref().map(access_token::from_file);
         let token = token.transpose()?;
         let question = json!({
@@ -124,7 +108,7 @@ impl Explain {
             "workflowId": self.workflow_id,
         });
         let question = Secret::new(question.to_string());
-        let explained: Explained = Server::at(admin).ask(
+        let explained: Explained = server.ask(
             "POST",
             "credentials/explain",
             CREDENTIALS_GUARD,

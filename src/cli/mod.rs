@@ -12,6 +12,7 @@ mod creds;
 mod directory;
 mod freeze;
 mod inspect;
+mod jobs;
 mod layer;
 mod mirror;
 mod output;
@@ -57,6 +58,8 @@ enum Command {
     Cache(cache::Command),
     #[command(subcommand)]
     Creds(creds::Command),
+    #[command(subcommand)]
+    Jobs(jobs::Command),
     Request(Box<request::Arguments>),
     Mirror(Box<mirror::Arguments>),
     Freeze(Box<freeze::Arguments>),
@@ -70,6 +73,7 @@ pub fn run() -> ExitCode {
         Command::Directory(command) => directory::run(&command),
         Command::Cache(command) => cache::run(&command),
         Command::Creds(command) => creds::run(&command),
+        Command::Jobs(command) => jobs::run(&command),
         Command::Request(arguments) => request::run(&arguments),
         Command::Mirror(arguments) => mirror::run(*arguments),
         Command::Freeze(arguments) => freeze::run(*arguments),
@@ -170,6 +174,12 @@ mod tests {
             ("creds explain alpine --workspace 1", false),
             ("creds explain", false),
             ("creds", false),
+            ("jobs ls -o json --config x.toml", true),
+            ("jobs ls --admin 127.0.0.1:5001", true),
+            ("jobs end mr-3f2b9c1d7e50 bd-3f2b9c1d7e50a1b2_1", true),
+            ("jobs end mr-3f", false),
+            ("jobs end", false),
+            ("jobs", false),
             ("request alpine", true),
             (
                 "request alpine --layer a --layer b --env A=b --env C= --entrypoint /bin/sh --cmd -c --cmd x --workdir /w",

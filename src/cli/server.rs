@@ -3,19 +3,54 @@
 use std::{
     io::Read as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
     time::Duration,
 };
 
 use serde::{Deserialize, de::DeserializeOwned};
 use ureq::{Agent, http};
 
-use crate::{api::GUARD, secret::Secret};
+use super::{MISCONFIGURED, print_problems};
+use crate::{
+    api::GUARD,
+    config::{Config, listen_address},
+    secret::Secret,
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// One blob may be all of a large and slow disk.
 const TIMEOUT: Duration = Duration::from_secs(3600);
 /// Well above what one turn of the server's fills.
 const LARGEST_ANSWER: u64 = 64 << 20;
+
+/// Which server is meant.
+#[derive(clap::Args)]
+pub(super) struct Whereabouts {
+    /// The server's settings; without it all have their defaults
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Where the server's admin listener is, instead of listener.admin
+    #[arg(long, value_name = "ADDR", value_parser = listen_address)]
+    admin: Option<SocketAddr>,
+}
+
+impl Whereabouts {
+    /// Otherwise what is wrong with the settings is told, and this is how to exit.
+    pub(super) fn server(&self) -> Result<Server, ExitCode> {
+        let admin = match (self.admin, self.config.as_deref().map(Config::load)) {
+            (Some(admin), _) => admin,
+            (None, None) => Config::default().listener.admin,
+            (None, Some(Ok(loaded))) => loaded.config.listener.admin,
+            (None, Some(Err(problems))) => {
+                print_problems(&problems);
+                return Err(ExitCode::from(MISCONFIGURED));
+            }
+        };
+        Ok(Server::at(admin))
+    }
+}
 
 pub(super) struct Server {
     pub(super) admin: SocketAddr,

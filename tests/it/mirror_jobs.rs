@@ -1,6 +1,6 @@
 //! Mirrors and freezes that a client asks the server for: asked, waited for, pulled from where they were put.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, process::Command};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
@@ -12,8 +12,8 @@ use crate::support::{
     http::{self, Response},
     layer::Layer,
     liar::{Behaviour, Gate, Liar, LiarImage, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, blob_path},
-    programs::{require, wait_until},
-    tidegate::{Directory, Setup, Tidegate},
+    programs::{output, require, wait_until},
+    tidegate::{BINARY, Directory, Setup, Tidegate},
     token_server::TokenServer,
 };
 
@@ -586,7 +586,31 @@ fn an_operator_sees_jobs_and_ends_them() {
         answer.status()
     };
     assert_eq!(cancel(&[]), 403, "a page could have sent it");
-    assert_eq!(cancel(&[("X-Tidegate", "jobs")]), 200);
+    let told = |arguments: &[&str]| {
+        let admin = scene.tidegate.admin.to_string();
+        let mut command = Command::new(BINARY);
+        let output = output(
+            command
+                .arg("jobs")
+                .args(arguments)
+                .args(["--admin", &admin]),
+        );
+        let said = [output.stdout, output.stderr].concat();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&said).into_owned(),
+        )
+    };
+    let (code, list) = told(&["ls"]);
+    assert_eq!(code, Some(0), "{list}");
+    assert!(list.contains(&id), "{list}");
+    assert!(list.contains(&text(&submitted, "targetImage")), "{list}");
+    let (code, json) = told(&["ls", "-o", "json"]);
+    assert_eq!(code, Some(0), "{json}");
+    assert!(json.contains(&format!("\"id\":\"{id}\"")), "{json}");
+    let (code, said) = told(&["end", "mr-000000000000", &id]);
+    assert_eq!(code, Some(1), "one of them is unknown: {said}");
+    assert!(said.contains(&format!("{id} is ended")), "{said}");
     let status = scene.wait(&submitted);
     assert_eq!(status["succeeded"], json!(false));
     assert!(text(&status, "reason").contains("cancelled"), "{status}");
@@ -604,6 +628,7 @@ fn an_operator_sees_jobs_and_ends_them() {
     assert!(page.text().contains(&text(&submitted, "targetImage")));
     assert_eq!(cancel(&[("X-Tidegate", "jobs")]), 404, "it is over");
     assert_eq!(http::get(scene.tidegate.admin, "/jobs").json(), json!([]));
+    assert_eq!(told(&["ls"]), (Some(0), "no jobs\n".to_owned()));
     gate.open();
 }
 
