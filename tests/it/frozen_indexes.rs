@@ -9,7 +9,9 @@ use crate::support::{
     docker_registry::DockerRegistry,
     image::{Image, archive},
     layer::Layer,
+    liar::Gate,
     mirror_scene::{MirrorScene, PUSHER, text},
+    passage::{Kind, Obstacle},
     programs::require,
     runtimes::{Containerd, podman_unpack_as, podman_unpack_for},
 };
@@ -115,6 +117,19 @@ fn pull_with_each_runtime(
     }
 }
 
+/// The record says which layers are for one platform only.
+fn assert_told_with_platforms(scene: &MirrorScene, request: &Value) {
+    let id = text(&scene.ask(request), "requestId");
+    let record = scene.tidegate.get(&format!("/container-token/{id}"));
+    let record = record.json();
+    let layers = record["request"]["containerConfig"]["layers"].as_array();
+    let layers = layers.unwrap_or_else(|| panic!("no layers in {record}"));
+    let told: Vec<&Value> = layers.iter().map(|layer| &layer["platform"]).collect();
+    let [amd64, arm64] = ["linux/amd64", "linux/arm64"].map(Value::from);
+    let expected = [&Value::Null, &amd64, &amd64, &arm64, &arm64, &amd64, &arm64];
+    assert_eq!(told, expected, "{record}");
+}
+
 /// All that the target has of a repository, by digest.
 fn contents(registry: &DockerRegistry, repository: &str) -> (Vec<String>, Vec<String>) {
     let contents = (registry.manifests(repository), registry.blobs(repository));
@@ -191,8 +206,6 @@ fn a_freeze_for_several_platforms_is_an_index_of_them() {
     let alone = Image::build(&folder.path().join("image"), &[3000]);
     scene.source.push(&alone, "acme/app", "alone");
     let of_alone = name.replace(":v1", ":alone");
-    let mut included = plain("amd64,arm64");
-    included["containerIncludes"] = json!([name]);
     let mut elsewhere = plain("amd64,arm64");
     elsewhere["containerImage"] = json!(of_alone);
     for (request, about) in [
@@ -204,10 +217,6 @@ fn a_freeze_for_several_platforms_is_an_index_of_them() {
         (
             request(&scene, &of_alone, "amd64,arm64"),
             "no image for linux/arm64, only for linux/amd64",
-        ),
-        (
-            included,
-            "containerIncludes go with a single containerPlatform",
         ),
     ] {
         let (status, body) = scene.tidegate.submit(&request);
@@ -268,4 +277,177 @@ fn a_frozen_index_is_the_same_to_the_bit_whenever_it_is_made() {
     assert_eq!(found["targetImage"], target);
     assert_eq!(found["succeeded"], true, "{found}");
     assert_eq!(scene.target.writes(), before);
+}
+
+#[test]
+fn each_platform_gets_the_layers_of_the_included_images_for_it() {
+    require!("docker-registry", "skopeo", "podman", "containerd", "ctr");
+    let mut scene = MirrorScene::new();
+    let (base, name) = push_base(&scene);
+    let order = ["s390x", "arm64", "amd64"];
+    let layers: [&[(&str, &str)]; 2] = [
+        &[("bin/tool", "tools"), ("etc/shared", "tools")],
+        &[("etc/tools", "second of tools")],
+    ];
+    let (tools, tools_name) = push_told_apart(&scene.source, "acme/tools", &order, &layers);
+    let layers: [&[(&str, &str)]; 1] = [&[("etc/shared", "last"), ("etc/last", "last")]];
+    let (last, last_name) = push_told_apart(&scene.source, "acme/last", &ARCHITECTURES, &layers);
+    let asked = |platform: &str| {
+        let mut request = request(&scene, &name, platform);
+        request["containerIncludes"] = json!([tools_name, last_name]);
+        request
+    };
+    let both = asked(BOTH);
+    let (target, index) = made(&scene, &both);
+    assert_told_with_platforms(&scene, &both);
+    let images = entries(&index);
+    let names: Vec<&str> = images.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ARCHITECTURES, "in the image's order");
+    for ((architecture, digest_of_both), (at, tools_at)) in images.iter().zip([(0, 2), (1, 1)]) {
+        let manifest = scene.at_target("kept", digest_of_both).expect("an image");
+        let manifest: Value = serde_json::from_slice(&manifest).expect("a manifest");
+        let put = manifest["layers"].as_array().expect("layers").iter();
+        let put: Vec<String> = put.map(|layer| text(layer, "digest")).collect();
+        let own = [layer().digest];
+        let expected = [
+            &base.manifests[at].layers[..],
+            &own,
+            &tools.manifests[tools_at].layers,
+            &last.manifests[at].layers,
+        ];
+        assert_eq!(put, expected.concat(), "{architecture}");
+        // The same image as that of a freeze for it alone.
+        let (alone, bytes) = made(&scene, &asked(architecture));
+        assert_eq!(digest(&bytes), *digest_of_both, "{architecture}");
+        assert_ne!(alone, target);
+    }
+    pull_with_each_runtime(&scene, &target, &index, |architecture, file| {
+        for (name, content) in [
+            ("etc/base", "a base"),
+            ("etc/more", "more"),
+            ("bin/tool", "tools"),
+            ("etc/tools", "second of tools"),
+            ("etc/shared", "last"),
+            ("etc/last", "last"),
+        ] {
+            assert_eq!(file(name), format!("{content}, {architecture}"), "{name}");
+        }
+        assert_eq!(file("etc/settings"), "of a tool");
+    });
+
+    // The same request finds it, here and at another server, which has no build to tell of; another order of the images is another one.
+    let reversed = asked("arm64, amd64");
+    let mut other_order = both.clone();
+    other_order["containerIncludes"] = json!([last_name, tools_name]);
+    let alone = asked("amd64");
+    let before = scene.target.writes();
+    for is_another_server in [false, true] {
+        if is_another_server {
+            scene.replace_server();
+        }
+        for request in [&both, &reversed] {
+            let found = scene.ask(request);
+            assert_eq!(found["targetImage"], target, "{found}");
+            assert_eq!(found["succeeded"], true, "{found}");
+            if !is_another_server {
+                assert_eq!(found["cached"], true, "{found}");
+            }
+        }
+    }
+    assert_eq!(scene.target.writes(), before);
+    let (other, _) = made(&scene, &other_order);
+    assert_ne!(other, target);
+
+    // An included image that has become another one for one of the platforms.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let images = [
+        (
+            "amd64",
+            vec![archive(&[
+                ("etc/shared", "last, amd64"),
+                ("etc/last", "last, amd64"),
+            ])],
+        ),
+        ("arm64", vec![archive(&[("etc/last", "new, arm64")])]),
+    ];
+    let moved = Image::build_of(&folder.path().join("image"), &images);
+    assert_eq!(moved.manifests[0].digest, last.manifests[0].digest);
+    scene.source.push(&moved, "acme/last", "v1");
+    let unmoved = scene.ask(&alone);
+    assert_eq!(unmoved["succeeded"], true, "{unmoved}");
+    let (renamed, bytes) = made(&scene, &both);
+    assert_ne!(renamed, target);
+    let renewed = entries(&bytes);
+    assert_eq!(renewed[0], entries(&index)[0]);
+    assert_ne!(renewed[1], entries(&index)[1]);
+}
+
+#[test]
+fn an_included_image_has_all_platforms_that_are_asked_for() {
+    require!("docker-registry", "skopeo");
+    let scene = MirrorScene::new();
+    let (_, name) = push_base(&scene);
+    let layers: [&[(&str, &str)]; 1] = [&[("bin/tool", "tools")]];
+    let push = |repository: &str, architectures: &[&str]| {
+        push_told_apart(&scene.source, repository, architectures, &layers).1
+    };
+    let whole = push("acme/whole", &ARCHITECTURES);
+    let part = push("acme/part", &["amd64", "s390x"]);
+    let alone = push("acme/alone", &["arm64"]);
+    for (includes, about) in [
+        (
+            vec![&whole, &part],
+            format!(
+                "containerIncludes: {part}: it has no image for linux/arm64, only for linux/amd64, linux/s390x"
+            ),
+        ),
+        (
+            vec![&alone, &whole],
+            format!(
+                "containerIncludes: {alone}: it has no image for linux/amd64, only for linux/arm64"
+            ),
+        ),
+    ] {
+        for is_dry_run in [false, true] {
+            let mut request = request(&scene, &name, BOTH);
+            request["containerIncludes"] = json!(includes);
+            request["dryRun"] = json!(is_dry_run);
+            let (status, body) = scene.tidegate.submit(&request);
+            assert_eq!(status, 400, "{request}: {body}");
+            let message = text(&body, "message");
+            assert!(message.contains(&about), "{about}: {message}");
+        }
+    }
+    assert!(scene.target.tags("kept").is_empty());
+    // Alone it goes with a freeze for the one that it has.
+    let mut good = request(&scene, &name, "arm64");
+    good["containerIncludes"] = json!([alone]);
+    made(&scene, &good);
+}
+
+#[test]
+fn a_frozen_index_survives_a_kill_with_what_it_includes() {
+    require!("docker-registry", "skopeo");
+    let mut scene = MirrorScene::new();
+    let (_, name) = push_base(&scene);
+    let layers: [&[(&str, &str)]; 1] = [&[("bin/tool", "tools")]];
+    let (_, tools) = push_told_apart(&scene.source, "acme/tools", &ARCHITECTURES, &layers);
+    let mut asked = request(&scene, &name, BOTH);
+    asked["containerIncludes"] = json!([tools]);
+    let (target, index) = made(&scene, &asked);
+    scene.registries.target.restart_empty();
+
+    let gate = Gate::default();
+    let halting = Obstacle::Gated(0, gate.clone());
+    scene.passage.put_often(Kind::Bytes, &halting, 20);
+    scene.replace_server();
+    let submitted = scene.ask(&asked);
+    scene.passage.wait_for_halted(1);
+    scene.tidegate.kill();
+    assert!(scene.target.tags("kept").is_empty());
+    scene.passage.clear();
+    gate.open();
+    scene.tidegate.restart();
+    scene.succeeds(&submitted);
+    assert_eq!(scene.frozen(&target), Some(index));
 }
