@@ -83,6 +83,7 @@ fn overlay() -> Overlay {
         diff_id: Digest::of(format!("tar of {name}").as_bytes()),
         compression: Compression::Gzip,
         place: Place::Inline,
+        only_for: None,
     };
     Overlay {
         entrypoint: vec!["/usr/bin/fusion".to_owned()],
@@ -100,15 +101,16 @@ fn put(overlay: &Overlay, index: &[u8], manifest: &[u8], config: &[u8]) -> Diges
         panic!("it is an index with images for amd64");
     };
     let mut changed = Vec::new();
-    for image in images {
-        let made = overlay.change_image(media_type::OCI_MANIFEST, manifest, config);
+    for before in images {
+        let platform = Some(&before.platform);
+        let made = overlay.change_image(platform, media_type::OCI_MANIFEST, manifest, config);
         let made = made.unwrap_or_else(|error| panic!("{error}"));
         let after = Descriptor {
             digest: Digest::of(&made.manifest),
-            media_type: image.media_type,
+            media_type: before.image.media_type.clone(),
             size: made.manifest.len() as u64,
         };
-        changed.push((image.digest, after));
+        changed.push((before, after));
     }
     let index = overlay.change_index(index, &changed);
     Digest::of(&index.unwrap_or_else(|error| panic!("{error}")))

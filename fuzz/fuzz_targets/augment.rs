@@ -18,6 +18,7 @@ fn overlay() -> Overlay {
             diff_id: Digest::of(b"archive"),
             compression: Compression::Gzip,
             place: Place::Inline,
+            only_for: None,
         }],
         platforms: Platforms::default(),
     }
@@ -40,10 +41,10 @@ fuzz_target!(|input: &[u8]| {
         match overlay.target(media_type, manifest) {
             Err(_) => {}
             Ok(Target::Image { .. }) => {
-                let Ok(changed) = overlay.change_image(media_type, manifest, config) else {
+                let Ok(changed) = overlay.change_image(None, media_type, manifest, config) else {
                     continue;
                 };
-                let again = overlay.change_image(media_type, manifest, config);
+                let again = overlay.change_image(None, media_type, manifest, config);
                 assert_eq!(again.as_ref(), Ok(&changed));
                 let Ok(Target::Image { config }) = overlay.target(media_type, &changed.manifest)
                 else {
@@ -66,12 +67,12 @@ fuzz_target!(|input: &[u8]| {
             Ok(Target::Index { images }) => {
                 let changed: Vec<_> = images
                     .iter()
-                    .map(|image| {
+                    .map(|before| {
                         let after = Descriptor {
-                            digest: Digest::of(image.digest.to_string().as_bytes()),
-                            ..image.clone()
+                            digest: Digest::of(before.image.digest.to_string().as_bytes()),
+                            ..before.image.clone()
                         };
-                        (image.digest, after)
+                        (before.clone(), after)
                     })
                     .collect();
                 let index = overlay
@@ -82,7 +83,7 @@ fuzz_target!(|input: &[u8]| {
                 };
                 let expected: Vec<_> = changed.iter().map(|(_, after)| after.digest).collect();
                 assert_eq!(
-                    after.iter().map(|image| image.digest).collect::<Vec<_>>(),
+                    after.iter().map(|after| after.image.digest).collect::<Vec<_>>(),
                     expected
                 );
             }

@@ -212,7 +212,8 @@ fn advice(error: &AugmentError) -> &'static str {
         | AugmentError::Artifact { .. }
         | AugmentError::TooMany { .. }
         | AugmentError::LayerCount { .. }
-        | AugmentError::Layer { .. } => "",
+        | AugmentError::Layer { .. }
+        | AugmentError::LayersOverMost { .. } => "",
     }
 }
 

@@ -84,6 +84,7 @@ impl PostedLayer {
             diff_id: self.tar_digest()?.ok_or_else(|| missing("a tarDigest"))?,
             compression: Compression::Gzip,
             place,
+            only_for: None,
         };
         Ok((layer, None))
     }
@@ -123,6 +124,7 @@ impl PostedLayer {
             diff_id,
             compression: Compression::Gzip,
             place: Place::Inline,
+            only_for: None,
         };
         Ok((layer, Some(InlineLayer { digest, bytes })))
     }

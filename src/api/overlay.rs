@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
@@ -14,9 +15,9 @@ use super::{
     validation::Additions,
 };
 use crate::{
-    augment::{Layer, MOST_LAYERS, NamedOverlay, Overlay, Place},
+    augment::{Layer, MOST_LAYERS, NamedOverlay, Overlay, Place, TooManyLayers},
     blocking::Errand,
-    oci::{Platforms, Reference},
+    oci::{Platform, Platforms, Reference},
     requests::{Caller, InlineLayer},
 };
 
@@ -46,10 +47,10 @@ impl Api {
         for image in &includes {
             let layers = self.included(caller, image, &overlay.platforms).await?;
             overlay.layers.extend(layers);
-        }
-        if overlay.layers.len() > MOST_LAYERS {
-            let message = too_many(overlay.layers.len());
-            return Err(error_response::api(400, &message));
+            // Before the next are asked for: what is not taken is not to fill the memory.
+            if let Err(excess) = overlay.ensure_room() {
+                return Err(error_response::api(400, &too_many(excess)));
+            }
         }
         let naming = self
             .shared
@@ -64,9 +65,9 @@ impl Api {
         &self,
         caller: &Arc<Caller>,
         image: &Reference,
-        platform: &Platforms,
+        platforms: &Platforms,
     ) -> Result<Vec<Layer>, Response> {
-        let layers = self.pull.layers_of(caller, image, platform).await;
+        let layers = self.pull.layers_of(caller, image, platforms).await;
         layers.map_err(|error| {
             tracing::info!(%caller, %image, %error, "a container request was refused");
             error_response::of_include(image, &error)
@@ -74,8 +75,8 @@ impl Api {
     }
 }
 
-fn too_many(count: usize) -> String {
-    format!("containerConfig and containerIncludes have {count} layers; {MOST_LAYERS} is the most")
+fn too_many(excess: TooManyLayers) -> String {
+    format!("containerConfig and containerIncludes have {excess}")
 }
 
 fn check(config: ContainerConfig) -> Result<(Overlay, Vec<InlineLayer>), Rejection> {
@@ -83,7 +84,7 @@ fn check(config: ContainerConfig) -> Result<(Overlay, Vec<InlineLayer>), Rejecti
     let mut inline = Vec::new();
     let posted = config.layers.unwrap_or_default();
     if posted.len() > MOST_LAYERS {
-        return Err(Rejection::Invalid(too_many(posted.len())));
+        return Err(Rejection::Invalid(too_many(TooManyLayers::OnOneImage)));
     }
     let mut room = Room::default();
     for (number, posted) in (1..).zip(posted) {
@@ -107,18 +108,7 @@ fn check(config: ContainerConfig) -> Result<(Overlay, Vec<InlineLayer>), Rejecti
 /// As it was posted, without the bytes of layers, and without the parts of URLs that may be signatures.
 pub(super) fn described(overlay: &Overlay) -> Value {
     let some = |list: &Vec<String>| (!list.is_empty()).then(|| list.clone());
-    let layers: Vec<Value> = overlay
-        .layers
-        .iter()
-        .map(|layer| {
-            json!({
-                "location": location(layer),
-                "gzipDigest": layer.digest.to_string(),
-                "gzipSize": layer.size,
-                "tarDigest": layer.diff_id.to_string(),
-            })
-        })
-        .collect();
+    let layers: Vec<DescribedLayer> = overlay.layers.iter().map(DescribedLayer::from).collect();
     json!({
         "entrypoint": some(&overlay.entrypoint),
         "cmd": some(&overlay.cmd),
@@ -126,6 +116,30 @@ pub(super) fn described(overlay: &Overlay) -> Value {
         "workingDir": overlay.working_dir,
         "layers": (!layers.is_empty()).then_some(layers),
     })
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DescribedLayer {
+    location: String,
+    gzip_digest: String,
+    gzip_size: u64,
+    tar_digest: String,
+    /// Not posted: of an included image, in a freeze for several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    platform: Option<String>,
+}
+
+impl From<&Layer> for DescribedLayer {
+    fn from(layer: &Layer) -> Self {
+        Self {
+            location: location(layer),
+            gzip_digest: layer.digest.to_string(),
+            gzip_size: layer.size,
+            tar_digest: layer.diff_id.to_string(),
+            platform: layer.only_for.as_ref().map(Platform::to_string),
+        }
+    }
 }
 
 fn location(layer: &Layer) -> String {

@@ -280,10 +280,6 @@ impl Submission {
         if platforms.len() == 1 || is_frozen_image {
             let platforms = Platforms::of(platforms)
                 .map_err(|error| invalid(format!("containerPlatform: {error}")))?;
-            none_of([(
-                platforms.are_several() && self.has_includes(),
-                "containerIncludes go with a single containerPlatform: of an included image each platform has other layers",
-            )])?;
             return Ok(Some(platforms));
         }
         let mut names: Vec<String> = platforms.iter().map(Platform::to_string).collect();
@@ -458,12 +454,12 @@ mod tests {
             (
                 "amd64,arm64",
                 r#""freeze":true,"buildRepository":"quay.io/a/b","containerIncludes":["c"]"#,
-                Err("containerIncludes go with a single containerPlatform"),
+                Ok("linux/amd64,linux/arm64"),
             ),
             (
-                "amd64",
-                r#""freeze":true,"buildRepository":"quay.io/a/b","containerIncludes":["c"]"#,
-                Ok("linux/amd64"),
+                "amd64,arm64",
+                r#""containerIncludes":["c"]"#,
+                Err("containerPlatform: several platforms"),
             ),
             (
                 "amd64,arm64",

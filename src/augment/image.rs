@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
-    AugmentError, Compression, Family, Layer, Overlay, Place,
+    AugmentError, Compression, Family, Layer, MOST_LAYERS, Overlay, Place,
     config::Config,
     json::{Member, Object, raw},
 };
@@ -70,16 +70,15 @@ pub(super) fn config_of(manifest: &[u8]) -> Result<Descriptor, AugmentError> {
     })
 }
 
-pub(super) fn change(
+pub(super) fn change<'a>(
     overlay: &Overlay,
+    layers: impl Iterator<Item = &'a Layer>,
     family: Family,
     manifest: &[u8],
     config: &[u8],
 ) -> Result<ChangedImage, AugmentError> {
     let parsed = Config::parse(config)?;
-    let layers: Vec<&Layer> = overlay
-        .layers
-        .iter()
+    let layers: Vec<&Layer> = layers
         .filter(|layer| layer.fits(&parsed.architecture))
         .collect();
     let has_settings = !overlay.entrypoint.is_empty()
@@ -124,6 +123,9 @@ pub(super) fn layers(
 ) -> Result<Vec<Layer>, AugmentError> {
     let members = Object::parse(PART, manifest)?;
     let named: Vec<Named> = members.get(PART, "layers")?.unwrap_or_default();
+    if named.len() > MOST_LAYERS {
+        return Err(AugmentError::LayersOverMost { count: named.len() });
+    }
     let diff_ids = Config::parse(config)?.diff_ids()?;
     if named.len() != diff_ids.len() {
         return Err(AugmentError::LayerCount {
@@ -148,6 +150,7 @@ pub(super) fn layers(
                 diff_id,
                 compression,
                 place: place.clone(),
+                only_for: None,
             })
         })
         .collect()

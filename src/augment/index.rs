@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
-    AugmentError,
+    AugmentError, PlatformImage,
     image::point_to,
     json::{Member, Object, raw},
 };
@@ -66,13 +66,17 @@ impl Entry {
         self.is_image() && self.platform.as_ref().is_some_and(is_for)
     }
 
-    fn is_wanted(&self, wanted: &Platforms) -> bool {
-        wanted.iter().any(|platform| self.is_image_for(platform))
+    /// No entry is for two of them: each platform is written in one way only there.
+    fn wanted_for<'a>(&self, wanted: &'a Platforms) -> Option<&'a Platform> {
+        wanted.iter().find(|platform| self.is_image_for(platform))
     }
 }
 
-/// Each once, however often it is named, in the index's order. There is one for each platform at least.
-pub(super) fn matching(wanted: &Platforms, index: &[u8]) -> Result<Vec<Descriptor>, AugmentError> {
+/// Each once for a platform, however often it is named, in the index's order. There is one for each platform at least.
+pub(super) fn matching(
+    wanted: &Platforms,
+    index: &[u8],
+) -> Result<Vec<PlatformImage>, AugmentError> {
     let members = Object::parse(PART, index)?;
     let named: Vec<&RawValue> = members.get(PART, "manifests")?.unwrap_or_default();
     let entries = named.into_iter().map(Entry::parse);
@@ -89,19 +93,25 @@ pub(super) fn matching(wanted: &Platforms, index: &[u8]) -> Result<Vec<Descripto
             present: present(&entries),
         });
     }
-    let mut images: Vec<Descriptor> = Vec::new();
+    let mut images: Vec<PlatformImage> = Vec::new();
     let mut seen = HashSet::new();
-    for entry in entries.iter().filter(|entry| entry.is_wanted(wanted)) {
+    for entry in &entries {
+        let Some(platform) = entry.wanted_for(wanted) else {
+            continue;
+        };
         let digest = entry.digest.parse::<Digest>();
         let digest = digest.map_err(|cause| AugmentError::Malformed {
             part: PART,
             cause: cause.to_string(),
         })?;
-        if seen.insert(digest) {
-            images.push(Descriptor {
-                digest,
-                media_type: entry.media_type.clone().unwrap_or_default(),
-                size: entry.size,
+        if seen.insert((digest, platform)) {
+            images.push(PlatformImage {
+                platform: platform.clone(),
+                image: Descriptor {
+                    digest,
+                    media_type: entry.media_type.clone().unwrap_or_default(),
+                    size: entry.size,
+                },
             });
         }
     }
@@ -120,7 +130,7 @@ pub(super) fn narrow(wanted: &Platforms, index: &[u8]) -> Result<Vec<u8>, Augmen
     let named: Vec<&RawValue> = members.get(PART, "manifests")?.unwrap_or_default();
     let mut manifests: Vec<&RawValue> = Vec::with_capacity(named.len());
     for member in &named {
-        if Entry::parse(member)?.is_wanted(wanted) {
+        if Entry::parse(member)?.wanted_for(wanted).is_some() {
             manifests.push(member);
         }
     }
@@ -155,11 +165,11 @@ fn present(entries: &[Entry]) -> String {
 
 pub(super) fn change(
     index: &[u8],
-    changed: &[(Digest, Descriptor)],
+    changed: &[(PlatformImage, Descriptor)],
 ) -> Result<Vec<u8>, AugmentError> {
     if changed
         .iter()
-        .all(|(before, after)| *before == after.digest)
+        .all(|(before, after)| before.image.digest == after.digest)
     {
         return Ok(index.to_owned());
     }
@@ -170,15 +180,18 @@ pub(super) fn change(
         let mut entry = Object::parse(PART, member.get().as_bytes())?;
         let digest: Option<String> = entry.get(PART, "digest")?;
         let digest = digest.and_then(|text| text.parse::<Digest>().ok());
-        let after = changed
+        let parsed = Entry::parse(member)?;
+        let made = changed
             .iter()
-            .find(|(before, after)| Some(*before) == digest && *before != after.digest);
-        manifests.push(match after {
-            Some((_, after)) => {
+            .filter(|(before, _)| Some(before.image.digest) == digest)
+            // One image may be named for several platforms, and become another for each.
+            .min_by_key(|(before, _)| !parsed.is_image_for(&before.platform));
+        manifests.push(match made {
+            Some((before, after)) if before.image.digest != after.digest => {
                 point_to(&mut entry, &after.digest, after.size);
                 raw(&entry)
             }
-            None => Member::Borrowed(member),
+            Some(_) | None => Member::Borrowed(member),
         });
     }
     let manifests = raw(&manifests);

@@ -14,10 +14,13 @@ pub use image::ChangedImage;
 
 use std::ops::Deref;
 
-use crate::oci::{Descriptor, Digest, Platforms, Registry, Repository, media_type};
+use crate::oci::{Descriptor, Digest, Platform, Platforms, Registry, Repository, media_type};
 
-/// That can be put on an image. What overlayfs takes less than (it has 128 in Docker), the image's own not counted.
+/// That can be put on one image. What overlayfs takes less than (it has 128 in Docker), the image's own not counted.
 pub const MOST_LAYERS: usize = 127;
+/// Of all platforms together, some 300 bytes each, which are kept in memory and on disk for as long as the request. A guess: as
+/// many as four images can have.
+const MOST_LAYERS_IN_ALL: usize = 512;
 
 /// `containerConfig` and `containerIncludes` of a container request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub struct Layer {
     pub diff_id: Digest,
     pub compression: Compression,
     pub place: Place,
+    /// Of several platforms, the only one whose image gets it: an included image has others for each.
+    pub only_for: Option<Platform>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +94,17 @@ pub enum AugmentError {
     LayerCount { layers: usize, diff_ids: usize },
     #[error("it has a layer of type {media_type}, which cannot be put on another image")]
     Layer { media_type: String },
+    #[error("it has {count} layers; {MOST_LAYERS} is the most that can be put on another image")]
+    LayersOverMost { count: usize },
+}
+
+/// Of an overlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TooManyLayers {
+    #[error("more layers for one image than {MOST_LAYERS}, which is the most")]
+    OnOneImage,
+    #[error("more layers for all platforms together than {MOST_LAYERS_IN_ALL}, which is the most")]
+    InAll,
 }
 
 /// What of an image an overlay concerns, to be fetched before it can be applied.
@@ -97,10 +113,17 @@ pub enum Target {
     Image {
         config: Descriptor,
     },
-    /// Manifests that an index names.
+    /// Manifests that an index names. There is one for each platform at least.
     Index {
-        images: Vec<Descriptor>,
+        images: Vec<PlatformImage>,
     },
+}
+
+/// What an index has for a platform that is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlatformImage {
+    pub platform: Platform,
+    pub image: Descriptor,
 }
 
 impl Target {
@@ -148,20 +171,43 @@ impl Overlay {
         Target::of(&self.platforms, media_type, manifest)
     }
 
+    /// `platform`: what an index has it for. Which one a single image is for does not matter: it is the only one that is wanted.
     pub fn change_image(
         &self,
+        platform: Option<&Platform>,
         media_type: &str,
         manifest: &[u8],
         config: &[u8],
     ) -> Result<ChangedImage, AugmentError> {
-        image::change(self, Family::of(media_type), manifest, config)
+        let layers = self.layers_for(platform);
+        image::change(self, layers, Family::of(media_type), manifest, config)
+    }
+
+    fn layers_for(&self, platform: Option<&Platform>) -> impl Iterator<Item = &Layer> {
+        let is_for = move |layer: &&Layer| {
+            let only = layer.only_for.as_ref();
+            only.is_none_or(|only| Some(only) == platform)
+        };
+        self.layers.iter().filter(is_for)
+    }
+
+    /// That each image can take the layers that are for it, and we all of them.
+    pub fn ensure_room(&self) -> Result<(), TooManyLayers> {
+        let is_too_high = |it: &Platform| self.layers_for(Some(it)).count() > MOST_LAYERS;
+        if self.platforms.iter().any(is_too_high) {
+            return Err(TooManyLayers::OnOneImage);
+        }
+        match self.layers.len() <= MOST_LAYERS_IN_ALL {
+            true => Ok(()),
+            false => Err(TooManyLayers::InAll),
+        }
     }
 
     /// `changed`: what each image of the target has become.
     pub fn change_index(
         &self,
         index: &[u8],
-        changed: &[(Digest, Descriptor)],
+        changed: &[(PlatformImage, Descriptor)],
     ) -> Result<Vec<u8>, AugmentError> {
         index::change(index, changed)
     }
@@ -194,7 +240,14 @@ impl Overlay {
             layers,
             self.platforms.to_string(),
         );
-        Digest::of(&serde_json::to_vec(&all).expect("texts, numbers and lists are always JSON"))
+        let only_for = self.layers.iter().map(|layer| layer.only_for.as_ref());
+        let only_for: Vec<_> = only_for.map(|it| it.map(Platform::to_string)).collect();
+        // An overlay without such layers has the digest that it has always had.
+        let text = match only_for.iter().any(Option::is_some) {
+            false => serde_json::to_vec(&all),
+            true => serde_json::to_vec(&(all, only_for)),
+        };
+        Digest::of(&text.expect("texts, numbers and lists are always JSON"))
     }
 
     /// One that came along before one that has to be fetched.

@@ -23,6 +23,7 @@ fn layer(name: &str, compression: Compression, place: Place) -> Layer {
         diff_id: Digest::of(format!("tar of {name}").as_bytes()),
         compression,
         place,
+        only_for: None,
     }
 }
 
@@ -61,7 +62,7 @@ fn changed(overlay: &Overlay, media_type: &str, config: &Value) -> (Value, Value
     let layer_count = config["rootfs"]["diff_ids"].as_array().map_or(0, Vec::len);
     let manifest = manifest(OCI_CONFIG, layer_count);
     let changed = overlay
-        .change_image(media_type, &manifest, config.to_string().as_bytes())
+        .change_image(None, media_type, &manifest, config.to_string().as_bytes())
         .unwrap_or_else(|error| panic!("{error}"));
     let manifest: Value = serde_json::from_slice(&changed.manifest).expect("JSON");
     assert_eq!(
@@ -307,7 +308,7 @@ fn what_an_overlay_does_not_concern_stays_byte_for_byte() {
         ..overlay()
     };
     let changed = change
-        .change_image(media_type::OCI_MANIFEST, manifest, config)
+        .change_image(None, media_type::OCI_MANIFEST, manifest, config)
         .unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(
         (changed.manifest.as_slice(), changed.config.as_slice()),
@@ -321,9 +322,16 @@ fn what_an_overlay_does_not_concern_stays_byte_for_byte() {
     };
     let index = b"{ \"manifests\" : [ ] }";
     let same = change
-        .change_index(index, &[(one.digest, one)])
+        .change_index(index, &[(of_amd64(one.clone()), one)])
         .unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(same, index);
+}
+
+fn of_amd64(image: Descriptor) -> PlatformImage {
+    PlatformImage {
+        platform: Platform::default(),
+        image,
+    }
 }
 
 fn entry(name: &str, platform: &str) -> String {
@@ -346,14 +354,17 @@ fn of_an_index_only_the_wanted_platforms_images_change() {
         r#"{{"schemaVersion":2, "manifests":[{amd},{arm},{attestation},{amd}],"annotations":{{"n":1.50}}}}"#
     );
     let target = overlay().target(media_type::OCI_INDEX, index.as_bytes());
-    let before = Digest::of(b"amd");
     let Ok(Target::Index { images }) = target else {
         panic!("{target:?}")
     };
     assert_eq!(
-        images.iter().map(|image| image.digest).collect::<Vec<_>>(),
-        [before]
+        images
+            .iter()
+            .map(|found| found.image.digest)
+            .collect::<Vec<_>>(),
+        [Digest::of(b"amd")]
     );
+    let before = images[0].clone();
     let after = Descriptor {
         digest: Digest::of(b"new"),
         media_type: String::new(),
@@ -423,7 +434,7 @@ fn each_platform_that_is_wanted_must_be_there() {
         let platforms = wanted.parse().expect("platforms");
         match Target::of(&platforms, media_type::OCI_INDEX, index.as_bytes()) {
             Ok(Target::Index { images }) => {
-                let digests: Vec<Digest> = images.iter().map(|image| image.digest).collect();
+                let digests: Vec<Digest> = images.iter().map(|found| found.image.digest).collect();
                 assert_eq!(Ok(digests), expected, "{wanted}");
             }
             Ok(other) => panic!("{wanted}: {other:?}"),
@@ -432,6 +443,137 @@ fn each_platform_that_is_wanted_must_be_there() {
                 assert!(error.to_string().contains(expected), "{wanted}: {error}");
             }
         }
+    }
+}
+
+#[test]
+fn of_several_platforms_each_image_gets_the_layers_that_are_for_it() {
+    let [amd64, arm64, arm_v6, arm_v7] =
+        ["amd64", "arm64", "arm/v6", "arm/v7"].map(|text| text.parse().expect("a platform"));
+    let only_for = |platform: &Platform, name| Layer {
+        only_for: Some(platform.clone()),
+        ..inline(name)
+    };
+    let change = Overlay {
+        layers: vec![
+            inline("all"),
+            only_for(&amd64, "first of amd64"),
+            only_for(&arm64, "first of arm64"),
+            only_for(&amd64, "second of amd64"),
+            only_for(&arm_v6, "first of arm/v6"),
+            inline("all again"),
+        ],
+        platforms: "amd64,arm64,arm/v6,arm/v7".parse().expect("platforms"),
+        ..overlay()
+    };
+    let manifest = manifest(OCI_CONFIG, 1);
+    // Whatever the configuration says: by the index it was chosen.
+    let config = config(json!({}), 1).to_string();
+    let changed = |platform: Option<&Platform>| {
+        let changed = change.change_image(
+            platform,
+            media_type::OCI_MANIFEST,
+            &manifest,
+            config.as_bytes(),
+        );
+        changed.unwrap_or_else(|error| panic!("{error}")).manifest
+    };
+    for (platform, expected) in [
+        (
+            Some(&amd64),
+            &["all", "first of amd64", "second of amd64", "all again"][..],
+        ),
+        (Some(&arm64), &["all", "first of arm64", "all again"]),
+        (Some(&arm_v6), &["all", "first of arm/v6", "all again"]),
+        (Some(&arm_v7), &["all", "all again"]),
+        (None, &["all", "all again"]),
+    ] {
+        let manifest: Value = serde_json::from_slice(&changed(platform)).expect("JSON");
+        let layers = manifest["layers"].as_array().expect("layers");
+        let put: Vec<&Value> = layers
+            .iter()
+            .skip(1)
+            .map(|layer| &layer["digest"])
+            .collect();
+        let expected = expected.iter().map(|name| Digest::of(name.as_bytes()));
+        let expected: Vec<String> = expected.map(|digest| digest.to_string()).collect();
+        assert_eq!(json!(put), json!(expected), "{platform:?}");
+    }
+
+    // An image that is named for two platforms becomes two.
+    let entries = [
+        entry(
+            "arm",
+            r#"{"os":"linux","architecture":"arm","variant":"v6"}"#,
+        ),
+        entry("amd", r#"{"os":"linux","architecture":"amd64"}"#),
+        entry(
+            "arm",
+            r#"{"os":"linux","architecture":"arm","variant":"v7"}"#,
+        ),
+        entry("arm64", r#"{"os":"linux","architecture":"arm64"}"#),
+    ];
+    let index = format!(r#"{{"manifests":[{}]}}"#, entries.join(","));
+    let target = change.target(media_type::OCI_INDEX, index.as_bytes());
+    let Ok(Target::Index { images }) = target else {
+        panic!("{target:?}")
+    };
+    let platforms: Vec<&Platform> = images.iter().map(|found| &found.platform).collect();
+    assert_eq!(platforms, [&arm_v6, &amd64, &arm_v7, &arm64]);
+    let made: Vec<_> = images
+        .into_iter()
+        .map(|before| {
+            let image = Descriptor {
+                digest: Digest::of(before.platform.to_string().as_bytes()),
+                ..before.image.clone()
+            };
+            (before, image)
+        })
+        .collect();
+    let changed = change.change_index(index.as_bytes(), &made);
+    let changed = changed.unwrap_or_else(|error| panic!("{error}"));
+    let changed: Value = serde_json::from_slice(&changed).expect("JSON");
+    for (entry, platform) in changed["manifests"]
+        .as_array()
+        .expect("entries")
+        .iter()
+        .zip([&arm_v6, &amd64, &arm_v7, &arm64])
+    {
+        let expected = Digest::of(platform.to_string().as_bytes()).to_string();
+        assert_eq!(entry["digest"], expected, "{platform}");
+    }
+}
+
+#[test]
+fn layers_are_counted_for_each_image_and_together() {
+    let names = ["amd64", "arm64", "arm/v6", "arm/v7", "s390x"];
+    for (common, each, count, expected) in [
+        (127, 0, 1, Ok(())),
+        (128, 0, 1, Err(TooManyLayers::OnOneImage)),
+        (0, 127, 4, Ok(())),
+        (1, 127, 2, Err(TooManyLayers::OnOneImage)),
+        (5, 102, 5, Err(TooManyLayers::InAll)),
+        (2, 102, 5, Ok(())),
+    ] {
+        let platforms: Platforms = names[..count].join(",").parse().expect("platforms");
+        let mut layers = vec![inline("common"); common];
+        for platform in platforms.iter() {
+            let own = Layer {
+                only_for: Some(platform.clone()),
+                ..inline("own")
+            };
+            layers.extend(vec![own; each]);
+        }
+        let overlay = Overlay {
+            layers,
+            platforms,
+            ..overlay()
+        };
+        assert_eq!(
+            overlay.ensure_room(),
+            expected,
+            "{common} and {each} for each of {count}"
+        );
     }
 }
 
@@ -572,6 +714,7 @@ fn a_configuration_that_does_not_fit_its_manifest_is_refused() {
     ] {
         let error = change
             .change_image(
+                None,
                 media_type::OCI_MANIFEST,
                 &manifest(OCI_CONFIG, 2),
                 config.as_bytes(),
@@ -627,6 +770,7 @@ fn the_layers_of_an_included_image_are_taken_as_they_are() {
             of(&types[..1], &json!(["x"])),
             "not JSON of the expected shape",
         ),
+        (of(&[types[0]; 128], &json!([])), "has 128 layers; 127 is"),
     ] {
         let error = outcome.expect_err(expected).to_string();
         assert!(error.contains(expected), "{error}");
@@ -635,6 +779,17 @@ fn the_layers_of_an_included_image_are_taken_as_they_are() {
 
 #[test]
 fn overlays_that_differ_have_other_digests() {
+    let of_both = |one: &str, only_for: Option<&str>, other: &str, other_only_for: Option<&str>| {
+        let layer = |name, only_for: Option<&str>| Layer {
+            only_for: only_for.map(|text| text.parse().expect("a platform")),
+            ..inline(name)
+        };
+        Overlay {
+            layers: vec![layer(one, only_for), layer(other, other_only_for)],
+            platforms: "amd64,arm64".parse().expect("platforms"),
+            ..overlay()
+        }
+    };
     let all = [
         overlay(),
         Overlay {
@@ -675,6 +830,13 @@ fn overlays_that_differ_have_other_digests() {
             platforms: "amd64,arm64".parse().expect("platforms"),
             ..overlay()
         },
+        of_both("x", None, "y", None),
+        of_both("x", Some("amd64"), "y", None),
+        of_both("x", None, "y", Some("amd64")),
+        of_both("x", Some("amd64"), "y", Some("amd64")),
+        of_both("x", Some("amd64"), "y", Some("arm64")),
+        of_both("x", Some("arm64"), "y", Some("amd64")),
+        of_both("y", Some("arm64"), "x", Some("amd64")),
     ];
     for (index, one) in all.iter().enumerate() {
         for (other_index, other) in all.iter().enumerate() {
@@ -684,5 +846,52 @@ fn overlays_that_differ_have_other_digests() {
                 "{one:?} {other:?}"
             );
         }
+    }
+}
+
+/// Names of frozen images and what is kept of requests hang on it.
+#[test]
+fn an_overlays_digest_is_the_same_for_ever() {
+    let places = [
+        Place::Inline,
+        Place::Web {
+            url: "https://f.example/x".to_owned(),
+        },
+        Place::Repository {
+            registry: "quay.io".parse().expect("a registry"),
+            repository: "a/b".parse().expect("a repository"),
+        },
+    ];
+    let compressions = [Compression::Gzip, Compression::None, Compression::Zstd];
+    let layers = places.into_iter().zip(compressions);
+    let full = Overlay {
+        entrypoint: vec!["/a".to_owned()],
+        cmd: vec!["b".to_owned(), "c d".to_owned()],
+        working_dir: Some("/w".to_owned()),
+        env: vec!["A=b".to_owned()],
+        layers: layers
+            .map(|(place, compression)| layer("x", compression, place))
+            .collect(),
+        platforms: Platforms::default(),
+    };
+    let several = Overlay {
+        platforms: "amd64,arm64".parse().expect("platforms"),
+        ..full.clone()
+    };
+    for (overlay, expected) in [
+        (
+            overlay(),
+            "c47ae5241124c0a0e305f5ffdd82abe43dfb7cdc60775bd470e1372112651d94",
+        ),
+        (
+            full,
+            "fd335e458d8eb07d804ed7ca3c9bfcdf1793e7c1370833bf40b3bc336735f59f",
+        ),
+        (
+            several,
+            "34d2c35d67aad2ada074720b6c39f43cd9149cce21a5ef0d30f45c427fc41767",
+        ),
+    ] {
+        assert_eq!(overlay.digest().hex(), expected, "{overlay:?}");
     }
 }

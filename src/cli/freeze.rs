@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     app::Core,
-    augment::{self, Compression, MOST_LAYERS, NamedOverlay, Overlay},
+    augment::{self, Compression, NamedOverlay, Overlay},
     blocking::Errand,
     mirror::{Frozen, Place, Plan, Progress},
     oci::{Digest, Platform, Platforms, Reference, TagOrDigest},
@@ -40,6 +40,7 @@ Examples:
       --entrypoint and --cmd take one word each time, or all words as a JSON list: --cmd '[\"sh\", \"-c\", \"echo hello\"]'
   tidegate freeze ubuntu quay.io/acme/tools --platform linux/amd64,linux/arm64 --layer ./scripts
       An index with the images for these platforms, each with the same layer on it.
+      Of an --include each gets the layers for its own platform.
   docker run $(tidegate freeze -q alpine localhost:5000/kept --env GREETING=hello) env
 
 The tag is made of all that goes into the image: the digest that its source's name means now, platforms, layers and
@@ -121,10 +122,6 @@ impl Job {
     ) -> Result<Self, String> {
         to.repository().map_err(|error| error.to_string())?;
         let platforms = Platforms::of(platforms).map_err(|error| format!("--platform: {error}"))?;
-        if platforms.are_several() && !changes.includes.is_empty() {
-            let message = "--include goes with a single --platform: of an included image each platform has other layers";
-            return Err(message.to_owned());
-        }
         let includes = changes.includes.iter();
         let includes = includes
             .map(|name| copy::image(name).map_err(|error| format!("--include {name}: {error}")));
@@ -176,27 +173,24 @@ impl Job {
             diff_id: layer.diff_id,
             compression: Compression::Gzip,
             place: augment::Place::Inline,
+            only_for: None,
         });
-        let mut layers: Vec<augment::Layer> = own.collect();
-        let caller = caller();
-        for image in &self.includes {
-            let included = core.pull.layers_of(&caller, image, &self.platforms);
-            layers.extend(included.await?);
-        }
-        if layers.len() > MOST_LAYERS {
-            let count = layers.len();
-            let message =
-                format!("--layer and --include come to {count} layers; {MOST_LAYERS} is the most");
-            return Err(Failure::Arguments(message));
-        }
-        let overlay = Overlay {
+        let mut overlay = Overlay {
             entrypoint: self.changes.entrypoint(),
             cmd: self.changes.cmd(),
             working_dir: self.changes.workdir.clone(),
             env: self.changes.env.clone(),
-            layers,
+            layers: own.collect(),
             platforms: self.platforms.clone(),
         };
+        let caller = caller();
+        for image in &self.includes {
+            let included = core.pull.layers_of(&caller, image, &self.platforms).await;
+            let included = included.map_err(|error| Failure::of_include(image, error))?;
+            overlay.layers.extend(included);
+            ensure_room(&overlay)?;
+        }
+        ensure_room(&overlay)?;
         let nothing = Overlay {
             entrypoint: Vec::new(),
             cmd: Vec::new(),
@@ -253,4 +247,9 @@ impl Job {
         let grant = grant.map_err(PullError::Busy)??;
         Ok(Access::by_grant(&grant))
     }
+}
+
+fn ensure_room(overlay: &Overlay) -> Result<(), Failure> {
+    let excess = |excess| Failure::Arguments(format!("--layer and --include come to {excess}"));
+    overlay.ensure_room().map_err(excess)
 }

@@ -21,7 +21,7 @@ impl Copying<'_> {
                 return self.narrowed(top, wanted).await;
             }
             Ok(Target::Index { images }) => match images.first() {
-                Some(image) => return self.read(&TagOrDigest::Digest(image.digest)).await,
+                Some(first) => return self.read(&TagOrDigest::Digest(first.image.digest)).await,
                 None => Ok(()),
             },
             Ok(Target::Image { config }) => self.ensure_platforms(wanted, &config).await?,

@@ -240,6 +240,10 @@ mod tests {
             name("quay.io/a/b", &one, &both, Some(&plain)),
             name("quay.io/a/b", &one, &reversed, Some(&plain))
         );
+        // For ever: a name that is made another way finds nothing of what there is.
+        assert_eq!(tag, "c19966fe7dabb01a");
+        let of_both = name("quay.io/a/b", &one, &both, Some(&plain));
+        assert_eq!(of_both, "quay.io/a/b:fda41f6913da30b4");
         let tag_of = |name: String| name.split_once(':').map(|(_, tag)| tag.to_owned());
         for different in [
             name("quay.io/a/b", &other, &amd64, Some(&plain)),

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Platform {
     pub os: String,
     pub architecture: String,

@@ -4,8 +4,8 @@ use std::{ops::Range, sync::Arc};
 
 use super::{Access, Pull, PullError, Web, proof::Holder, shelf::Stored};
 use crate::{
-    augment::{Layer, Place, Target, layers_of},
-    oci::{Descriptor, Digest, Platforms, Reference},
+    augment::{Layer, Place, PlatformImage, Target, ensure_platforms, layers_of},
+    oci::{Descriptor, Digest, Platform, Platforms, Reference},
     requests::Caller,
     upstream::{BlobBody, FetchError, Login},
 };
@@ -14,15 +14,15 @@ use crate::{
 pub(super) const LARGEST_CONFIG: usize = 8 << 20;
 
 impl Pull {
-    /// What of an image is included in another one for this platform. Whoever wants several includes nothing: of each
-    /// platform the layers are others.
+    /// What of an image is included in another one. For several platforms each layer is for the image of one of them only,
+    /// and the image must have all: they stand in the platforms' order.
     pub async fn layers_of(
         &self,
         caller: &Arc<Caller>,
         image: &Reference,
-        platform: &Platforms,
+        platforms: &Platforms,
     ) -> Result<Vec<Layer>, PullError> {
-        let ask = || self.layers_of_once(caller, image, platform);
+        let ask = || self.layers_of_once(caller, image, platforms);
         self.with_another_login(caller, &image.registry, &image.repository, ask)
             .await
     }
@@ -31,31 +31,52 @@ impl Pull {
         &self,
         caller: &Arc<Caller>,
         image: &Reference,
-        platform: &Platforms,
+        platforms: &Platforms,
     ) -> Result<Vec<Layer>, PullError> {
         let access = Access::unproven(caller, image);
         let login = self
             .login(caller, &access.registry, &access.repository)
             .await?;
         let top = self.fetch_unnoted(&access, &login, &image.version).await?;
-        let (manifest, config) = match self.target_of(platform, &top).await? {
-            Target::Image { config } => (top, config),
-            Target::Index { images } => {
-                let first = images.into_iter().next();
-                let image = first.ok_or(FetchError::Malformed {
-                    registry: access.registry.clone(),
-                    problem: "an index without images".to_owned(),
-                })?;
-                self.image_of_index(&access, &login, platform, &image)
-                    .await?
+        let images = match self.target_of(platforms, &top).await? {
+            Target::Image { config } => {
+                let config = self.config_of(&access, &login, &config).await?;
+                if platforms.are_several() {
+                    ensure_platforms(platforms, &config)?;
+                }
+                return self.read_layers(&access, &top, config).await;
             }
+            Target::Index { images } => images,
         };
-        let config = self.config_of(&access, &login, &config).await?;
+        let mut layers = Vec::new();
+        // One after the other: the configurations need not be in memory together.
+        for platform in platforms.iter() {
+            let image = first_for(platform, &images).ok_or_else(|| empty_index(&access))?;
+            let (manifest, config) = self
+                .image_of_index(&access, &login, platforms, image)
+                .await?;
+            let config = self.config_of(&access, &login, &config).await?;
+            let read = self.read_layers(&access, &manifest, config).await?;
+            let only_for = platforms.are_several().then_some(platform);
+            layers.extend(read.into_iter().map(|layer| Layer {
+                only_for: only_for.cloned(),
+                ..layer
+            }));
+        }
+        Ok(layers)
+    }
+
+    async fn read_layers(
+        &self,
+        access: &Access,
+        manifest: &Arc<Stored>,
+        config: Vec<u8>,
+    ) -> Result<Vec<Layer>, PullError> {
         let place = Place::Repository {
-            registry: access.registry,
-            repository: access.repository,
+            registry: access.registry.clone(),
+            repository: access.repository.clone(),
         };
-        let size = manifest.bytes.len() + config.len();
+        let (manifest, size) = (Arc::clone(manifest), manifest.bytes.len() + config.len());
         let layers = self.compute(size, move || layers_of(&manifest.bytes, &config, &place));
         Ok(layers.await??)
     }
@@ -131,6 +152,19 @@ impl Pull {
             .into()),
             None => Ok(body),
         }
+    }
+}
+
+/// An index may have one for each version of an operating system.
+fn first_for<'a>(platform: &Platform, images: &'a [PlatformImage]) -> Option<&'a Descriptor> {
+    let found = images.iter().find(|found| found.platform == *platform);
+    found.map(|found| &found.image)
+}
+
+pub(super) fn empty_index(access: &Access) -> FetchError {
+    FetchError::Malformed {
+        registry: access.registry.clone(),
+        problem: "an index without images".to_owned(),
     }
 }
 

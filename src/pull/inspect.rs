@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Access, Pull, PullError};
+use super::{Access, Pull, PullError, include::empty_index};
 use crate::{
     augment::{AugmentError, Target, ensure_platforms},
     credentials,
     oci::{Credentials, Digest, Platform, Platforms, Reference, Registry},
     requests::Caller,
-    upstream::{CheckError, FetchError},
+    upstream::CheckError,
 };
 
 #[derive(Debug)]
@@ -54,9 +54,9 @@ impl Pull {
             Ok(Target::Image { config }) => (top, Some(config)),
             Ok(Target::Index { images }) if platform.is_some() => {
                 let first = images.into_iter().next();
-                let image = first.ok_or_else(|| empty_index(&access))?;
+                let first = first.ok_or_else(|| empty_index(&access))?;
                 let (stored, config) = self
-                    .image_of_index(&access, &login, &wanted, &image)
+                    .image_of_index(&access, &login, &wanted, &first.image)
                     .await?;
                 (stored, Some(config))
             }
@@ -124,12 +124,5 @@ impl Pull {
             Some(credentials) => self.upstream.check_login(registry, &credentials).await,
             None => Ok(false),
         }
-    }
-}
-
-fn empty_index(access: &Access) -> FetchError {
-    FetchError::Malformed {
-        registry: access.registry.clone(),
-        problem: "an index without images".to_owned(),
     }
 }

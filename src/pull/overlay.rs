@@ -18,10 +18,13 @@ use super::{
     shelf::Stored,
 };
 use crate::{
-    augment::{AugmentError, ChangedImage, Layer, NamedOverlay, Place, Target, ensure_platforms},
+    augment::{
+        AugmentError, ChangedImage, Layer, NamedOverlay, Place, PlatformImage, Target,
+        ensure_platforms,
+    },
     blocking::Errand,
     cache::Blob,
-    oci::{Descriptor, Digest, Manifest, Reference, TagOrDigest},
+    oci::{Descriptor, Digest, Manifest, Platform, Reference, TagOrDigest},
     requests::{Caller, Token},
     upstream::{FetchError, Login, WebPlace},
 };
@@ -232,7 +235,7 @@ impl Pull {
                 if overlay.platforms.are_several() {
                     ensure_platforms(&overlay.platforms, &config)?;
                 }
-                let (top, config) = self.change_image(overlay, base, config).await?;
+                let (top, config) = self.change_image(overlay, None, base, config).await?;
                 Derived {
                     top,
                     images: Vec::new(),
@@ -243,18 +246,20 @@ impl Pull {
             Target::Index { images } => {
                 let (mut changed, mut configs) = (Vec::new(), Vec::new());
                 let mut after = Vec::new();
-                for image in &images {
+                for before in images {
                     let (stored, config) = self
-                        .image_of_index(access, login, &overlay.platforms, image)
+                        .image_of_index(access, login, &overlay.platforms, &before.image)
                         .await?;
                     let config = self.config_of(access, login, &config).await?;
-                    let (stored, config) = self.change_image(overlay, &stored, config).await?;
+                    let platform = Some(before.platform.clone());
+                    let changing = self.change_image(overlay, platform, &stored, config);
+                    let (stored, config) = changing.await?;
                     let descriptor = Descriptor {
                         digest: stored.digest,
                         media_type: stored.manifest.media_type.clone(),
                         size: stored.bytes.len() as u64,
                     };
-                    after.push((image.digest, descriptor));
+                    after.push((before, descriptor));
                     changed.push(stored);
                     configs.push(config);
                 }
@@ -275,6 +280,7 @@ impl Pull {
     async fn change_image(
         &self,
         overlay: &Arc<NamedOverlay>,
+        platform: Option<Platform>,
         image: &Stored,
         config: Vec<u8>,
     ) -> Result<(Arc<Stored>, (Digest, Bytes)), PullError> {
@@ -282,7 +288,7 @@ impl Pull {
         let media_type = image.manifest.media_type.clone();
         let changed = self.pool.run(Errand::Hash, move || {
             let ChangedImage { manifest, config } =
-                overlay.change_image(&media_type, &bytes, &config)?;
+                overlay.change_image(platform.as_ref(), &media_type, &bytes, &config)?;
             let config = (Digest::of(&config), Bytes::from(config));
             Ok::<_, AugmentError>((Stored::made(&media_type, manifest.into())?, config))
         });
@@ -294,7 +300,7 @@ impl Pull {
         &self,
         overlay: &Arc<NamedOverlay>,
         index: &Stored,
-        changed: Vec<(Digest, Descriptor)>,
+        changed: Vec<(PlatformImage, Descriptor)>,
     ) -> Result<Arc<Stored>, PullError> {
         let (overlay, bytes) = (Arc::clone(overlay), index.bytes.clone());
         let media_type = index.manifest.media_type.clone();

@@ -3,13 +3,17 @@
 //! ```text
 //! {"entrypoint":[…], "cmd":[…], "working_dir":…, "env":[…], "platform":"linux/amd64,linux/arm64",
 //!  "layers":[{"digest":…, "size":…, "diff_id":…, "compression":"gzip",
-//!             "url":… | "registry":…, "repository":…}]}          neither: it came with the request
+//!             "url":… | "registry":…, "repository":…,            neither: it came with the request
+//!             "only_for":"linux/arm64"}]}                        if it is not for each of several platforms
 //! ```
 
 use serde::{Deserialize, Serialize};
 
 use super::RecordError;
-use crate::augment::{Compression, Layer, Overlay, Place};
+use crate::{
+    augment::{Compression, Layer, Overlay, Place},
+    oci::Platform,
+};
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct StoredOverlay {
@@ -38,6 +42,8 @@ struct StoredLayer {
     registry: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     repository: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    only_for: Option<String>,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -87,6 +93,7 @@ impl From<&Layer> for StoredLayer {
             url,
             registry,
             repository,
+            only_for: layer.only_for.as_ref().map(Platform::to_string),
         }
     }
 }
@@ -127,6 +134,7 @@ impl StoredLayer {
                 },
                 (None, _, _) => Place::Inline,
             },
+            only_for: self.only_for.map(|text| text.parse()).transpose()?,
         })
     }
 }
@@ -149,13 +157,15 @@ mod tests {
             },
         ];
         let compressions = [Compression::Gzip, Compression::None, Compression::Zstd];
-        let layers = places.into_iter().zip(compressions);
-        let layers = layers.map(|(place, compression)| Layer {
+        let platforms = [None, None, Some("arm/v6".parse().expect("a platform"))];
+        let layers = places.into_iter().zip(compressions).zip(platforms);
+        let layers = layers.map(|((place, compression), only_for)| Layer {
             digest: Digest::of(b"blob"),
             size: 1 << 40,
             diff_id: Digest::of(b"archive"),
             compression,
             place,
+            only_for,
         });
         let full = Overlay {
             entrypoint: vec!["/a".to_owned()],
@@ -183,5 +193,41 @@ mod tests {
                 "{text}"
             );
         }
+    }
+    /// Records are read for as long as their names live, by whichever version runs then.
+    #[test]
+    fn an_overlay_is_stored_in_one_way_for_ever() {
+        let (blob, archive) = (Digest::of(b"blob"), Digest::of(b"archive"));
+        let text = format!(
+            r#"{{"entrypoint":["/a"],"cmd":["b"],"working_dir":"/c","env":["D=e"],"platform":"linux/amd64","layers":[{{"digest":"{blob}","size":7,"diff_id":"{archive}","compression":"gzip"}},{{"digest":"{blob}","size":7,"diff_id":"{archive}","compression":"zstd","registry":"quay.io","repository":"a/b"}}]}}"#
+        );
+        let stored: StoredOverlay = serde_json::from_str(&text).expect("JSON");
+        let overlay = stored.overlay().unwrap_or_else(|error| panic!("{error}"));
+        let layer = |compression, place| Layer {
+            digest: blob,
+            size: 7,
+            diff_id: archive,
+            compression,
+            place,
+            only_for: None,
+        };
+        let place = Place::Repository {
+            registry: "quay.io".parse().expect("a registry"),
+            repository: "a/b".parse().expect("a repository"),
+        };
+        let expected = Overlay {
+            entrypoint: vec!["/a".to_owned()],
+            cmd: vec!["b".to_owned()],
+            working_dir: Some("/c".to_owned()),
+            env: vec!["D=e".to_owned()],
+            layers: vec![
+                layer(Compression::Gzip, Place::Inline),
+                layer(Compression::Zstd, place),
+            ],
+            platforms: Platforms::default(),
+        };
+        assert_eq!(overlay, expected);
+        let written = serde_json::to_string(&StoredOverlay::from(&overlay)).expect("JSON");
+        assert_eq!(written, text);
     }
 }

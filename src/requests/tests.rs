@@ -233,6 +233,7 @@ fn an_overlay_and_its_layers_live_as_long_as_the_token() {
             diff_id: Digest::of(b"its archive"),
             compression: Compression::Gzip,
             place: Place::Inline,
+            only_for: None,
         }],
         platforms: Platforms::default(),
     };

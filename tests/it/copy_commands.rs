@@ -11,7 +11,7 @@ use crate::support::{
     image::{Image, file_digest},
     liar::{Behaviour, Gate, Liar, blob_path},
     mirror_content::{Shelf, fetch_all, referrers_tag},
-    mirror_scene::{PUSHER, Registries, passing_faults},
+    mirror_scene::{MirrorScene, PUSHER, Registries, passing_faults},
     passage::{Kind, Obstacle},
     programs::{Process, output, require},
     runtimes::{Containerd, podman_unpack_as},
@@ -629,19 +629,10 @@ fn a_command_freezes_an_image_the_same_way_each_time() {
             "no image for linux/s390x, only for linux/amd64, linux/arm64; choose of these with --platform",
         ),
         ("freeze", "s390x", 1, "choose of these with --platform"),
-        (
-            "freeze",
-            "amd64,arm64",
-            2,
-            "--include goes with a single --platform",
-        ),
         ("mirror", "amd64,arm64", 2, "no mirror of it"),
         ("mirror", "s390x", 1, "choose of these with --platform"),
     ] {
-        let mut given = vec![command, &name, &place, "--platform", platforms];
-        if about.starts_with("--include") {
-            given.extend(["--include", &name]);
-        }
+        let given = [command, &name, &place, "--platform", platforms];
         let said = desk.run(&given);
         assert_eq!(said.code, Some(code), "{given:?}: {}", said.told);
         assert!(said.told.contains(about), "{given:?}: {}", said.told);
@@ -652,4 +643,66 @@ fn a_command_freezes_an_image_the_same_way_each_time() {
     let there = freeze(&there, &[]);
     assert_eq!(there["digest"], made["digest"]);
     assert_eq!(there["cached"], false, "{there}");
+}
+
+#[test]
+fn a_command_and_a_server_give_one_name_to_a_freeze() {
+    require!("docker-registry", "skopeo");
+    let scene = MirrorScene::new();
+    let desk = Desk::at(&scene);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let push = |repository: &str, architectures: &[&str], sizes: &[u64]| {
+        let image = Image::build_for(&folder.path().join(repository), architectures, sizes);
+        scene.source.push(&image, repository, "v1");
+        format!("{}/{repository}:v1", scene.source.name())
+    };
+    let name = push("acme/app", &["amd64", "arm64"], &[3000, 9]);
+    let tools = push("acme/tools", &["arm64", "s390x", "amd64"], &[500]);
+    let more = push("acme/more", &["amd64", "arm64"], &[700, 20]);
+    for platforms in ["linux/amd64", "linux/arm64,linux/amd64"] {
+        let asked = json!({
+            "freeze": true, "containerPlatform": platforms, "containerIncludes": [tools, more],
+            "containerConfig": {"env": ["A=with blanks"], "cmd": ["run"]},
+        });
+        let submitted = scene.ask(&scene.request(&name, &asked));
+        scene.succeeds(&submitted);
+        let found = desk.json(&[
+            "freeze",
+            &name,
+            &scene.place(),
+            "--platform",
+            platforms,
+            "--include",
+            &tools,
+            "--include",
+            &more,
+            "--env",
+            "A=with blanks",
+            "--cmd",
+            "run",
+        ]);
+        assert_eq!(
+            found["targetImage"], submitted["targetImage"],
+            "{platforms}"
+        );
+        assert_eq!(found["cached"], true, "{found}");
+    }
+    // What an included image has not is told with the image's name.
+    let part = push("acme/part", &["amd64", "s390x"], &[500]);
+    let alone = push("acme/alone", &["amd64"], &[500]);
+    for (include, has) in [(&part, "linux/amd64, linux/s390x"), (&alone, "linux/amd64")] {
+        let said = desk.failure(&[
+            "freeze",
+            &name,
+            &scene.place(),
+            "--platform",
+            "amd64,arm64",
+            "--include",
+            include,
+        ]);
+        let expected = format!(
+            "--include {include}: it has no image for linux/arm64, only for {has}; choose of these with --platform"
+        );
+        assert!(said.contains(&expected), "{expected}: {said}");
+    }
 }

@@ -42,13 +42,6 @@ fn image(scene: &MirrorScene) -> (Image, String) {
     (image, format!("{}/acme/app:v1", scene.source.name()))
 }
 
-/// What the frozen image's name means at its registry.
-fn frozen(scene: &MirrorScene, target: &str) -> Option<Vec<u8>> {
-    let (_, path) = target.split_once('/').expect("a path");
-    let (repository, tag) = path.rsplit_once(':').expect("a tag");
-    scene.at_target(repository, tag)
-}
-
 #[test]
 fn a_frozen_image_is_pulled_from_its_registry_as_it_was_made() {
     require!("docker-registry", "skopeo", "podman", "containerd", "ctr");
@@ -68,10 +61,10 @@ fn a_frozen_image_is_pulled_from_its_registry_as_it_was_made() {
     let status = scene.succeeds(&submitted);
     assert_eq!(text(&status, "buildId"), build);
 
-    let bytes = frozen(&scene, &target).expect("a frozen image");
+    let bytes = scene.frozen(&target).expect("a frozen image");
     // All that it needs is there: nothing of it is served by tidegate.
     let login = format!("{}:{}", PUSHER.0, PUSHER.1);
-    let target = target.replace(&scene.passage.name(), &scene.target.name());
+    let target = scene.direct(&target);
     let unpacked = podman_unpack_as(&target, &login);
     assert_eq!(unpacked.file("bin/tool"), "a tool");
     assert_eq!(unpacked.file("etc/settings"), "of a tool");
@@ -108,7 +101,7 @@ fn the_same_freeze_is_the_same_image_wherever_it_is_made() {
     let first = scene.ask(&request(&scene, &name, "linux/amd64"));
     scene.succeeds(&first);
     let target = text(&first, "targetImage");
-    let bytes = frozen(&scene, &target).expect("a frozen image");
+    let bytes = scene.frozen(&target).expect("a frozen image");
 
     let before = scene.target.writes();
     let again = scene.ask(&request(&scene, &name, "linux/amd64"));
@@ -123,7 +116,9 @@ fn the_same_freeze_is_the_same_image_wherever_it_is_made() {
     let arm = scene.ask(&request(&scene, &name, "linux/arm64"));
     scene.succeeds(&arm);
     assert_ne!(arm["targetImage"], first["targetImage"]);
-    let of_arm = frozen(&scene, &text(&arm, "targetImage")).expect("a frozen image");
+    let of_arm = scene
+        .frozen(&text(&arm, "targetImage"))
+        .expect("a frozen image");
     assert_ne!(of_arm, bytes);
     assert!(String::from_utf8_lossy(&of_arm).contains(&image.manifests[1].layers[0]));
     let mut other = request(&scene, &name, "linux/amd64");
@@ -145,112 +140,13 @@ fn the_same_freeze_is_the_same_image_wherever_it_is_made() {
     let name = format!("{}/acme/app:v1", elsewhere.source.name());
     let second = elsewhere.ask(&request(&elsewhere, &name, "linux/amd64"));
     elsewhere.succeeds(&second);
-    let there = frozen(&elsewhere, &text(&second, "targetImage")).expect("a frozen image");
+    let there = elsewhere
+        .frozen(&text(&second, "targetImage"))
+        .expect("a frozen image");
     assert_eq!(
         String::from_utf8_lossy(&there),
         String::from_utf8_lossy(&bytes)
     );
-}
-
-#[test]
-fn a_freeze_for_several_platforms_is_an_index_of_them() {
-    require!("docker-registry", "skopeo", "podman");
-    let scene = MirrorScene::new();
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let architectures = ["arm64", "s390x", "amd64"];
-    let image = Image::build_for(&folder.path().join("index"), &architectures, &[3000, 9]);
-    scene.source.push(&image, "acme/app", "v1");
-    let name = format!("{}/acme/app:v1", scene.source.name());
-    let entries = |bytes: &[u8]| {
-        let index: Value = serde_json::from_slice(bytes).expect("an index");
-        let entries = index["manifests"].as_array().expect("entries").clone();
-        let of = |entry: &Value| {
-            (
-                text(&entry["platform"], "architecture"),
-                text(entry, "digest"),
-            )
-        };
-        entries.iter().map(of).collect::<Vec<_>>()
-    };
-
-    // As it is: what the source has, in the source's order.
-    let plain = |platforms: &str| {
-        let more = json!({"freeze": true, "containerPlatform": platforms});
-        scene.request(&name, &more)
-    };
-    let made = scene.ask(&plain("linux/amd64,linux/arm64"));
-    scene.succeeds(&made);
-    let bytes = frozen(&scene, &text(&made, "targetImage")).expect("an index");
-    let expected = [(0, "arm64"), (2, "amd64")];
-    let expected = expected.map(|(at, name)| (name.to_owned(), image.manifests[at].digest.clone()));
-    assert_eq!(entries(&bytes), expected);
-    let kept = scene.target.blobs("kept");
-    for digest in &image.manifests[1].layers {
-        assert!(!kept.contains(digest), "another platform's: {kept:?}");
-    }
-    let again = scene.ask(&plain("arm64, amd64"));
-    assert_eq!(again["targetImage"], made["targetImage"]);
-    assert_eq!(again["cached"], true, "{again}");
-    // All that there are is the index itself.
-    let all = scene.ask(&plain("s390x,arm64,amd64"));
-    scene.succeeds(&all);
-    let bytes = frozen(&scene, &text(&all, "targetImage")).expect("an index");
-    assert_eq!(digest(&bytes), image.digest);
-
-    // With layers and settings, each of them.
-    let changed = scene.ask(&request(&scene, &name, "linux/amd64,linux/arm64"));
-    scene.succeeds(&changed);
-    let target = text(&changed, "targetImage");
-    let bytes = frozen(&scene, &target).expect("an index");
-    let made = entries(&bytes);
-    let names: Vec<&str> = made.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["arm64", "amd64"]);
-    for ((_, digest), at) in made.iter().zip([0, 2]) {
-        let manifest = scene.at_target("kept", digest).expect("it is pushed, too");
-        let manifest = String::from_utf8_lossy(&manifest).into_owned();
-        assert!(
-            manifest.contains(&image.manifests[at].layers[0]),
-            "{manifest}"
-        );
-        assert!(manifest.contains(&layer().digest), "{manifest}");
-    }
-    // The same manifest as that of a freeze for one platform.
-    let single = scene.ask(&request(&scene, &name, "amd64"));
-    scene.succeeds(&single);
-    let single = frozen(&scene, &text(&single, "targetImage")).expect("an image");
-    assert_eq!(made[1].1, digest(&single));
-    let target = target.replace(&scene.passage.name(), &scene.target.name());
-    let unpacked = podman_unpack_as(&target, &format!("{}:{}", PUSHER.0, PUSHER.1));
-    assert_eq!(unpacked.file("bin/tool"), "a tool");
-
-    // Images that have not all of them, changed and as they are, and what cannot be.
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let alone = Image::build(&folder.path().join("image"), &[3000]);
-    scene.source.push(&alone, "acme/app", "alone");
-    let of_alone = name.replace(":v1", ":alone");
-    let mut included = plain("amd64,arm64");
-    included["containerIncludes"] = json!([name]);
-    let mut elsewhere = plain("amd64,arm64");
-    elsewhere["containerImage"] = json!(of_alone);
-    for (request, about) in [
-        (
-            plain("amd64,riscv64,arm64"),
-            "no image for linux/riscv64, only for linux/arm64, linux/s390x, linux/amd64",
-        ),
-        (elsewhere, "no image for linux/arm64, only for linux/amd64"),
-        (
-            request(&scene, &of_alone, "amd64,arm64"),
-            "no image for linux/arm64, only for linux/amd64",
-        ),
-        (
-            included,
-            "containerIncludes go with a single containerPlatform",
-        ),
-    ] {
-        let (status, body) = scene.tidegate.submit(&request);
-        assert_eq!(status, 400, "{request}: {body}");
-        assert!(text(&body, "message").contains(about), "{request}: {body}");
-    }
 }
 
 #[test]
@@ -270,7 +166,7 @@ fn a_freeze_survives_a_kill_with_its_layers() {
     scene.tidegate.restart();
     scene.succeeds(&submitted);
     let target = text(&submitted, "targetImage");
-    let target = target.replace(&scene.passage.name(), &scene.target.name());
+    let target = scene.direct(&target);
     let unpacked = podman_unpack_as(&target, &format!("{}:{}", PUSHER.0, PUSHER.1));
     assert_eq!(unpacked.file("bin/tool"), "a tool");
 }

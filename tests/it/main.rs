@@ -36,6 +36,7 @@ mod docker_logins;
 mod drivers;
 mod eviction;
 mod frozen_images;
+mod frozen_indexes;
 mod full_disk;
 mod healing;
 mod http_edge;

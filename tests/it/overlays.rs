@@ -909,6 +909,15 @@ fn included_images_give_their_layers() {
     for layer in layers {
         blob(&tidegate, &grant, &layer.digest);
     }
+    // Who names no platform wants the usual one.
+    let mut usual = request.clone();
+    usual["containerPlatform"] = Value::Null;
+    let grant = tidegate.grant_of(&usual);
+    let (_, image) = manifest(&tidegate, &grant, "v1");
+    assert_eq!(
+        [0, 1].map(|at| text(&image, &format!("/layers/{at}/digest")).to_owned()),
+        [&own.layer, &tools[0].layer].map(|layer| layer.digest.clone())
+    );
     request["containerIncludes"] = json!([other.reference("ada/nothing", "v2")]);
     let (status, body) = tidegate.submit(&request);
     assert_eq!(status, 400, "{body}");

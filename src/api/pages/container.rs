@@ -171,9 +171,17 @@ fn changes(html: &mut Html, overlay: &Overlay) {
     html.raw("</section>\n");
 }
 
-/// Where a layer is, without what may be a signature.
+/// Where a layer is, without what may be a signature, and which image gets it if not each.
 fn origin(layer: &Layer) -> String {
-    match &layer.place {
+    let place = place(&layer.place);
+    match &layer.only_for {
+        Some(platform) => format!("{place}, for {platform}"),
+        None => place,
+    }
+}
+
+fn place(place: &Place) -> String {
+    match place {
         Place::Inline => "sent with the request".to_owned(),
         Place::Repository { registry, .. } => format!("of an image at {registry}"),
         Place::Web { url } => {
@@ -212,19 +220,21 @@ mod tests {
                 repository: "acme/tools".parse().expect("a repository"),
             },
         ];
-        let layers = places.into_iter().map(|place| Layer {
+        let mut layers = places.map(|place| Layer {
             digest: Digest::of(b"layer"),
             size: 2048,
             diff_id: Digest::of(b"archive"),
             compression: Compression::Gzip,
             place,
+            only_for: None,
         });
+        layers[2].only_for = Some("arm64".parse().expect("a platform"));
         let overlay = Overlay {
             entrypoint: vec!["/bin/sh".to_owned(), "<b>".to_owned()],
             cmd: Vec::new(),
             working_dir: Some("/w".to_owned()),
             env: vec!["PASSWORD=hunter2".to_owned(), "EMPTY=".to_owned()],
-            layers: layers.collect(),
+            layers: layers.to_vec(),
             platforms: "linux/amd64".parse().expect("a platform"),
         };
         let mut html = Html::default();
@@ -235,7 +245,7 @@ mod tests {
             "<code>PASSWORD</code>",
             "sent with the request",
             "from files.example.com",
-            "of an image at quay.io",
+            "of an image at quay.io, for linux/arm64",
             &Digest::of(b"layer").to_string(),
             "2.0KiB",
         ] {

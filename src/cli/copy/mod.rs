@@ -126,6 +126,11 @@ pub(super) enum Failure {
     Start(#[from] StartError),
     #[error(transparent)]
     Pull(#[from] PullError),
+    #[error("--include {image}: {cause}")]
+    Include {
+        image: Box<Reference>,
+        cause: AugmentError,
+    },
     #[error(transparent)]
     Copy(Box<CopyError>),
     #[error("the layers cannot be kept while they are copied: {0}")]
@@ -143,6 +148,16 @@ impl From<CopyError> for Failure {
 }
 
 impl Failure {
+    pub(super) fn of_include(image: &Reference, error: PullError) -> Self {
+        match error {
+            PullError::Overlay(cause) => Self::Include {
+                image: Box::new(image.clone()),
+                cause,
+            },
+            error => error.into(),
+        }
+    }
+
     /// What else may be done, in this command's words.
     fn advice(&self) -> &'static str {
         let absent = |error: &PullError| {
@@ -150,6 +165,7 @@ impl Failure {
         };
         let is_absent = match self {
             Self::Pull(error) => absent(error),
+            Self::Include { cause, .. } => matches!(cause, AugmentError::NoPlatform { .. }),
             Self::Copy(error) => match &**error {
                 CopyError::NoPlatform { .. } => true,
                 CopyError::Source(error) => absent(error),
@@ -168,9 +184,12 @@ impl Failure {
             Self::Config(_) | Self::Arguments(_) => ExitCode::from(MISCONFIGURED),
             // As a shell tells it.
             Self::Signal(number) => ExitCode::from(u8::try_from(128 + number).unwrap_or(1)),
-            Self::Start(_) | Self::Pull(_) | Self::Copy(_) | Self::Store(_) | Self::Broken => {
-                ExitCode::FAILURE
-            }
+            Self::Start(_)
+            | Self::Pull(_)
+            | Self::Include { .. }
+            | Self::Copy(_)
+            | Self::Store(_)
+            | Self::Broken => ExitCode::FAILURE,
         }
     }
 }

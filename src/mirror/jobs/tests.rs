@@ -469,6 +469,7 @@ fn a_job_reads_as_its_caller_and_its_layers_go_with_it() {
             diff_id: Digest::of(b"its archive"),
             compression: Compression::Gzip,
             place: Place::Inline,
+            only_for: None,
         }],
         platforms: Platforms::default(),
     };

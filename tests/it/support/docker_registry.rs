@@ -151,6 +151,13 @@ impl DockerRegistry {
         self.process = serve(&config, self.address).expect("its own address is free");
     }
 
+    /// Again at its address, when all that it had stored has been deleted.
+    pub fn restart_empty(&mut self) {
+        self.process.kill();
+        fs::remove_dir_all(self.storage.join("docker")).expect("a writable folder");
+        self.restart();
+    }
+
     pub fn name(&self) -> String {
         self.address.to_string()
     }

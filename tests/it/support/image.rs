@@ -36,15 +36,37 @@ impl Image {
 
     /// More than one architecture makes it an index.
     pub fn build_for(folder: &Path, architectures: &[&str], layer_sizes: &[u64]) -> Self {
-        fs::create_dir_all(folder.join("blobs/sha256")).expect("a writable folder");
-        let layout = Layout { folder };
+        let layout = Layout::new(folder);
+        let layers = |number: u64| {
+            let sizes = (number * 1000..).zip(layer_sizes);
+            sizes
+                .map(|(layer, size)| layout.layer(layer, *size))
+                .collect()
+        };
+        let images = (0..).zip(architectures);
+        let images = images.map(|(number, &architecture)| (architecture, layers(number)));
+        Self::assemble(&layout, images.collect())
+    }
+
+    /// The same of these archives.
+    pub fn build_of(folder: &Path, images: &[(&str, Vec<Vec<u8>>)]) -> Self {
+        let layout = Layout::new(folder);
+        let layers = |archives: &Vec<Vec<u8>>| {
+            let archives = archives.iter();
+            archives
+                .map(|archive| layout.blob(OCI_LAYER, archive))
+                .collect()
+        };
+        let images = images.iter();
+        let images = images.map(|(architecture, archives)| (*architecture, layers(archives)));
+        Self::assemble(&layout, images.collect())
+    }
+
+    /// Of descriptors of layers.
+    fn assemble(layout: &Layout<'_>, images: Vec<(&str, Vec<Value>)>) -> Self {
         let mut manifests = Vec::new();
         let mut descriptors = Vec::new();
-        for (number, architecture) in architectures.iter().enumerate() {
-            let layers: Vec<Value> = (0u64..)
-                .zip(layer_sizes)
-                .map(|(layer, size)| layout.layer(number as u64 * 1000 + layer, *size))
-                .collect();
+        for (architecture, layers) in images {
             let diff_ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
             let config = layout.json(
                 OCI_CONFIG,
@@ -81,7 +103,7 @@ impl Image {
         layout.write("index.json", index.to_string().as_bytes());
         layout.write("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
         Self {
-            folder: folder.to_owned(),
+            folder: layout.folder.to_owned(),
             digest,
             manifests,
         }
@@ -104,15 +126,23 @@ struct Layout<'a> {
     folder: &'a Path,
 }
 
-impl Layout<'_> {
+impl<'a> Layout<'a> {
+    fn new(folder: &'a Path) -> Self {
+        fs::create_dir_all(folder.join("blobs/sha256")).expect("a writable folder");
+        Self { folder }
+    }
+
     fn write(&self, name: &str, bytes: &[u8]) {
         fs::write(self.folder.join(name), bytes).expect("a writable folder");
     }
 
     fn json(&self, media_type: &str, value: &Value) -> Value {
-        let bytes = value.to_string().into_bytes();
-        let digest = digest(&bytes);
-        self.write(&blob_file(&digest), &bytes);
+        self.blob(media_type, value.to_string().as_bytes())
+    }
+
+    fn blob(&self, media_type: &str, bytes: &[u8]) -> Value {
+        let digest = digest(bytes);
+        self.write(&blob_file(&digest), bytes);
         json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
     }
 

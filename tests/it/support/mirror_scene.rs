@@ -120,18 +120,27 @@ impl MirrorScene {
 
     pub fn with_target(setup: Setup, target: impl FnOnce(&TokenServer) -> DockerRegistry) -> Self {
         let registries = Registries::with_target(target);
-        let (source, passage) = (registries.source.name(), registries.passage.name());
-        let tidegate = setup
-            // They ask again and again.
-            .section("[limits]\nanonymous_requests = \"off\"\nuser_requests = \"off\"")
-            .registry(&source)
-            .registry(&passage)
-            .directory(&directory(&source, &passage))
-            .start();
         Self {
+            tidegate: start(setup, &registries),
             registries,
-            tidegate,
         }
+    }
+
+    /// Another server, with a state and a cache of its own that are empty.
+    pub fn replace_server(&mut self) {
+        self.tidegate = start(Setup::new(), &self.registries);
+    }
+
+    /// What the name that was made for an image means at its registry.
+    pub fn frozen(&self, target: &str) -> Option<Vec<u8>> {
+        let (_, path) = target.split_once('/').expect("a path");
+        let (repository, tag) = path.rsplit_once(':').expect("a tag");
+        self.at_target(repository, tag)
+    }
+
+    /// The same name without the passage, for runtimes.
+    pub fn direct(&self, target: &str) -> String {
+        target.replace(&self.passage.name(), &self.target.name())
     }
 
     /// What clients send: `more` has further fields.
@@ -244,6 +253,17 @@ pub fn passing_faults() -> Vec<(Kind, Vec<Obstacle>)> {
         (Kind::Closing, vec![Obstacle::Unanswered]),
         (Kind::Manifest, vec![Obstacle::Unanswered]),
     ]
+}
+
+fn start(setup: Setup, registries: &Registries) -> Tidegate {
+    let (source, passage) = (registries.source.name(), registries.passage.name());
+    setup
+        // They ask again and again.
+        .section("[limits]\nanonymous_requests = \"off\"\nuser_requests = \"off\"")
+        .registry(&source)
+        .registry(&passage)
+        .directory(&directory(&source, &passage))
+        .start()
 }
 
 /// Users by access token, each with a workspace, and the same logins at the two registries for both.

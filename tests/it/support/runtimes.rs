@@ -98,6 +98,11 @@ pub fn podman_unpack_as(target: &str, login: &str) -> Unpacked {
     podman_unpack_with(target, &["--creds", login])
 }
 
+/// The image for a platform, `linux/arm64`, of those that the name has.
+pub fn podman_unpack_for(platform: &str, target: &str, login: &str) -> Unpacked {
+    podman_unpack_with(target, &["--creds", login, "--platform", platform])
+}
+
 fn podman_unpack_with(target: &str, more: &[&str]) -> Unpacked {
     let home = tempfile::tempdir().expect("a temporary folder");
     run(podman(&home)
@@ -321,6 +326,11 @@ impl Containerd {
         self.pull_with(target, &["--user", login]);
     }
 
+    /// The image for a platform, `linux/arm64`, of those that the name has.
+    pub fn pull_for(&self, platform: &str, target: &str, login: &str) {
+        self.pull_with(target, &["--user", login, "--platform", platform]);
+    }
+
     fn pull_with(&self, target: &str, more: &[&str]) {
         run(self
             .ctr()
@@ -363,6 +373,20 @@ impl Containerd {
             .filter(|(path, _)| path.ends_with(name))
             .filter_map(|(path, _)| fs::read_to_string(path).ok())
             .collect()
+    }
+
+    /// What is in the file of this name with all layers on each other. Each layer's folder has what is below it as well.
+    pub fn topmost(&self, name: &str) -> String {
+        let folder = "root/io.containerd.snapshotter.v1.native/snapshots";
+        let folder = self.home.path().join(folder);
+        let layers = fs::read_dir(&folder).expect("it has unpacked");
+        let numbers = layers.flatten().filter_map(|layer| {
+            let name = layer.file_name().into_string().ok()?;
+            name.parse::<u64>().ok()
+        });
+        let last = numbers.max().expect("a layer");
+        let file = folder.join(last.to_string()).join(name);
+        fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
     }
 
     /// sha256 of the content it has stored under this digest.
