@@ -12,7 +12,7 @@ mod worker;
 pub use standalone::{Core, Ended, Standalone};
 
 use std::{
-    io,
+    io::{self, IsTerminal as _},
     net::SocketAddr,
     process,
     sync::{Arc, mpsc},
@@ -28,7 +28,7 @@ use crate::{
     net::{Identity, IdentityError, Renewed, bind, pipes_for_each},
     platform::KeysError,
     requests::OpenError,
-    sys,
+    sys::{self, Signal, Signals},
     telemetry::log,
     toml_file::Problem,
 };
@@ -84,7 +84,7 @@ enum Event {
 /// Runs until SIGTERM or SIGINT. The warnings are the configuration's, to be logged once there is a log.
 pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError> {
     // First of all: threads inherit the mask.
-    let signals = sys::Signals::block_termination().map_err(StartError::Thread)?;
+    let signals = Signals::block_termination().map_err(StartError::Thread)?;
     let log = log::start(&config.log);
     for warning in warnings {
         tracing::warn!("{warning}");
@@ -205,14 +205,14 @@ pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError>
     tracing::info!(%url, "clients are told this address");
     shared.set_ready(true);
 
-    signals.wait();
+    wait_for_the_end(&signals);
     shared.set_ready(false);
     let grace = *config.listener.shutdown_grace;
     tracing::info!(grace = %config.listener.shutdown_grace, "stopping: no new connections; running transfers may end");
     thread::Builder::new()
         .name("second-signal".to_owned())
         .spawn(move || {
-            signals.wait();
+            wait_for_the_end(&signals);
             process::exit(1);
         })
         .map_err(StartError::Thread)?;
@@ -235,6 +235,18 @@ pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError>
     // a whole. Everything on disk is whole at any moment.
     drop(log);
     process::exit(0);
+}
+
+/// A server on a terminal ends with it. Elsewhere SIGHUP means "read your files again" to whoever sends it, and to end for that
+/// would be worse than not to obey.
+fn wait_for_the_end(signals: &Signals) {
+    let has_terminal = io::stdin().is_terminal() || io::stderr().is_terminal();
+    while signals.wait() == Signal::Hangup && !has_terminal {
+        tracing::warn!(
+            "SIGHUP changes nothing: settings are read at the start only, so restart for new ones; certificates and \
+             [docker] config_files are read again by themselves"
+        );
+    }
 }
 
 fn listen(address: SocketAddr, setting: &'static str) -> Result<SocketAddr, StartError> {

@@ -19,6 +19,7 @@ Examples:
 
 Signals:
   SIGTERM, SIGINT  take no new connections, let transfers end (listener.shutdown_grace), exit; a second one: at once
+  SIGHUP           ends it in the same way on a terminal; elsewhere it changes nothing: a new configuration needs a restart
 
 Environment:
   XDG_STATE_HOME, XDG_CACHE_HOME, HOME  where files go if neither option nor file says so
