@@ -40,7 +40,6 @@ const MISCONFIGURED: u8 = 2;
     name = "tidegate",
     version,
     arg_required_else_help = true,
-    disable_help_subcommand = true,
     after_help = "`tidegate COMMAND --help` has examples."
 )]
 struct Arguments {
@@ -208,6 +207,10 @@ mod tests {
             ("request alpine --freeze --mirror --to quay.io/a/b", false),
             ("request alpine --env A", false),
             ("request alpine --env =b", false),
+            (r#"request alpine --cmd ["sh","-c""#, false),
+            (r#"request alpine --cmd ["sh","-c"]"#, true),
+            ("request alpine --cmd [ --cmd x --cmd ]", true),
+            ("request alpine --workspace one", false),
             ("request alpine --server localhost:5000", false),
             ("request", false),
             ("inspect alpine --platform linux/arm64 -o json", true),

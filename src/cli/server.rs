@@ -59,7 +59,7 @@ pub(super) struct Server {
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AskError {
-    #[error("{admin}: {cause}")]
+    #[error("no server answers at {admin}: {cause}")]
     Unreachable { admin: SocketAddr, cause: String },
     #[error("the server at {admin} says: {message}")]
     Refused { admin: SocketAddr, message: String },
@@ -106,7 +106,12 @@ impl Server {
         };
         let response = sent
             .map_err(|error| strange(error.to_string()))?
-            .map_err(|error| unreachable(error.to_string()))?;
+            .map_err(|error| {
+                unreachable(match error {
+                    ureq::Error::Io(error) => error.to_string(),
+                    error => error.to_string(),
+                })
+            })?;
         let status = response.status();
         let mut body = Vec::new();
         response
