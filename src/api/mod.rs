@@ -46,7 +46,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -131,6 +131,8 @@ pub struct Shared {
     pub authority: String,
     /// Starts every link to a page.
     pub url: String,
+    /// Somebody calls this server otherwise than its names do, and the log has it.
+    pub is_misnamed: AtomicBool,
     /// Repositories that nobody else pushes to.
     pub own: OwnOptions,
     /// Who may revoke: name → SHA-256 of the password, in lower-case hex.
@@ -181,7 +183,7 @@ impl Api {
             Ok(Route::InspectPage) => self.inspect_page(request).await,
             Ok(Route::ServiceInfo) => status::service_info(),
             Ok(Route::Health) => status::health(),
-            Ok(Route::Landing) => status::landing(&self.shared.authority),
+            Ok(Route::Landing) => status::landing(&self.shared.url),
         }
     }
 

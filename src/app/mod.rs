@@ -14,6 +14,7 @@ pub use standalone::{Core, Ended, Standalone};
 use std::{
     io::{self, IsTerminal as _},
     net::SocketAddr,
+    path::Path,
     process,
     sync::{Arc, mpsc},
     thread,
@@ -82,7 +83,11 @@ enum Event {
 }
 
 /// Runs until SIGTERM or SIGINT. The warnings are the configuration's, to be logged once there is a log.
-pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError> {
+pub fn serve(
+    mut config: Config,
+    file: Option<&Path>,
+    warnings: &[Problem],
+) -> Result<(), StartError> {
     // First of all: threads inherit the mask.
     let signals = Signals::block_termination().map_err(StartError::Thread)?;
     let log = log::start(&config.log);
@@ -98,6 +103,7 @@ pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError>
     let pipes_per_core = pipes_for_each(core_count);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
+        config = file.map_or("none".to_owned(), |file| file.display().to_string()),
         driver = choice.name(),
         cores = core_count,
         open_files,
@@ -203,6 +209,9 @@ pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError>
     }
     tracing::info!(admin = %admin, "listening");
     tracing::info!(%url, "clients are told this address");
+    if let Some(advice) = config.names_are_local() {
+        tracing::warn!("{advice}");
+    }
     shared.set_ready(true);
 
     wait_for_the_end(&signals);

@@ -112,6 +112,7 @@ impl Shared {
             checks: api::Checks::default(),
             authority: url.authority().to_owned(),
             url: url.to_string(),
+            is_misnamed: AtomicBool::new(false),
             own: config.own.clone(),
             accounts: config.accounts.clone(),
             max_body_size: config.listener.max_body_size.bytes(),

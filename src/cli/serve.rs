@@ -60,7 +60,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         }
     };
     config.override_with(arguments.overrides);
-    match app::serve(config, &warnings) {
+    match app::serve(config, arguments.config.as_deref(), &warnings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tidegate: {error}");

@@ -112,3 +112,35 @@ fn the_admin_listener_serves_no_images() {
         assert_eq!(http::get(tidegate.admin, &path).status(), 404, "{path}");
     }
 }
+
+#[test]
+fn the_admin_listener_says_what_it_has() {
+    let tidegate = Setup::new().start();
+    let page = http::get(tidegate.admin, "/").text();
+    for path in ["/livez", "/readyz", "/metrics", "/jobs"] {
+        assert!(page.contains(path), "{path}: {page}");
+        assert_eq!(http::get(tidegate.admin, path).status(), 200, "{path}");
+    }
+}
+
+/// Behind a proxy whose name is not set as `url`, all seems well until somebody pulls.
+#[test]
+fn a_name_that_leads_clients_to_themselves_is_told_once() {
+    let tidegate = Setup::new().start();
+    let ask = |host: &str| {
+        let headers = [("Host", host), ("Content-Type", "application/json")];
+        let path = "/v1alpha2/container";
+        http::request(tidegate.registry, "POST", path, &headers, b"{}").status()
+    };
+    let is_told = |line: &str| line.contains("build-7.example") && line.contains("`url`");
+    assert_eq!(ask("localhost:5000"), 400);
+    assert_eq!(ask("build-7.example"), 400);
+    assert_eq!(ask("build-7.example"), 400);
+    tidegate.log().wait_for(is_told).expect("a line about it");
+    assert_eq!(tidegate.get("/health").status(), 200);
+    tidegate
+        .log()
+        .wait_for(|line| line.contains("/health"))
+        .expect("its line");
+    assert_eq!(tidegate.log().count(|line| line.contains("`url`")), 1);
+}
