@@ -103,6 +103,9 @@ const GUESS_INTERVAL: Duration = Duration::from_secs(1);
 /// A login and an image: some kilobytes.
 const LARGEST_QUESTION: u64 = 256 << 10;
 
+/// What a name without a registry means everywhere.
+const DOCKER_HUB: &str = "docker.io";
+
 /// Who has guessed how often, for all cores.
 pub type Guesses = Budget<IpAddr>;
 
@@ -226,6 +229,10 @@ impl Api {
         match (&error, self.namespace(head)) {
             (RouteError::NoRegistry { .. } | RouteError::Name(_), Some(namespace)) => {
                 Route::parse(head.method, &namespaced(head.path(), &namespace))
+            }
+            // Docker asks its `registry-mirrors` for Docker Hub's images, and for no others, without saying so.
+            (RouteError::NoRegistry { .. }, None) => {
+                Route::parse(head.method, &namespaced(head.path(), DOCKER_HUB))
             }
             _ => Err(error),
         }
