@@ -7,6 +7,7 @@ mod access_token;
 mod cache;
 mod changes;
 mod check_config;
+mod completion;
 mod copy;
 mod creds;
 mod directory;
@@ -28,7 +29,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::toml_file::Problem;
 
@@ -63,6 +64,7 @@ enum Command {
     Mirror(Box<mirror::Arguments>),
     Freeze(Box<freeze::Arguments>),
     Inspect(inspect::Arguments),
+    Completion(completion::Arguments),
 }
 
 pub fn run() -> ExitCode {
@@ -77,6 +79,7 @@ pub fn run() -> ExitCode {
         Command::Mirror(arguments) => mirror::run(*arguments),
         Command::Freeze(arguments) => freeze::run(*arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Completion(arguments) => completion::run(&arguments, Arguments::command()),
     }
 }
 
@@ -104,8 +107,6 @@ fn environment(name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -215,6 +216,8 @@ mod tests {
             ("request", false),
             ("inspect alpine --platform linux/arm64 -o json", true),
             ("inspect", false),
+            ("completion bash", true),
+            ("completion cmd.exe", false),
             (
                 "mirror docker://alpine quay.io/kept --platform arm64 --no-referrers --jobs 8 --dry-run -q -o json",
                 true,

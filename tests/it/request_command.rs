@@ -662,6 +662,16 @@ fn inspect_comes_with_the_callers_login_and_says_why_an_image_is_not_shown() {
     );
 }
 
+/// A shell that is started anew takes it without a word, and knows the commands.
+#[test]
+fn bash_completes_commands() {
+    let script = "source <(\"$0\" completion bash) && COMP_WORDS=(tidegate che) COMP_CWORD=1 && \
+                  _tidegate tidegate che tidegate && echo \"${COMPREPLY[@]}\"";
+    let output = programs::run(Command::new("bash").args(["-c", script, BINARY]));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "check-config\n");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
 /// Both commands teach by example.
 #[test]
 fn help_has_examples() {
@@ -670,5 +680,8 @@ fn help_has_examples() {
         let help = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(help.contains("Examples:\n"), "{help}");
         assert!(help.contains("Exit codes: 0"), "{help}");
+        let output = programs::run(Command::new(BINARY).args(["help", name]));
+        let again = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(again, help);
     }
 }
