@@ -58,7 +58,7 @@ pub enum StartError {
     PairingKeys(#[from] KeysError),
     #[error("listener.tls: {0}")]
     Identity(#[from] IdentityError),
-    #[error("the cache cannot be opened: {0}")]
+    #[error("the cache cannot be opened (cache.directory, --cache-dir): {0}")]
     Cache(#[source] io::Error),
     #[error("there is no folder for temporary files: {0}")]
     Scratch(#[source] io::Error),
