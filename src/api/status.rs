@@ -39,7 +39,7 @@ pub(super) fn admin_landing() -> Response {
          /livez     is the process alive\n  \
          /readyz    does it take connections\n  \
          /metrics   for Prometheus\n  \
-         /jobs      mirrors and freezes that wait and run\n  \
+         /jobs      mirrors and freezes that wait and run, as in `tidegate jobs`\n  \
          /cache/…   what `tidegate cache` uses\n  \
          /credentials/explain   what `tidegate creds explain` uses\n",
     );

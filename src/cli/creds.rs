@@ -83,17 +83,8 @@ enum Output {
 enum Failure {
     #[error(transparent)]
     Token(#[from] TokenFileError),
-    #[error("{0}{advice}", advice = advice(.0))]
+    #[error("{0}{advice}", advice = .0.advice())]
     Server(#[from] AskError),
-}
-
-fn advice(error: &AskError) -> &'static str {
-    match error {
-        AskError::Unreachable { .. } | AskError::Strange { .. } => {
-            "; where its admin listener is, say --admin or --config"
-        }
-        AskError::Refused { .. } => "",
-    }
 }
 
 pub(super) fn run(command: &Command) -> ExitCode {

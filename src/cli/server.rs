@@ -67,6 +67,18 @@ pub(super) enum AskError {
     Strange { admin: SocketAddr, cause: String },
 }
 
+impl AskError {
+    /// For commands whose server is found by its address alone.
+    pub(super) fn advice(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } | Self::Strange { .. } => {
+                "; where its admin listener is, say --admin or --config"
+            }
+            Self::Refused { .. } => "",
+        }
+    }
+}
+
 impl Server {
     pub(super) fn at(admin: SocketAddr) -> Self {
         let config = Agent::config_builder()
