@@ -106,7 +106,7 @@ pub fn read<T: DeserializeOwned>(file: &Path, text: &str) -> Reading<T> {
             let problem = Problem {
                 file: file.to_owned(),
                 line: line_at(text, error.span().map_or(0, |span| span.start)),
-                key: String::new(),
+                key: duplicate(&error, text).unwrap_or_default(),
                 message: error.message().to_owned(),
             };
             return Reading {
@@ -177,6 +177,13 @@ impl KeyLines {
             message: message.to_string(),
         }
     }
+}
+
+/// Which key there is already.
+fn duplicate(error: &toml::de::Error, text: &str) -> Option<String> {
+    let key = text.get(error.span()?)?.trim();
+    let is_key = !key.is_empty() && !key.contains(['\n', '=']);
+    (error.message() == "duplicate key" && is_key).then(|| key.to_owned())
 }
 
 fn line_at(text: &str, position: usize) -> usize {
@@ -637,7 +644,7 @@ mod tests {
                 "\u{e9} = `1`",
                 ":1: invalid unquoted key, expected letters, numbers, `-`, `_`",
             ),
-            ("name = \"a\"\nname = \"b\"", ":2: duplicate key"),
+            ("name = \"a\"\nname = \"b\"", ":2: name: duplicate key"),
         ] {
             assert_eq!(
                 problems_of(text),

@@ -4,7 +4,7 @@ use std::{
     env,
     fs::{self, OpenOptions},
     io::Write as _,
-    thread,
+    process, thread,
 };
 
 use serde_json::{Map, Value, json};
@@ -19,6 +19,10 @@ pub struct Arguments {
     pub on_one_core: bool,
     filters: Vec<String>,
 }
+
+const USAGE: &str = "\
+cargo bench --bench BENCH -- [NAME]… [--full] [--one-core] [--driver io_uring|epoll|auto|both]
+NAME: only rows that contain it. benches/README.md says what is measured, and how to read it.";
 
 impl Arguments {
     pub fn read() -> Self {
@@ -38,10 +42,15 @@ impl Arguments {
                     Some(driver) => read.drivers = vec![driver.to_owned()],
                     None => panic!("--driver io_uring, epoll, auto or both"),
                 },
+                "--help" | "-h" => {
+                    println!("{USAGE}");
+                    process::exit(0);
+                }
                 // What cargo passes.
                 "--bench" => {}
                 other if other.starts_with("--") => {
-                    panic!("{other} is unknown; there are --full, --one-core, --driver and names")
+                    eprintln!("{other} is unknown\n{USAGE}");
+                    process::exit(2);
                 }
                 name => read.filters.push(name.to_owned()),
             }

@@ -7,6 +7,7 @@ use super::{
     Request, Response, Service,
     error_response::{self, Shape},
     route::AdminRoute,
+    status,
 };
 use crate::{
     blocking::Pool,
@@ -58,6 +59,7 @@ impl Service for Admin {
     async fn answer(&self, request: Request) -> Response {
         let head = &request.head;
         let mut response = match AdminRoute::parse(head.method, head.path()) {
+            Ok(AdminRoute::Landing) => status::admin_landing(),
             Ok(AdminRoute::Live) => Response::new(200).content("text/plain", "live\n"),
             Ok(AdminRoute::Ready) => match self.readiness.ready() {
                 Ok(()) => Response::new(200).content("text/plain", "ready\n"),

@@ -3,7 +3,7 @@
 
 use std::{
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Instant, SystemTime},
 };
 
@@ -25,7 +25,7 @@ use crate::{
     blocking::Errand,
     credentials::{Claim, IdentityError},
     limits::client_key,
-    oci::{Platforms, Reference, TagOrDigest},
+    oci::{Platforms, Reference, Registry, TagOrDigest},
     pull::PullError,
     requests::{Caller, ContainerRequest, Grant, Purpose, RequestDetails, Token},
     telemetry::metrics::{self, Counter},
@@ -67,6 +67,7 @@ enum Recognized {
 
 impl Api {
     pub(super) async fn submit(&self, version: ApiVersion, request: &Request) -> Response {
+        self.note_name(request.head.host());
         let Admitted {
             request: mut container_request,
             platforms,
@@ -134,6 +135,24 @@ impl Api {
             }
             Ok(Err(error)) => error_response::of_store(Shape::Api, &error),
             Err(error) => error_response::of_pool(Shape::Api, error),
+        }
+    }
+
+    /// Names that lead clients to their own machines are the first thing to go wrong behind a proxy. Nobody's Host field is
+    /// believed for it, so the operator has to be told; once is enough.
+    fn note_name(&self, host: &str) {
+        let is_local = |name: &str| {
+            let name = name.parse::<Registry>();
+            name.ok().map(|name| name.is_this_machine())
+        };
+        let ours = &self.shared.authority;
+        let is_misnamed = is_local(ours) == Some(true) && is_local(host) == Some(false);
+        if is_misnamed && !self.shared.is_misnamed.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                host,
+                "a client calls this server otherwise than `url` does, and gets names that begin with {ours}, its own \
+                 machine; set `url` to what clients call this server"
+            );
         }
     }
 

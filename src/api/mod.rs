@@ -46,7 +46,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -103,6 +103,9 @@ const GUESS_INTERVAL: Duration = Duration::from_secs(1);
 /// A login and an image: some kilobytes.
 const LARGEST_QUESTION: u64 = 256 << 10;
 
+/// What a name without a registry means everywhere.
+const DOCKER_HUB: &str = "docker.io";
+
 /// Who has guessed how often, for all cores.
 pub type Guesses = Budget<IpAddr>;
 
@@ -131,6 +134,8 @@ pub struct Shared {
     pub authority: String,
     /// Starts every link to a page.
     pub url: String,
+    /// Somebody calls this server otherwise than its names do, and the log has it.
+    pub is_misnamed: AtomicBool,
     /// Repositories that nobody else pushes to.
     pub own: OwnOptions,
     /// Who may revoke: name → SHA-256 of the password, in lower-case hex.
@@ -181,7 +186,7 @@ impl Api {
             Ok(Route::InspectPage) => self.inspect_page(request).await,
             Ok(Route::ServiceInfo) => status::service_info(),
             Ok(Route::Health) => status::health(),
-            Ok(Route::Landing) => status::landing(&self.shared.authority),
+            Ok(Route::Landing) => status::landing(&self.shared.url),
         }
     }
 
@@ -224,6 +229,10 @@ impl Api {
         match (&error, self.namespace(head)) {
             (RouteError::NoRegistry { .. } | RouteError::Name(_), Some(namespace)) => {
                 Route::parse(head.method, &namespaced(head.path(), &namespace))
+            }
+            // Docker asks its `registry-mirrors` for Docker Hub's images, and for no others, without saying so.
+            (RouteError::NoRegistry { .. }, None) => {
+                Route::parse(head.method, &namespaced(head.path(), DOCKER_HUB))
             }
             _ => Err(error),
         }

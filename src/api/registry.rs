@@ -158,7 +158,11 @@ impl Api {
         if is_known(head, digest) {
             return Ok(not_modified(digest));
         }
-        Ok(ranged(head, digest, content))
+        let origin = Some(content.origin());
+        Ok(Response {
+            origin,
+            ..ranged(head, digest, content)
+        })
     }
 
     async fn tags(

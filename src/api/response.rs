@@ -24,6 +24,8 @@ pub struct Response {
     pub fields: Vec<u8>,
     pub length: Length,
     pub body: Body,
+    /// For the access log: where a blob's bytes come from.
+    pub origin: Option<&'static str>,
     /// The connection must end after it.
     pub close: bool,
     /// With 101: no further request comes on this connection.
@@ -38,6 +40,7 @@ impl Response {
             fields: Vec::with_capacity(512),
             length: Length::Known(0),
             body: Body::empty(),
+            origin: None,
             close: false,
             upgrade: None,
         }

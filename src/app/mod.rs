@@ -12,8 +12,9 @@ mod worker;
 pub use standalone::{Core, Ended, Standalone};
 
 use std::{
-    io,
+    io::{self, IsTerminal as _},
     net::SocketAddr,
+    path::Path,
     process,
     sync::{Arc, mpsc},
     thread,
@@ -28,7 +29,7 @@ use crate::{
     net::{Identity, IdentityError, Renewed, bind, pipes_for_each},
     platform::KeysError,
     requests::OpenError,
-    sys,
+    sys::{self, Signal, Signals},
     telemetry::log,
     toml_file::Problem,
 };
@@ -57,7 +58,7 @@ pub enum StartError {
     PairingKeys(#[from] KeysError),
     #[error("listener.tls: {0}")]
     Identity(#[from] IdentityError),
-    #[error("the cache cannot be opened: {0}")]
+    #[error("the cache cannot be opened (cache.directory, --cache-dir): {0}")]
     Cache(#[source] io::Error),
     #[error("there is no folder for temporary files: {0}")]
     Scratch(#[source] io::Error),
@@ -82,9 +83,13 @@ enum Event {
 }
 
 /// Runs until SIGTERM or SIGINT. The warnings are the configuration's, to be logged once there is a log.
-pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError> {
+pub fn serve(
+    mut config: Config,
+    file: Option<&Path>,
+    warnings: &[Problem],
+) -> Result<(), StartError> {
     // First of all: threads inherit the mask.
-    let signals = sys::Signals::block_termination().map_err(StartError::Thread)?;
+    let signals = Signals::block_termination().map_err(StartError::Thread)?;
     let log = log::start(&config.log);
     for warning in warnings {
         tracing::warn!("{warning}");
@@ -98,6 +103,7 @@ pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError>
     let pipes_per_core = pipes_for_each(core_count);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
+        config = file.map_or("none".to_owned(), |file| file.display().to_string()),
         driver = choice.name(),
         cores = core_count,
         open_files,
@@ -203,16 +209,19 @@ pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError>
     }
     tracing::info!(admin = %admin, "listening");
     tracing::info!(%url, "clients are told this address");
+    if let Some(advice) = config.names_are_local() {
+        tracing::warn!("{advice}");
+    }
     shared.set_ready(true);
 
-    signals.wait();
+    wait_for_the_end(&signals);
     shared.set_ready(false);
     let grace = *config.listener.shutdown_grace;
     tracing::info!(grace = %config.listener.shutdown_grace, "stopping: no new connections; running transfers may end");
     thread::Builder::new()
         .name("second-signal".to_owned())
         .spawn(move || {
-            signals.wait();
+            wait_for_the_end(&signals);
             process::exit(1);
         })
         .map_err(StartError::Thread)?;
@@ -235,6 +244,18 @@ pub fn serve(mut config: Config, warnings: &[Problem]) -> Result<(), StartError>
     // a whole. Everything on disk is whole at any moment.
     drop(log);
     process::exit(0);
+}
+
+/// A server on a terminal ends with it. Elsewhere SIGHUP means "read your files again" to whoever sends it, and to end for that
+/// would be worse than not to obey.
+fn wait_for_the_end(signals: &Signals) {
+    let has_terminal = io::stdin().is_terminal() || io::stderr().is_terminal();
+    while signals.wait() == Signal::Hangup && !has_terminal {
+        tracing::warn!(
+            "SIGHUP changes nothing: settings are read at the start only, so restart for new ones; certificates and \
+             [docker] config_files are read again by themselves"
+        );
+    }
 }
 
 fn listen(address: SocketAddr, setting: &'static str) -> Result<SocketAddr, StartError> {

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::SystemTime,
 };
 
 use super::{
@@ -36,6 +37,8 @@ pub(super) struct Shared {
     pub(super) listener: server::Options,
     pub(super) identity: Option<Arc<Identity>>,
     is_ready: AtomicBool,
+    /// Seconds since 1970.
+    started: u64,
 }
 
 impl Shared {
@@ -112,6 +115,7 @@ impl Shared {
             checks: api::Checks::default(),
             authority: url.authority().to_owned(),
             url: url.to_string(),
+            is_misnamed: AtomicBool::new(false),
             own: config.own.clone(),
             accounts: config.accounts.clone(),
             max_body_size: config.listener.max_body_size.bytes(),
@@ -126,6 +130,9 @@ impl Shared {
             listener: config.listener.clone(),
             identity,
             is_ready: AtomicBool::new(false),
+            started: SystemTime::UNIX_EPOCH
+                .elapsed()
+                .map_or(0, |since| since.as_secs()),
         }))
     }
 
@@ -167,6 +174,20 @@ impl Readiness for Shared {
     fn gauges(&self) -> Vec<Gauge> {
         let jobs = self.api.jobs.counts();
         vec![
+            Gauge {
+                name: concat!(
+                    "tidegate_build_info{version=\"",
+                    env!("CARGO_PKG_VERSION"),
+                    "\"}"
+                ),
+                help: "Always 1; which version runs.",
+                value: 1,
+            },
+            Gauge {
+                name: "process_start_time_seconds",
+                help: "When the process started, in seconds since 1970.",
+                value: self.started,
+            },
             Gauge {
                 name: "tidegate_connections",
                 help: "Open connections of clients.",

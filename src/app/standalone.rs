@@ -115,7 +115,7 @@ impl Standalone {
         Ok((standalone, warnings))
     }
 
-    /// Does `work` on a core, and shows meanwhile how far it is. SIGINT and SIGTERM cancel it; a second one does not wait.
+    /// Does `work` on a core, and shows meanwhile how far it is. SIGINT, SIGTERM and SIGHUP cancel it; a second one does not wait.
     /// What it leaves behind is gone when this returns.
     pub fn run<T, F>(
         self,
@@ -129,7 +129,7 @@ impl Standalone {
     {
         let (events, told) = mpsc::channel();
         let (signals, to_main) = (self.signals, events.clone());
-        let wait = move || while to_main.send(Event::Signal(signals.wait())).is_ok() {};
+        let wait = move || while to_main.send(Event::Signal(signals.wait().number())).is_ok() {};
         spawn("signals", wait)?;
         let (story, options) = (Arc::clone(&self.story), self.config.mirror.clone());
         let (choice, tracked) = (self.choice.clone(), Arc::clone(progress));

@@ -19,11 +19,11 @@ pub(super) struct Changes {
     pub(super) env: Vec<String>,
 
     /// Replace the entrypoint: a word each time, or a JSON list
-    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true, value_parser = word)]
     entrypoint: Vec<String>,
 
     /// Replace the command: a word each time, or a JSON list
-    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true, value_parser = word)]
     cmd: Vec<String>,
 
     /// Replace the working folder
@@ -35,6 +35,14 @@ fn variable(text: &str) -> Result<String, &'static str> {
     match text.split_once('=') {
         Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
         _ => Err("a variable is a name and a value, as in PATH=/bin"),
+    }
+}
+
+/// What begins as a list of texts and is none would be taken for the name of a program.
+fn word(text: &str) -> Result<String, String> {
+    match serde_json::from_str::<Vec<String>>(text) {
+        Err(error) if text.starts_with("[\"") => Err(format!("it is no JSON list: {error}")),
+        _ => Ok(text.to_owned()),
     }
 }
 

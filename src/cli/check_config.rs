@@ -28,6 +28,10 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
             for warning in &loaded.warnings {
                 eprintln!("warning: {warning}");
             }
+            if let Some(advice) = loaded.config.names_are_local() {
+                let file = arguments.config.display();
+                eprintln!("warning: {file}: {advice}");
+            }
             print_line(&format!("{}: ok", arguments.config.display()))
         }
         Err(problems) => {

@@ -9,6 +9,7 @@ use super::{
     access_token::{self, TokenFileError},
     print_line,
     server::{AskError, Server, Whereabouts},
+    service::workspace,
 };
 use crate::{
     api::{CREDENTIALS_GUARD, Explained, Verdict},
@@ -48,11 +49,16 @@ pub(super) struct Explain {
     token_file: Option<PathBuf>,
 
     /// The workspace whose logins count [default: the personal one]
-    #[arg(long, value_name = "ID", requires = "token_file")]
+    #[arg(long, value_name = "ID", requires = "token_file", value_parser = workspace)]
     workspace: Option<i64>,
 
     /// The Platform that knows the token [default: the first of platform.endpoints]
-    #[arg(long, value_name = "URL", requires = "token_file")]
+    #[arg(
+        long,
+        value_name = "URL",
+        requires = "token_file",
+        visible_alias = "tower-endpoint"
+    )]
     endpoint: Option<String>,
 
     /// The workflow run for which the image is wanted
@@ -77,7 +83,7 @@ enum Output {
 enum Failure {
     #[error(transparent)]
     Token(#[from] TokenFileError),
-    #[error("{0} (listener.admin in --config, or --admin)")]
+    #[error("{0}{advice}", advice = .0.advice())]
     Server(#[from] AskError),
 }
 

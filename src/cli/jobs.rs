@@ -119,7 +119,7 @@ fn end_all(server: &Server, ids: &[JobId]) -> ExitCode {
 }
 
 fn failed(error: &AskError) -> ExitCode {
-    eprintln!("tidegate: {error} (listener.admin in --config, or --admin)");
+    eprintln!("tidegate: {error}{}", error.advice());
     ExitCode::FAILURE
 }
 

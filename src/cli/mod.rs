@@ -7,6 +7,7 @@ mod access_token;
 mod cache;
 mod changes;
 mod check_config;
+mod completion;
 mod copy;
 mod creds;
 mod directory;
@@ -28,7 +29,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::toml_file::Problem;
 
@@ -40,7 +41,6 @@ const MISCONFIGURED: u8 = 2;
     name = "tidegate",
     version,
     arg_required_else_help = true,
-    disable_help_subcommand = true,
     after_help = "`tidegate COMMAND --help` has examples."
 )]
 struct Arguments {
@@ -64,6 +64,7 @@ enum Command {
     Mirror(Box<mirror::Arguments>),
     Freeze(Box<freeze::Arguments>),
     Inspect(inspect::Arguments),
+    Completion(completion::Arguments),
 }
 
 pub fn run() -> ExitCode {
@@ -78,6 +79,7 @@ pub fn run() -> ExitCode {
         Command::Mirror(arguments) => mirror::run(*arguments),
         Command::Freeze(arguments) => freeze::run(*arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Completion(arguments) => completion::run(&arguments, Arguments::command()),
     }
 }
 
@@ -105,8 +107,6 @@ fn environment(name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -208,10 +208,16 @@ mod tests {
             ("request alpine --freeze --mirror --to quay.io/a/b", false),
             ("request alpine --env A", false),
             ("request alpine --env =b", false),
+            (r#"request alpine --cmd ["sh","-c""#, false),
+            (r#"request alpine --cmd ["sh","-c"]"#, true),
+            ("request alpine --cmd [ --cmd x --cmd ]", true),
+            ("request alpine --workspace one", false),
             ("request alpine --server localhost:5000", false),
             ("request", false),
             ("inspect alpine --platform linux/arm64 -o json", true),
             ("inspect", false),
+            ("completion bash", true),
+            ("completion cmd.exe", false),
             (
                 "mirror docker://alpine quay.io/kept --platform arm64 --no-referrers --jobs 8 --dry-run -q -o json",
                 true,

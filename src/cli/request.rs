@@ -15,9 +15,9 @@ use super::{
     layer::{self, PackError},
     output::{Output, yaml},
     print_line,
-    service::{Identity, Service, ServiceArguments, ServiceError, SetupError, wait},
+    service::{Identity, Service, ServiceArguments, ServiceError, SetupError, printable, wait},
 };
-use crate::{secret::Secret, units::ByteSize};
+use crate::{config::BaseUrl, secret::Secret, units::ByteSize};
 
 /// All layers of a request together, packed: servers take no more.
 const LARGEST_LAYERS: ByteSize = ByteSize::mib(10);
@@ -225,8 +225,24 @@ impl Arguments {
         let (service, identity) = self.service.open()?;
         let submission = self.submission(&identity)?;
         let answer = service.post("/v1alpha2/container", &submission)?;
-        if !is_name(text(&answer, "targetImage")) {
+        let target = text(&answer, "targetImage");
+        if !is_name(target) {
             return Err(Failure::NoName);
+        }
+        // Whoever is not on that machine would look for the name on his own.
+        let host = target.split('/').next().unwrap_or_default();
+        if let Ok(named) = format!("http://{host}").parse::<BaseUrl>()
+            && named.is_this_machine()
+            && !service.server().is_this_machine()
+            && !self.freeze
+            && !self.mirror
+        {
+            eprintln!(
+                "tidegate: warning: {} calls itself {}, so the name is good on its own machine only; its operator should \
+                 set `url` to what clients call it",
+                service.server(),
+                named.authority()
+            );
         }
         match self.patience {
             Some(patience) => settled(&service, answer, patience),
@@ -276,7 +292,14 @@ fn settled(service: &Service, answer: Value, patience: Duration) -> Result<Value
             return successful(answer, Some(&status));
         }
         if state != told {
-            eprintln!("tidegate: {} is {state}", text(&answer, "targetImage"));
+            let target = text(&answer, "targetImage");
+            let state = printable(state);
+            match page(&answer) {
+                Some(page) => {
+                    eprintln!("tidegate: {target} is {state}: {}{page}", service.server())
+                }
+                None => eprintln!("tidegate: {target} is {state}"),
+            }
             state.clone_into(&mut told);
         }
         if begun.elapsed() + pause > patience {
@@ -289,6 +312,17 @@ fn settled(service: &Service, answer: Value, patience: Duration) -> Result<Value
         wait(pause);
         pause = (pause * 2).min(LONGEST);
     }
+}
+
+/// For people, of what is being made. Wave has it at the same place.
+fn page(answer: &Value) -> Option<String> {
+    let id = text(answer, "buildId");
+    let is_plain = |it: u8| it.is_ascii_alphanumeric() || matches!(it, b'-' | b'_');
+    let kind = match answer.get("mirror").and_then(Value::as_bool) {
+        Some(true) => "mirrors",
+        _ => "builds",
+    };
+    (!id.is_empty() && id.bytes().all(is_plain)).then(|| format!("/view/{kind}/{id}"))
 }
 
 /// The answer, with how it ended.

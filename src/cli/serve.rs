@@ -19,6 +19,7 @@ Examples:
 
 Signals:
   SIGTERM, SIGINT  take no new connections, let transfers end (listener.shutdown_grace), exit; a second one: at once
+  SIGHUP           ends it in the same way on a terminal; elsewhere it changes nothing: a new configuration needs a restart
 
 Environment:
   XDG_STATE_HOME, XDG_CACHE_HOME, HOME  where files go if neither option nor file says so
@@ -59,7 +60,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         }
     };
     config.override_with(arguments.overrides);
-    match app::serve(config, &warnings) {
+    match app::serve(config, arguments.config.as_deref(), &warnings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tidegate: {error}");

@@ -59,12 +59,24 @@ pub(super) struct Server {
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AskError {
-    #[error("{admin}: {cause}")]
+    #[error("no server answers at {admin}: {cause}")]
     Unreachable { admin: SocketAddr, cause: String },
     #[error("the server at {admin} says: {message}")]
     Refused { admin: SocketAddr, message: String },
     #[error("what answers at {admin} is no tidegate of this version ({cause})")]
     Strange { admin: SocketAddr, cause: String },
+}
+
+impl AskError {
+    /// For commands whose server is found by its address alone.
+    pub(super) fn advice(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } | Self::Strange { .. } => {
+                "; where its admin listener is, say --admin or --config"
+            }
+            Self::Refused { .. } => "",
+        }
+    }
 }
 
 impl Server {
@@ -106,7 +118,12 @@ impl Server {
         };
         let response = sent
             .map_err(|error| strange(error.to_string()))?
-            .map_err(|error| unreachable(error.to_string()))?;
+            .map_err(|error| {
+                unreachable(match error {
+                    ureq::Error::Io(error) => error.to_string(),
+                    error => error.to_string(),
+                })
+            })?;
         let status = response.status();
         let mut body = Vec::new();
         response

@@ -1,6 +1,11 @@
 //! The container request API of a server, this one's or Wave's, as a client sees it.
 
-use std::{io::Read as _, net::IpAddr, path::PathBuf, thread, time::Duration};
+use std::{
+    io::{self, Read as _},
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
 
 use serde_json::Value;
 use ureq::{
@@ -49,7 +54,7 @@ pub(super) struct ServiceArguments {
     token_file: Option<PathBuf>,
 
     /// The workspace whose registry logins count [default: $TOWER_WORKSPACE_ID, or the personal one]
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = workspace)]
     workspace: Option<i64>,
 
     /// The Platform that knows the token [default: $TOWER_API_ENDPOINT, or the server's own]
@@ -123,7 +128,7 @@ impl ServiceArguments {
             token,
             workspace,
         };
-        if identity.token.is_some() && !server.is_https() && !is_this_machine(&server) {
+        if identity.token.is_some() && !server.is_https() && !server.is_this_machine() {
             eprintln!("tidegate: warning: the access token goes to {server} unencrypted");
         }
         let agent = self.agent(&server)?;
@@ -141,7 +146,7 @@ impl ServiceArguments {
             let roots = roots.map(|root| Certificate::from_der(root).to_owned());
             tls = tls.root_certs(RootCerts::from(roots));
         }
-        let proxy = match is_this_machine(server) {
+        let proxy = match server.is_this_machine() {
             true => None,
             false => ureq::Proxy::try_from_env(),
         };
@@ -174,28 +179,23 @@ fn server_of_environment() -> Result<BaseUrl, SetupError> {
     Ok(BaseUrl::on_this_machine(PORT))
 }
 
+pub(super) fn workspace(text: &str) -> Result<i64, String> {
+    text.parse()
+        .map_err(|_| format!("`{text}` is not the number of a workspace"))
+}
+
 fn workspace_of_environment() -> Result<Option<i64>, SetupError> {
     let variable = "TOWER_WORKSPACE_ID";
-    let workspace = environment(variable).map(|text| {
-        text.parse().map_err(|_| SetupError::Variable {
-            variable,
-            cause: format!("`{text}` is not the number of a workspace"),
-        })
-    });
+    let workspace = environment(variable)
+        .map(|text| workspace(&text).map_err(|cause| SetupError::Variable { variable, cause }));
     workspace.transpose()
 }
 
-fn is_this_machine(server: &BaseUrl) -> bool {
-    let authority = server.authority();
-    let host = match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-        _ => authority,
-    };
-    let host = host.trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
 impl Service {
+    pub(super) fn server(&self) -> &BaseUrl {
+        &self.server
+    }
+
     pub(super) fn post(&self, path: &str, body: &Secret<String>) -> Result<Value, ServiceError> {
         self.ask("POST", path, Some(body))
     }
@@ -260,7 +260,7 @@ impl Service {
         };
         let response = sent
             .map_err(|error| strange(error.to_string()))?
-            .map_err(|error| unreachable(error.to_string()))?;
+            .map_err(|error| unreachable(cause(&error)))?;
         let status = response.status().as_u16();
         let retry_after = response.headers().get("Retry-After");
         let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
@@ -278,6 +278,12 @@ impl Service {
                 Err(cause) => Err(strange(format!("its answer is no JSON: {cause}"))),
             };
         }
+        // A tidegate and a Wave say why in JSON.
+        let is_strange =
+            matches!(status, 404 | 405) && serde_json::from_slice::<Value>(&answer).is_err();
+        if is_strange {
+            return Err(strange(format!("status {status}")));
+        }
         let refused = ServiceError::Refused {
             server: server.clone(),
             status,
@@ -285,6 +291,25 @@ impl Service {
         };
         Err((refused, retry_after.map(Duration::from_secs)))
     }
+}
+
+/// Why nobody answered, and what may be done about it.
+fn cause(error: &ureq::Error) -> String {
+    let ureq::Error::Io(error) = error else {
+        return error.to_string();
+    };
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+    let advice = match (error.kind(), tls) {
+        (io::ErrorKind::ConnectionRefused, _) => {
+            "; if no server runs there, start one (`tidegate serve`) or name another with --server"
+        }
+        (_, Some(rustls::Error::InvalidCertificate(_))) => {
+            "; --ca-file FILE trusts an authority that the system does not know"
+        }
+        (_, Some(rustls::Error::InvalidMessage(_))) => "; if it speaks plain HTTP, write http://",
+        _ => "",
+    };
+    format!("{error}{advice}")
 }
 
 /// What the server said; where it says nothing, what it means.
@@ -347,23 +372,6 @@ mod tests {
             (400, "{\"message\":\"a\\u001b[2Jb\"}", "a [2Jb (status 400)"),
         ] {
             assert_eq!(message(status, answer.as_bytes()), expected, "{answer}");
-        }
-    }
-
-    #[test]
-    fn this_machine_is_known() {
-        for (server, is_this) in [
-            ("http://localhost:5000", true),
-            ("http://localhost", true),
-            ("https://127.0.0.1:5000", true),
-            ("http://127.9.9.9", true),
-            ("http://[::1]:5000", true),
-            ("https://wave.seqera.io", false),
-            ("http://10.0.0.1:5000", false),
-            ("http://localhost.example.com", false),
-        ] {
-            let url: BaseUrl = server.parse().unwrap_or_else(|error| panic!("{error}"));
-            assert_eq!(is_this_machine(&url), is_this, "{server}");
         }
     }
 }

@@ -47,6 +47,12 @@ impl BaseUrl {
         &self.authority
     }
 
+    /// Whoever uses it elsewhere reaches his own machine.
+    pub fn is_this_machine(&self) -> bool {
+        let registry = self.authority.parse::<Registry>();
+        registry.is_ok_and(|registry| registry.is_this_machine())
+    }
+
     /// Runtimes take the first part of an image's name for a registry only if it looks like one.
     pub(super) fn names_a_registry(&self) -> Result<(), NoRegistryName> {
         match self.authority == "localhost" || self.authority.contains(['.', ':']) {
@@ -149,6 +155,23 @@ mod tests {
                 }
                 (parsed, _) => panic!("{text}: {parsed:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn this_machine_is_known() {
+        for (server, is_this) in [
+            ("http://localhost:5000", true),
+            ("http://localhost", true),
+            ("https://127.0.0.1:5000", true),
+            ("http://127.9.9.9", true),
+            ("http://[::1]:5000", true),
+            ("https://wave.seqera.io", false),
+            ("http://10.0.0.1:5000", false),
+            ("http://localhost.example.com", false),
+        ] {
+            let url: BaseUrl = server.parse().unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(url.is_this_machine(), is_this, "{server}");
         }
     }
 }

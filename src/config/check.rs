@@ -45,7 +45,7 @@ pub(super) fn problems(config: &Config, lines: &KeyLines, misread: &[Problem]) -
         problems: Vec::new(),
     };
     check.process(config);
-    check.listener(config);
+    check.listener(config, misread);
     check.durations(config);
     check.sizes(config);
     check.directory(config);
@@ -93,10 +93,11 @@ impl Check<'_> {
         }
     }
 
-    fn listener(&mut self, config: &Config) {
+    fn listener(&mut self, config: &Config, misread: &[Problem]) {
         let listener = &config.listener;
         let addresses = ["listener", "addresses"];
-        if listener.addresses.is_empty() {
+        let is_misread = misread.iter().any(|it| it.is_within(&addresses));
+        if listener.addresses.is_empty() && !is_misread {
             self.report(&addresses, "is empty; nobody could reach the registry");
         }
         let mut seen = BTreeSet::new();

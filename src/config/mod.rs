@@ -244,6 +244,24 @@ impl Config {
         warnings
     }
 
+    /// What to change if names lead other machines to themselves though they can connect; an operator may mean it so.
+    pub fn names_are_local(&self) -> Option<String> {
+        let url = match (&self.url, &self.listener.tls) {
+            (Some(url), _) => url.to_string(),
+            (None, Some(_)) => "https://localhost".to_owned(),
+            (None, None) => "http://localhost".to_owned(),
+        };
+        let is_local = self.url.as_ref().is_none_or(BaseUrl::is_this_machine);
+        let mut addresses = self.listener.addresses.iter();
+        let are_others_let_in = addresses.any(|address| !address.ip().is_loopback());
+        (is_local && are_others_let_in).then(|| {
+            format!(
+                "other machines can connect, but names begin with {url}, which is their own machine to them; set `url` \
+                 (--url) to what they call this one"
+            )
+        })
+    }
+
     /// `[registry."…"]` by the registries' names as they appear in requests.
     pub fn registries(&self) -> Vec<(RegistryPattern, RegistryOptions)> {
         self.registry

@@ -278,6 +278,16 @@ fn broken_rules_are_named_with_their_lines() {
             ":2: listener.addresses: is empty; nobody could reach the registry",
         ),
         (
+            "[listener]\ntrusted_proxies = [\"10.0.0.0/8\", \"10.0.0.0/33\"]",
+            ":2: listener.trusted_proxies[1]: `10.0.0.0/33` is not a network; write an address and a length, as in \"10.0.0.0/8\" or \"fd00::/8\"",
+        ),
+        (
+            "[listener]\naddresses = [\"localhost:1\"]",
+            ":2: listener.addresses[0]: is not an address; write an IP address and a port, as in \"127.0.0.1:5000\" or \"[::]:5000\"",
+        ),
+        ("[cache]\n[cache]", ":2: cache: duplicate key"),
+        ("cores = 1\ncores = 2", ":2: cores: duplicate key"),
+        (
             "[listener]\naddresses = [\"127.0.0.1:1\", \"127.0.0.1:1\"]",
             ":2: listener.addresses: has 127.0.0.1:1 twice",
         ),

@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Claim, Entry, Keyring,
+    Claim, Entry, IdentityError, Keyring,
     docker::{Effort, Known},
     scope::{Scope, closest},
     shown_user,
@@ -67,13 +67,14 @@ impl Keyring {
             Ok(caller) => caller,
             Err(error) => {
                 explanation.caller = "nobody".to_owned();
-                explanation.sources = self.who_was_asked(claim, None);
+                let is_known = matches!(error, IdentityError::WorkspaceDenied { .. });
+                explanation.sources = self.who_was_asked(claim, None, is_known);
                 explanation.chosen = error.to_string();
                 return (explanation, None);
             }
         };
         explanation.caller = caller.to_string();
-        explanation.sources = self.who_was_asked(claim, Some(&caller));
+        explanation.sources = self.who_was_asked(claim, Some(&caller), true);
         explanation
             .sources
             .extend(self.sources_of(&caller, image, deadline));
@@ -91,7 +92,7 @@ impl Keyring {
     }
 
     /// About the access token.
-    fn who_was_asked(&self, claim: &Claim, caller: Option<&Caller>) -> Vec<Source> {
+    fn who_was_asked(&self, claim: &Claim, caller: Option<&Caller>, is_known: bool) -> Vec<Source> {
         let has_token = claim
             .access_token
             .as_ref()
@@ -104,7 +105,11 @@ impl Keyring {
             said: said.to_owned(),
             entries: Vec::new(),
         };
-        let is_embedded = matches!(caller, Some(Caller::User { platform: None, .. }));
+        // Only the directory knows an access token and says no to its workspace.
+        let is_embedded = match caller {
+            Some(caller) => matches!(caller, Caller::User { platform: None, .. }),
+            None => is_known,
+        };
         let mut asked = vec![told(
             "directory".to_owned(),
             match (&self.directory, is_embedded) {

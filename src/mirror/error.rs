@@ -58,6 +58,17 @@ pub enum CopyError {
 }
 
 impl CopyError {
+    /// The registry that may say yes to whoever logs in.
+    pub fn lacks_login(&self) -> Option<&Registry> {
+        match self {
+            Self::Source(PullError::Fetch(error))
+            | Self::Destination(PullError::Fetch(error))
+            | Self::Referrers(PullError::Fetch(error)) => error.lacks_login(),
+            Self::Push(error) => error.lacks_login(),
+            _ => None,
+        }
+    }
+
     /// Another attempt may do better.
     pub fn is_transient(&self) -> bool {
         match self {

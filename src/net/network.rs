@@ -1,6 +1,7 @@
 //! Networks, as operators write them: `10.0.0.0/8`.
 
 use std::{
+    fmt,
     net::{IpAddr, Ipv6Addr},
     str::FromStr,
 };
@@ -69,8 +70,22 @@ impl FromStr for Network {
 
 impl<'de> Deserialize<'de> for Network {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(de::Error::custom)
+        deserializer.deserialize_str(Text)
+    }
+}
+
+/// An error from within a visitor is about one item of a list; a later one would be about all of the list.
+struct Text;
+
+impl de::Visitor<'_> for Text {
+    type Value = Network;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a string")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Network, E> {
+        text.parse().map_err(E::custom)
     }
 }
 

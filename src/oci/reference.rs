@@ -1,6 +1,6 @@
 //! Image names: `registry/repository:tag@digest`, with Docker Hub's defaults and aliases.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 use super::{Digest, DigestError};
 
@@ -66,6 +66,12 @@ impl Registry {
             Some(end) => self.0.get(..=end).unwrap_or(&self.0),
             None => self.0.split(':').next().unwrap_or(&self.0),
         }
+    }
+
+    /// Whoever uses the name elsewhere reaches his own machine.
+    pub fn is_this_machine(&self) -> bool {
+        let host = self.host().trim_matches(['[', ']']);
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }
 }
 

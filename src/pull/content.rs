@@ -41,6 +41,16 @@ impl Content {
         }
     }
 
+    /// In a word, for whoever watches how well the cache does.
+    pub fn origin(&self) -> &'static str {
+        match self.source {
+            ContentSource::Stored(_) => "cache",
+            ContentSource::Following(..) => "fill",
+            ContentSource::Passing(..) => "registry",
+            ContentSource::Collected(_) => "memory",
+        }
+    }
+
     /// `None`: the end will show it.
     pub fn size(&self) -> Option<u64> {
         self.size

@@ -107,7 +107,7 @@ pub enum OpenError {
         key.display(), database.display()
     )]
     WrongKey { key: PathBuf, database: PathBuf },
-    #[error("{} cannot be used: {cause}", path.display())]
+    #[error("{} cannot be used: {cause}; it is where state_dir or --state-dir says", path.display())]
     File { path: PathBuf, cause: io::Error },
     #[error("{} is not a database of container requests, or is damaged: {cause}", path.display())]
     Database {

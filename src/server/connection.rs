@@ -184,7 +184,8 @@ async fn exchange<S: Service>(
             .field("Retry-After", 1)
             .closing(),
     };
-    let status = response.status;
+    let (status, origin) = (response.status, response.origin);
+    metrics::add(of_status(status), 1);
     let upgrade = response.upgrade.take();
     if upgrade.is_some() {
         afterwards = Afterwards::KeepAlive;
@@ -196,6 +197,7 @@ async fn exchange<S: Service>(
             method: method.as_str(),
             path: &path,
             status,
+            origin,
             body_bytes: match &delivered {
                 Ok(delivered) => delivered.body_bytes,
                 Err(cut) => cut.body_bytes,
@@ -225,6 +227,16 @@ async fn exchange<S: Service>(
             }
             Next::Cut
         }
+    }
+}
+
+fn of_status(status: u16) -> Counter {
+    match status {
+        0..200 => Counter::Informed,
+        200..300 => Counter::Succeeded,
+        300..400 => Counter::Redirected,
+        400..500 => Counter::Declined,
+        500.. => Counter::Failed,
     }
 }
 

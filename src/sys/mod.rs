@@ -27,7 +27,7 @@ pub use mapped::MappedWords;
 pub use mmap::FileWindow;
 pub use poll::wait_for_either;
 pub use processes::kill_group;
-pub use signals::Signals;
+pub use signals::{Signal, Signals};
 pub use socket::{
     Liveness, More, accept_waiting, bound_unsent, duplicate, liveness, peek, prepare_accepted,
     receive, receive_more, reset_on_close, send, send_pieces,

@@ -9,6 +9,8 @@ pub struct Line<'a> {
     pub method: &'a str,
     pub path: &'a str,
     pub status: u16,
+    /// Where a blob's bytes came from.
+    pub origin: Option<&'static str>,
     pub body_bytes: u64,
     pub duration: Duration,
     pub agent: Option<&'a str>,
@@ -27,6 +29,7 @@ pub fn write(line: &Line<'_>) {
         method = line.method,
         path = %Redacted(line.path),
         status = line.status,
+        from = line.origin,
         bytes = line.body_bytes,
         ms = u64::try_from(line.duration.as_millis()).unwrap_or(u64::MAX),
         agent = line.agent.unwrap_or_default(),

@@ -25,6 +25,11 @@ counters! {
     HandshakesFailed "tidegate_tls_handshakes_failed_total" "Clients that got no TLS session.";
     Panics "tidegate_panics_total" "Connections and fills lost to a bug of ours.";
     Requests "tidegate_requests_total" "Requests answered.";
+    Informed "tidegate_responses_total{class=\"1xx\"}" "Answers by the first digit of their status.";
+    Succeeded "tidegate_responses_total{class=\"2xx\"}" "";
+    Redirected "tidegate_responses_total{class=\"3xx\"}" "";
+    Declined "tidegate_responses_total{class=\"4xx\"}" "";
+    Failed "tidegate_responses_total{class=\"5xx\"}" "";
     RequestsBad "tidegate_requests_malformed_total" "Requests refused because they were not proper HTTP.";
     BytesSent "tidegate_sent_bytes_total" "Bytes of bodies sent to clients.";
     BytesFetched "tidegate_fetched_bytes_total" "Bytes of blobs received from registries.";
@@ -111,18 +116,22 @@ pub fn render(gauges: &[Gauge]) -> String {
             .filter_map(|cells| cells.0.get(index))
             .map(|cell| cell.load(Ordering::Relaxed))
             .sum();
-        let _ = write!(
-            text,
-            "# HELP {name} {help}\n# TYPE {name} counter\n{name} {total}\n"
-        );
+        describe(&mut text, name, help, "counter");
+        let _ = writeln!(text, "{name} {total}");
     }
     for Gauge { name, help, value } in gauges {
-        let _ = write!(
-            text,
-            "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n"
-        );
+        describe(&mut text, name, help, "gauge");
+        let _ = writeln!(text, "{name} {value}");
     }
     text
+}
+
+/// Of those that differ in their labels, the first has the help for all.
+fn describe(text: &mut String, name: &str, help: &str, kind: &str) {
+    if !help.is_empty() {
+        let family = name.split('{').next().unwrap_or(name);
+        let _ = write!(text, "# HELP {family} {help}\n# TYPE {family} {kind}\n");
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::login::ANONYMOUS;
 use crate::{blocking::PoolError, oci::Registry};
 
 /// Says what happened to the wish, in words for the client: which registry said what. Never a secret, never a
@@ -51,6 +52,20 @@ pub enum FetchError {
     Malformed { registry: Registry, problem: String },
     #[error("tidegate is busy: {0}")]
     Busy(Busy),
+}
+
+impl FetchError {
+    /// The registry that may say yes to whoever logs in.
+    pub fn lacks_login(&self) -> Option<&Registry> {
+        match self {
+            Self::Refused {
+                registry,
+                who: ANONYMOUS,
+                ..
+            } => Some(registry),
+            _ => None,
+        }
+    }
 }
 
 /// Which part of a registry an answer came from: they are run, limited and mended apart.

@@ -5,6 +5,9 @@ use std::{fmt, pin::Pin, rc::Rc, sync::Arc};
 use super::error::Said;
 use crate::{oci::Credentials, secret::Secret};
 
+/// In messages, for a login without credentials.
+pub(super) const ANONYMOUS: &str = "anonymous access";
+
 /// Who asks. The identity stands for the credentials in keys, also when they are renewed; it is not a secret.
 #[derive(Clone, Debug)]
 pub struct Login {
@@ -40,7 +43,7 @@ impl Login {
         if self.credentials.is_some() {
             "these credentials"
         } else {
-            "anonymous access"
+            ANONYMOUS
         }
     }
 

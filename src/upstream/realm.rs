@@ -23,7 +23,7 @@ use ureq::{
 };
 use zeroize::Zeroizing;
 
-use super::{error::Said, exchange::Way, known_hosts};
+use super::{error::Said, exchange::Way, known_hosts, login::ANONYMOUS};
 use crate::{
     http::{Url, percent_encode_query},
     net::{Addresses, look_up},
@@ -300,7 +300,7 @@ impl Answer {
         let who = if request.credentials.is_some() {
             "these credentials"
         } else {
-            "anonymous access"
+            ANONYMOUS
         };
         match self.status {
             200 => {}

@@ -1,15 +1,21 @@
 //! `tidegate cache`: what is in the cache, is it right, and away with it; beside the running server or on a stopped one.
 
-use std::{fs, io::Read as _, net::TcpStream, os::unix::fs::FileExt as _, process::Output};
+use std::{
+    fs,
+    io::Read as _,
+    net::TcpStream,
+    os::unix::fs::FileExt as _,
+    process::{Command, Output},
+};
 
 use serde_json::Value;
 
 use crate::support::{
     content::{Content, digest},
     http::Connection,
-    programs::wait_until,
+    programs::{self, wait_until},
     scene::{Blob, REPOSITORY, Scene},
-    tidegate::Setup,
+    tidegate::{BINARY, Setup},
 };
 
 const MIB: u64 = 1 << 20;
@@ -360,6 +366,29 @@ fn the_server_that_is_asked_must_have_the_folder() {
     assert_done(&output, "rm on another server");
     assert_eq!(listed_digests(&one), sorted(&blobs));
     assert_eq!(listed_digests(&other), sorted(&blobs[1..]));
+}
+
+/// Nobody named a folder, so the one by default is looked at; a server that was told another is more likely meant.
+#[test]
+fn a_server_with_another_folder_than_the_default_is_told_of() {
+    let (scene, _) = filled(Server::Running);
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let config = home.path().join("tidegate.toml");
+    let admin = scene.tidegate.admin;
+    fs::write(&config, format!("[listener]\nadmin = \"{admin}\"\n")).expect("a writable folder");
+    let output = programs::output(
+        Command::new(BINARY)
+            .args(["cache", "du", "--config"])
+            .arg(&config)
+            .env("XDG_CACHE_HOME", home.path()),
+    );
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("warning: the server at"), "{told}");
+    assert!(told.contains(&format!("--admin {admin}")), "{told}");
+    // Whoever names a folder means it.
+    let output = scene.tidegate.cache_command(&["du"]);
+    assert_done(&output, "du");
+    assert!(output.stderr.is_empty(), "{}", text(&output));
 }
 
 #[test]

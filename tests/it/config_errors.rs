@@ -175,6 +175,23 @@ fn what_is_right_is_said_to_be_right() {
     assert_eq!(checked.code, Some(0), "{}", checked.said);
 }
 
+/// It may be meant so: a container's port may be published on its own machine only.
+#[test]
+fn names_that_lead_others_astray_are_warned_of() {
+    let others = "[listener]\naddresses = [\"127.0.0.1:5000\", \"0.0.0.0:5002\"]\n";
+    for (config, is_warned) in [
+        (others.to_owned(), true),
+        (format!("url = \"http://127.0.0.1:5002\"\n{others}"), true),
+        (format!("url = \"http://build-7:5002\"\n{others}"), false),
+        (String::new(), false),
+    ] {
+        let (checked, _folder) = check(&config);
+        assert_eq!(checked.code, Some(0), "{config}: {}", checked.said);
+        let said = checked.said.contains("`url`");
+        assert_eq!(said, is_warned, "{config}: {}", checked.said);
+    }
+}
+
 #[test]
 fn the_example_that_we_ship_is_right() {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/tidegate.toml");

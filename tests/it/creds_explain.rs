@@ -91,6 +91,10 @@ fn it_says_which_login_matches_and_what_the_registry_says_to_it() {
     assert_eq!(told["chosen"], "the access token is not known");
     assert_eq!(told["registry"], Value::Null);
 
+    let told = explain_json(&tidegate, Some(ADA), &[&image, "--workspace", "9"]);
+    assert_eq!(told["sources"][0]["said"], "knows the access token");
+    assert_eq!(told["chosen"], "workspace 9 is not one of yours");
+
     let told = explain_json(&tidegate, None, &[&image]);
     assert_eq!(told["caller"], "anonymous");
     assert_eq!(told["sources"][0]["name"], "operator");

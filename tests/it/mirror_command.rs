@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{
+    accounts::Accounts,
     content::Content,
     docker_registry::{DockerRegistry, Login, PASSWORD, USER},
     image::Image,
@@ -460,7 +461,7 @@ fn what_is_wrong_is_said_before_anything_is_done() {
         ),
         (
             &["mirror", "alpine", "quay.io/a", "--authfile", &nothing],
-            1,
+            2,
             &nothing,
         ),
         (&["freeze", "alpine", "quay.io"], 2, "is a registry"),
@@ -515,4 +516,23 @@ fn what_a_killed_command_left_is_removed_by_the_next() {
     user.says(&["mirror", &liar.reference("a/b", "v1"), "127.0.0.1:1"]);
     assert!(!Path::new(&left).exists());
     assert!(user.has_no_temporary_files());
+}
+
+#[test]
+fn who_has_no_login_is_told_how_to_get_one() {
+    let accounts = Accounts::none().with(USER, "another password", &["*"]);
+    let liar = Liar::start(Auth::Basic(accounts));
+    liar.image("acme/app", "v1", &[]);
+    let user = User::new();
+    let image = liar.reference("acme/app", "v1");
+    let place = format!("{}/kept", liar.name());
+    let said = user.says(&["mirror", &image, &place]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    let hint = format!("docker login {}", liar.name());
+    assert!(said.told.contains(&hint), "{said:?}");
+    // One that is wrong is another matter.
+    user.logs_in(&liar.name());
+    let said = user.says(&["mirror", &image, &place]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(!said.told.contains("docker login"), "{said:?}");
 }

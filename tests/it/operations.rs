@@ -78,6 +78,57 @@ fn each_request_is_one_line_unless_the_operator_wants_none() {
     }
 }
 
+/// An operator sees which blobs the cache had.
+#[test]
+fn the_log_says_where_a_blob_came_from() {
+    let liar = Liar::open();
+    let image = liar.image("acme/app", "v1", &[Content::of("layer")]);
+    let mut tidegate = Setup::new().liar(&liar).start();
+    let grant = tidegate.grant(&liar.reference("acme/app", "v1"));
+    let blob = grant.blob(&image.layers[0]);
+    assert_eq!(tidegate.get(&blob).text(), "layer");
+    tidegate.wait_until_stored(&image.layers[0]);
+    assert_eq!(tidegate.get(&blob).text(), "layer");
+    assert_eq!(tidegate.get(&grant.manifest("v2")).status(), 404);
+    let answered =
+        |class: &str| tidegate.metric(&format!("tidegate_responses_total{{class=\"{class}\"}}"));
+    // The request, two blobs, and what this asks itself.
+    assert!(answered("2xx") >= 3);
+    assert_eq!((answered("4xx"), answered("5xx")), (1, 0));
+    tidegate.signal("TERM");
+    tidegate.wait();
+    tidegate.log().wait_for_end();
+    for (origin, count) in [("from=\"fill\"", 1), ("from=\"cache\"", 1), ("from=", 2)] {
+        let found = tidegate.log().count(|line| line.contains(origin));
+        assert_eq!(found, count, "{origin}:\n{}", tidegate.log().text());
+    }
+}
+
+/// Names and help as promtool wants them.
+#[test]
+fn metrics_are_as_prometheus_reads_them() {
+    let tidegate = Setup::new().start();
+    let text = http::get(tidegate.admin, "/metrics").text();
+    let mut described = std::collections::BTreeMap::new();
+    for line in text.lines().filter(|line| line.starts_with("# TYPE ")) {
+        let (family, kind) = line[7..].rsplit_once(' ').expect("a kind");
+        let is_new = described.insert(family, kind).is_none();
+        assert!(is_new, "{family} is described twice");
+        assert!(text.contains(&format!("# HELP {family} ")), "{family}");
+        let is_total = family.ends_with("_total");
+        assert_eq!(is_total, kind == "counter", "{family} is a {kind}");
+    }
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let family = line.split(['{', ' ']).next().expect("a name");
+        assert!(described.contains_key(family), "{line} is not described");
+    }
+    assert!(described.contains_key("tidegate_build_info"), "{text}");
+    assert!(
+        described.contains_key("process_start_time_seconds"),
+        "{text}"
+    );
+}
+
 #[test]
 fn a_log_for_machines_is_json_throughout() {
     let liar = Liar::open();
@@ -111,4 +162,36 @@ fn the_admin_listener_serves_no_images() {
     ] {
         assert_eq!(http::get(tidegate.admin, &path).status(), 404, "{path}");
     }
+}
+
+#[test]
+fn the_admin_listener_says_what_it_has() {
+    let tidegate = Setup::new().start();
+    let page = http::get(tidegate.admin, "/").text();
+    for path in ["/livez", "/readyz", "/metrics", "/jobs"] {
+        assert!(page.contains(path), "{path}: {page}");
+        assert_eq!(http::get(tidegate.admin, path).status(), 200, "{path}");
+    }
+}
+
+/// Behind a proxy whose name is not set as `url`, all seems well until somebody pulls.
+#[test]
+fn a_name_that_leads_clients_to_themselves_is_told_once() {
+    let tidegate = Setup::new().start();
+    let ask = |host: &str| {
+        let headers = [("Host", host), ("Content-Type", "application/json")];
+        let path = "/v1alpha2/container";
+        http::request(tidegate.registry, "POST", path, &headers, b"{}").status()
+    };
+    let is_told = |line: &str| line.contains("build-7.example") && line.contains("`url`");
+    assert_eq!(ask("localhost:5000"), 400);
+    assert_eq!(ask("build-7.example"), 400);
+    assert_eq!(ask("build-7.example"), 400);
+    tidegate.log().wait_for(is_told).expect("a line about it");
+    assert_eq!(tidegate.get("/health").status(), 200);
+    tidegate
+        .log()
+        .wait_for(|line| line.contains("/health"))
+        .expect("its line");
+    assert_eq!(tidegate.log().count(|line| line.contains("`url`")), 1);
 }

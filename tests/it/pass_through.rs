@@ -91,3 +91,44 @@ fn nothing_is_pushed_through_us() {
     }
     assert_eq!(liar.requests().len(), before);
 }
+
+/// As Docker asks its `registry-mirrors`, and containerd those of its `hosts.toml`.
+#[test]
+fn mirrors_of_docker_hub_are_asked_without_its_name() {
+    let liar = Liar::open();
+    let image = liar.image("library/alpine", "3", &[Content::of("layer")]);
+    let endpoint = format!("endpoint = \"http://{}\"", liar.name());
+    let tidegate = Setup::new().registry_with("docker.io", &endpoint).start();
+    for path in [
+        "/v2/library/alpine/manifests/3",
+        "/v2/alpine/manifests/3",
+        "/v2/library/alpine/manifests/3?ns=docker.io",
+        "/v2/docker.io/library/alpine/manifests/3",
+    ] {
+        let response = tidegate.get(path);
+        assert_eq!(response.status(), 200, "{path}: {}", response.text());
+        assert_eq!(response.digest(), image.manifest, "{path}");
+    }
+    let blob = format!("/v2/library/alpine/blobs/{}", image.layers[0]);
+    assert_eq!(tidegate.get(&blob).text(), "layer");
+    // Of another registry there is nothing.
+    let other = tidegate.get("/v2/library/alpine/manifests/3?ns=other.example");
+    assert_eq!(other.error_code(), "DENIED", "{}", other.text());
+}
+
+#[test]
+fn docker_hub_can_be_closed() {
+    let liar = Liar::open();
+    liar.image("library/alpine", "3", &[]);
+    let options = format!(
+        "endpoint = \"http://{}\"\nanonymous_pull = false",
+        liar.name()
+    );
+    let tidegate = Setup::new().registry_with("docker.io", &options).start();
+    let response = tidegate.get("/v2/library/alpine/manifests/3");
+    assert_eq!(
+        (response.status(), response.error_code().as_str()),
+        (403, "DENIED")
+    );
+    assert!(liar.requests().is_empty(), "{:?}", liar.requests());
+}

@@ -290,6 +290,25 @@ fn a_server_that_is_not_there_is_named() {
     let (code, name, told) = said(command(&nobody, "request").arg("alpine"));
     assert_eq!((code, name.as_str()), (Some(1), ""), "{told}");
     assert!(told.contains(&nobody), "{told}");
+    assert!(
+        told.contains("--server") && !told.contains("io:"),
+        "it says what to do: {told}"
+    );
+}
+
+#[test]
+fn what_is_no_such_server_is_told_apart() {
+    let other = Server::start_on("127.0.0.1", |request, stream| {
+        respond(request, stream, 404, &[], b"404 page not found\n")
+    });
+    let (code, _, told) = said(command(&format!("http://{}", other.address), "request").arg("a"));
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("no such API"), "{told}");
+    let tidegate = Setup::new().start();
+    let secure = format!("https://{}", tidegate.registry);
+    let (code, _, told) = said(command(&secure, "request").arg("a"));
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("write http://"), "{told}");
 }
 
 #[test]
@@ -305,6 +324,7 @@ fn a_private_authority_is_trusted_when_it_is_named() {
     let image = liar.reference("acme/app", "v1");
     let (code, _, told) = said(command(&server, "request").arg(&image));
     assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("--ca-file"), "{told}");
     let trusting = [
         "--ca-file",
         &authority.roots().join("ca.crt").to_string_lossy(),
@@ -384,7 +404,8 @@ fn an_image_that_is_being_made_is_waited_for() {
         (Some(0), "quay.io/acme/kept:1\n"),
         "{told}"
     );
-    assert!(told.contains("BUILDING"), "{told}");
+    let page = format!("BUILDING: http://{}/view/builds/bd-1", maker.server.address);
+    assert!(told.contains(&page), "{told}");
     let seen = maker.seen();
     let targets: Vec<_> = seen.iter().map(|(_, target, _)| target.as_str()).collect();
     let status = "/v1alpha2/container/0123456789ab/status";
@@ -641,6 +662,16 @@ fn inspect_comes_with_the_callers_login_and_says_why_an_image_is_not_shown() {
     );
 }
 
+/// A shell that is started anew takes it without a word, and knows the commands.
+#[test]
+fn bash_completes_commands() {
+    let script = "source <(\"$0\" completion bash) && COMP_WORDS=(tidegate che) COMP_CWORD=1 && \
+                  _tidegate tidegate che tidegate && echo \"${COMPREPLY[@]}\"";
+    let output = programs::run(Command::new("bash").args(["-c", script, BINARY]));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "check-config\n");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
 /// Both commands teach by example.
 #[test]
 fn help_has_examples() {
@@ -649,5 +680,8 @@ fn help_has_examples() {
         let help = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(help.contains("Examples:\n"), "{help}");
         assert!(help.contains("Exit codes: 0"), "{help}");
+        let output = programs::run(Command::new(BINARY).args(["help", name]));
+        let again = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(again, help);
     }
 }

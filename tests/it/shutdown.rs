@@ -1,13 +1,13 @@
-//! SIGTERM: what runs is finished, nothing new begins.
+//! SIGTERM: what runs is finished, nothing new begins. SIGHUP: not, unless a terminal is closed.
 
-use std::{io::Read, net::TcpStream};
+use std::{fs, io::Read, net::TcpStream, process::Command};
 
 use crate::support::{
     content::{Content, digest},
     http::End,
     liar::{Behaviour, Gate, Liar, blob_path},
-    programs::wait_until,
-    tidegate::{Setup, Tidegate},
+    programs::{self, Process, require, wait_until},
+    tidegate::{BINARY, Setup, Tidegate},
 };
 
 const SIZE: u64 = 8 << 20;
@@ -112,4 +112,52 @@ fn without_work_it_ends_at_once_and_well() {
         .start();
     tidegate.signal("TERM");
     assert_eq!(tidegate.wait().code(), Some(0), "{}", tidegate.log().text());
+}
+
+/// Whoever sends it wants files to be read again, and nobody else's transfer to be cut.
+#[test]
+fn a_hangup_ends_nothing_and_is_told() {
+    let mut tidegate = Setup::new()
+        .launcher(&["env", "--default-signal=HUP"])
+        .start();
+    tidegate.signal("HUP");
+    let told = tidegate.log().wait_for(|line| line.contains("SIGHUP"));
+    assert!(
+        told.is_some_and(|line| line.contains("restart")),
+        "{}",
+        tidegate.log().text()
+    );
+    assert_eq!(tidegate.get("/health").status(), 200);
+    tidegate.signal("TERM");
+    assert_eq!(tidegate.wait().code(), Some(0), "{}", tidegate.log().text());
+}
+
+/// Closing a terminal ends what was started there.
+#[test]
+fn a_hangup_on_a_terminal_ends_it_in_order() {
+    require!("script");
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let pid = home.path().join("pid");
+    let line = format!(
+        "env --default-signal=HUP {BINARY} serve --listen 127.0.0.1:0 --admin 127.0.0.1:0 --state-dir {home}/state \
+         --cache-dir {home}/cache & echo $! > {home}/pid; wait $!; echo exit code $?",
+        home = home.path().display()
+    );
+    let mut script = Process::spawn(
+        "script",
+        programs::command("script").args(["-qec", &line, "/dev/null"]),
+    );
+    let listening = script
+        .log
+        .wait_for(|line| line.contains("clients are told"));
+    assert!(listening.is_some(), "{}", script.log.text());
+    let pid = fs::read_to_string(pid).expect("it was written before");
+    programs::run(Command::new("kill").args(["-HUP", pid.trim()]));
+    script.wait();
+    script.log.wait_for_end();
+    let told = script.log.text();
+    assert!(
+        told.contains("exit code 0") && !told.contains("SIGHUP"),
+        "{told}"
+    );
 }

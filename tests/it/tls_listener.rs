@@ -313,6 +313,18 @@ fn a_blob_that_has_left_memory_is_read_from_disk() {
     assert_eq!(scene.request("GET", &path, &[]).digest(), scene.layers[0]);
 }
 
+/// What it tells people to type works.
+#[test]
+fn the_first_page_has_the_scheme_in_its_example() {
+    let scene = Scene::new(&[], "");
+    let page = scene.request("GET", "/", &[]).text();
+    let example = format!(
+        "curl -s https://{}/v1alpha2/container",
+        scene.tidegate.registry
+    );
+    assert!(page.contains(&example), "{page}");
+}
+
 #[test]
 fn plain_http_is_told_to_use_https_and_garbage_is_cut() {
     let scene = Scene::new(&[], "");

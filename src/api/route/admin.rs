@@ -11,6 +11,8 @@ use crate::{
 /// What is asked for on the operator's listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdminRoute {
+    /// `GET /`
+    Landing,
     /// `GET /livez`
     Live,
     /// `GET /readyz`
@@ -69,6 +71,7 @@ impl AdminRoute {
             };
         }
         let route = match path {
+            "/" => Self::Landing,
             "/livez" => Self::Live,
             "/readyz" => Self::Ready,
             "/metrics" => Self::Metrics,
@@ -213,7 +216,8 @@ mod tests {
             (Method::Head, "/readyz", Ok(AdminRoute::Ready)),
             (Method::Get, "/metrics", Ok(AdminRoute::Metrics)),
             (Method::Post, "/metrics", Err(READ)),
-            (Method::Get, "/", Err("path")),
+            (Method::Get, "/", Ok(AdminRoute::Landing)),
+            (Method::Post, "/", Err("GET, HEAD")),
             (Method::Get, "/metrics/", Err("path")),
             (Method::Get, "/v2/", Err("path")),
         ] {

@@ -66,7 +66,7 @@ pub(super) enum FindError {
         cause: KeeperError,
     },
     #[error(
-        "the server at {admin} (listener.admin in --config, or --admin) has its cache in {}, not in {}",
+        "the server at {admin} (listener.admin in --config, or --admin) has its cache in {}, not in {}; --admin {admin} asks it",
         theirs.display(), ours.display()
     )]
     OtherFolder {
@@ -98,6 +98,9 @@ impl Keeper {
         });
         let directory = config.cache_directory()?;
         let server = Running::at(config.listener.admin);
+        if config.cache.directory.is_none() {
+            server.warn_if_elsewhere(&directory);
+        }
         // Whose folder it is decides whose files would be made in it: the server could not open another's.
         let owner = match fs::metadata(directory.join("lock")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -263,6 +266,17 @@ impl Running {
             theirs: report.directory.clone(),
             ours: directory,
         })
+    }
+
+    /// A server that was told other folders than the defaults is more likely meant than what lies at the defaults.
+    fn warn_if_elsewhere(&self, directory: &Path) {
+        let Ok(report) = self.report() else {
+            return;
+        };
+        let asked = Self::at(self.0.admin);
+        if let Err(elsewhere) = asked.of_folder(&report, directory.to_owned()) {
+            eprintln!("tidegate: warning: {elsewhere}");
+        }
     }
 
     fn ask<T: DeserializeOwned>(&self, method: &str, path: &str) -> Result<T, KeeperError> {

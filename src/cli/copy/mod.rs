@@ -5,6 +5,7 @@ mod display;
 mod logins;
 
 use std::{
+    fs::File,
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -41,7 +42,7 @@ Environment:
 
 Only the copy's name goes to standard output, or with -o what came of it. How far it is goes to standard error.
 Exit codes: 0 the copy is there; 1 it could not be made; 2 wrong arguments or configuration; 130 interrupted (143:
-terminated), and nothing is left half done: what was copied before serves the next try.";
+terminated, 129: the terminal was closed), and nothing is left half done: what was copied before serves the next try.";
 
 /// Where images come from and go to.
 #[derive(clap::Args)]
@@ -159,7 +160,17 @@ impl Failure {
     }
 
     /// What else may be done, in this command's words.
-    fn advice(&self) -> &'static str {
+    fn advice(&self) -> String {
+        let lacks_login = match self {
+            Self::Pull(PullError::Fetch(error)) => error.lacks_login(),
+            Self::Copy(error) => error.lacks_login(),
+            _ => None,
+        };
+        if let Some(registry) = lacks_login {
+            return format!(
+                "; there is no login for {registry}: `docker login {registry}` writes one, or name a file with --authfile"
+            );
+        }
         let absent = |error: &PullError| {
             matches!(error, PullError::Overlay(AugmentError::NoPlatform { .. }))
         };
@@ -174,8 +185,8 @@ impl Failure {
             _ => false,
         };
         match is_absent {
-            true => "; choose of these with --platform",
-            false => "",
+            true => "; choose of these with --platform".to_owned(),
+            false => String::new(),
         }
     }
 
@@ -265,6 +276,12 @@ impl Surroundings {
             Some(Ok(Loaded { config, .. })) => config,
             Some(Err(problems)) => return Err(Failure::Config(problems)),
         };
+        for file in &self.authfile {
+            if let Err(error) = File::open(file) {
+                let file = file.display();
+                return Err(Failure::Arguments(format!("--authfile {file}: {error}")));
+            }
+        }
         let files = match self.authfile.is_empty() {
             true => logins::files(),
             false => self.authfile.clone(),

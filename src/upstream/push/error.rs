@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::UploadError;
+use super::{super::login::ANONYMOUS, UploadError};
 use crate::{
     oci::{Digest, Registry, Repository},
     upstream::{Busy, Said},
@@ -93,6 +93,18 @@ pub enum PushError {
 }
 
 impl PushError {
+    /// The registry that may say yes to whoever logs in.
+    pub fn lacks_login(&self) -> Option<&Registry> {
+        match self {
+            Self::Refused {
+                registry,
+                who: ANONYMOUS,
+                ..
+            } => Some(registry),
+            _ => None,
+        }
+    }
+
     /// Whether the same push may fare better later.
     pub fn is_transient(&self) -> bool {
         match self {
