@@ -48,6 +48,7 @@ mod mirror_command;
 mod mirror_jobs;
 mod mirror_troubles;
 mod mirrored_images;
+mod moved_tags;
 mod operations;
 mod overlays;
 mod pages;

@@ -78,9 +78,9 @@ impl Jobs {
         attempt: Attempt,
         now: SystemTime,
     ) -> Option<Duration> {
-        let (tries, started) = {
+        let (tries, started, given_up) = {
             let state = lock(&live.state);
-            (state.tries, state.started)
+            (state.tries, state.started, state.given_up.clone())
         };
         let outcome = match attempt {
             Attempt::Copied(copied) => {
@@ -92,8 +92,8 @@ impl Jobs {
                     bytes: copied.bytes,
                 }
             }
+            Attempt::Failed(_) if let Some(why) = given_up => why,
             Attempt::Failed(CopyError::Cancelled) => Outcome::Cancelled,
-            Attempt::Failed(_) if live.progress.is_cancelled() => Outcome::Cancelled,
             Attempt::Failed(error) => {
                 let pause = pause(tries, &error);
                 let left = started.map(|started| {
@@ -185,6 +185,7 @@ impl Jobs {
                 *load = load.saturating_sub(1);
             }
             table.queue.end(&live.job.tenant);
+            table.let_next_in(&live.job);
         }
         if matches!(phase, Phase::Ended(_)) {
             // Who asks from now on begins anew, or is told what is on disk.

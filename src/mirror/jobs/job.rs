@@ -4,8 +4,9 @@
 //! {"format":1, "id":…, "kind":"mirror"|"freeze", "tenant":…, "key":…,
 //!  "image":<as it was asked for>, "source":…, "digest":…, "target":…, "platform":…,
 //!  "user":…, "zone":"+01:00", "created":<ns since 1970>, "reading":<token>,
-//!  "attempts":…, "holders":…,
-//!  "ended":{"at":<ns>, "outcome":{"done":{"digest":…, …}} | {"failed":<reason>} | "timed_out" | "cancelled"}}   absent: not yet
+//!  "attempts":…, "holders":…, "superseded_by":<id>,                                                  absent: by none
+//!  "ended":{"at":<ns>, "outcome":{"done":{"digest":…, …}} | {"failed":<reason>} | "timed_out" | "cancelled"
+//!                                | {"superseded":{"by":<id>}}}}                                      absent: not yet
 //! ```
 //! There is no secret in it: whose logins serve the job is with the grant that `reading` stands for, in the store of requests.
 
@@ -130,6 +131,11 @@ pub enum Outcome {
     Failed(String),
     TimedOut,
     Cancelled,
+    /// Another image was asked for by the same name since.
+    Superseded {
+        #[serde(with = "as_text")]
+        by: JobId,
+    },
 }
 
 impl Outcome {
@@ -144,6 +150,9 @@ impl Outcome {
             Self::Failed(reason) => Some(reason.clone()),
             Self::TimedOut => Some("the job timed out (mirror.job_timeout)".to_owned()),
             Self::Cancelled => Some("the job was cancelled".to_owned()),
+            Self::Superseded { by } => Some(format!(
+                "superseded by job {by}, which was asked for later and puts another image there"
+            )),
         }
     }
 }
@@ -180,6 +189,13 @@ pub(super) struct Entry {
     pub(super) attempts: u32,
     /// Requests that hang on it and were not revoked.
     pub(super) holders: u32,
+    /// It is to end for this one.
+    #[serde(
+        default,
+        with = "as_text::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(super) superseded_by: Option<JobId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) ended: Option<Ended>,
 }
@@ -201,6 +217,7 @@ impl Entry {
             job,
             attempts: 0,
             holders: 1,
+            superseded_by: None,
             ended: None,
         }
     }
@@ -375,6 +392,7 @@ mod tests {
             (None, None),
             (job.platform.clone(), Some(Outcome::TimedOut)),
             (None, Some(Outcome::Cancelled)),
+            (None, Some(Outcome::Superseded { by: job.id.clone() })),
             (None, Some(Outcome::Failed("denied".to_owned()))),
             (None, Some(Outcome::Done { digest, bytes: 7 })),
         ] {

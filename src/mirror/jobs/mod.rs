@@ -1,11 +1,12 @@
 //! Copies as jobs: taken from whoever asks, kept across restarts, run on the cores when it is their turn, and told of
 //! afterwards. What a copy does is `mirror`'s; here is who gets one, when, how often, and what became of it.
 //!
-//! Invariants: of equal wishes of one tenant one job runs, and no tenant is told of another's. A job is on disk before its id is
-//! told; what a process did not finish, the next one does again, and finds at the target what is there already. Every job ends:
-//! by its own end, by `job_timeout`, by its last attempt, or because whoever asked took it back.
+//! Invariants: of equal wishes of one tenant one job runs, and no tenant is told of another's. Of unequal ones for one name the
+//! last has effect (succession.rs). A job is on disk before its id is told; what a process did not finish, the next one does again,
+//! and finds at the target what is there already. Every job ends: by its own end, by `job_timeout`, by its last attempt, because
+//! whoever asked took it back, or because he asked for something else by the same name.
 //!
-//! All of this blocks, but for `run` (worker.rs), `counts` and `totals`.
+//! All of this blocks, but for `run` (worker.rs), `counts`, `totals` and `is_contested`.
 
 mod course;
 mod id;
@@ -14,6 +15,7 @@ mod journal;
 mod live;
 mod queue;
 mod store;
+mod succession;
 mod worker;
 
 pub use id::{JobId, JobIdError};
@@ -34,6 +36,7 @@ use self::{
     live::{Live, Phase},
     queue::{Limits, Queue},
     store::Store,
+    succession::GivenUp,
 };
 use super::{Options, Totals};
 use crate::{
@@ -166,10 +169,14 @@ impl Jobs {
         match jobs.store.unfinished() {
             Ok(unfinished) => {
                 for (entry, log) in unfinished {
-                    let is_wanted = entry.holders > 0;
+                    let given_up = match (entry.holders, entry.superseded_by) {
+                        (0, _) => Some(Outcome::Cancelled),
+                        (_, Some(by)) => Some(Outcome::Superseded { by }),
+                        (_, None) => None,
+                    };
                     let live = Arc::new(Live::of(entry.job, Journal::of(log), entry.attempts));
-                    if !is_wanted {
-                        jobs.end(&live, Outcome::Cancelled, SystemTime::now());
+                    if let Some(outcome) = given_up {
+                        jobs.end(&live, outcome, SystemTime::now());
                         continue;
                     }
                     if entry.attempts >= MOST_ATTEMPTS {
@@ -212,6 +219,7 @@ impl Jobs {
         lock(&self.table).queue.admit(&tenant)?;
         let id = JobId::random(wish.kind, number);
         let live = Arc::new(self.begin(wish, id.clone(), key, tenant, now)?);
+        self.supersede_others(&live.job, now);
         self.enter(&live);
         self.dispatch();
         tracing::info!(job = %id, source = %live.job.source, target = %live.job.target, caller = live.job.user,
@@ -278,7 +286,9 @@ impl Jobs {
             }
         ));
         let log = lock(&live.journal).text();
-        if let Err(error) = self.store.insert(&live.job, &log) {
+        let superseded = self.others_for(&live.job.tenant, &live.job.target);
+        let superseded: Vec<JobId> = superseded.iter().map(|it| it.job.id.clone()).collect();
+        if let Err(error) = self.store.insert(&live.job, &log, &superseded) {
             self.forget_reading(&live.job, now);
             return Err(error.into());
         }
@@ -349,32 +359,14 @@ impl Jobs {
         let Some(live) = self.live(id) else {
             return false;
         };
-        live.progress.cancel();
-        let is_idle = {
-            let mut table = lock(&self.table);
-            let mut state = lock(&live.state);
-            match state.phase {
-                Phase::Waiting => {
-                    table
-                        .queue
-                        .remove(&live.job.tenant, |waiting| waiting == id);
-                    // Whoever looks for a turn for it finds that it has had it.
-                    state.phase = Phase::Pausing;
-                    true
+        match self.give_up(&live, Outcome::Cancelled, now) {
+            GivenUp::Over => return false,
+            GivenUp::Ended => {}
+            GivenUp::Ending => {
+                if let Err(error) = self.store.change(id, None, |entry| entry.holders = 0) {
+                    tracing::warn!(job = %id, %error, "that a job is cancelled cannot be written; a restart would take it up again");
                 }
-                Phase::Pausing => true,
-                // The copy sees it, and comes to its end. Who asks meanwhile wants another.
-                Phase::Running { .. } => {
-                    table.forget_key(&live.job);
-                    false
-                }
-                Phase::Ended(_) => return false,
             }
-        };
-        if is_idle {
-            self.end(&live, Outcome::Cancelled, now);
-        } else if let Err(error) = self.store.change(id, None, |entry| entry.holders = 0) {
-            tracing::warn!(job = %id, %error, "that a job is cancelled cannot be written; a restart would take it up again");
         }
         true
     }
@@ -420,7 +412,10 @@ impl Jobs {
         let id = &live.job.id;
         table.live.insert(id.clone(), Arc::clone(live));
         table.by_key.insert(live.job.key.clone(), id.clone());
-        table.queue.push(&live.job.tenant, id.clone());
+        match table.is_taken(live) {
+            true => lock(&live.state).phase = Phase::Behind,
+            false => table.queue.push(&live.job.tenant, id.clone()),
+        }
     }
 }
 

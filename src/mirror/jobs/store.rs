@@ -46,10 +46,25 @@ impl Store {
         Ok(Self(Database::open(state_directory, "jobs", &tables)?))
     }
 
-    pub(super) fn insert(&self, job: &Job, log: &str) -> Result<(), StoreError> {
+    /// A new one, for which others are to end: none of them is taken up again beside it.
+    pub(super) fn insert(
+        &self,
+        job: &Job,
+        log: &str,
+        superseded: &[JobId],
+    ) -> Result<(), StoreError> {
         let entry = Entry::new(job.clone()).encode();
         let id = job.id.as_str();
         self.0.write(|writing| {
+            for other in superseded {
+                let other = other.as_str();
+                let bytes = writing.get(JOBS, other)?;
+                let Some(Ok(mut entry)) = bytes.map(|bytes| Entry::decode(&bytes)) else {
+                    continue;
+                };
+                entry.superseded_by = Some(job.id.clone());
+                writing.put(JOBS, other, &entry.encode())?;
+            }
             writing.put(JOBS, id, &entry)?;
             writing.put(LOGS, id, log.as_bytes())?;
             writing.put(LATEST, job.key.as_str(), id.as_bytes())?;

@@ -535,3 +535,116 @@ fn jobs_are_spread_over_cores() {
     }
     assert_eq!(lock(&scene.jobs().table).load, [2, 2]);
 }
+
+/// The same name, and what its source's tag is since it has moved.
+fn moved() -> Wish {
+    Wish {
+        digest: Digest::of(b"a newer image"),
+        ..wish("r.example/a:v1")
+    }
+}
+
+fn superseded(scene: &Scene, id: &JobId, by: &JobId) -> bool {
+    let by = by.clone();
+    let outcome = scene.record(id).ended.map(|ended| ended.outcome);
+    outcome == Some(Outcome::Superseded { by })
+}
+
+#[test]
+fn what_is_asked_for_last_by_a_name_comes_last() {
+    let scene = Scene::new();
+    let first = scene.going(wish("r.example/a:v1"));
+    let other_tenants = scene.going(wish_of(user("eve", None), "r.example/a:v1"));
+    let other_name = scene.going(wish("r.example/a:v2"));
+    let live = scene.jobs().live(&first).expect("it is not over");
+    let second = scene.going(moved());
+    assert!(live.progress.is_cancelled());
+    assert!(
+        !scene.is_running(&second),
+        "the first is still at the target"
+    );
+    assert_eq!(scene.going(moved()), second);
+    // However its copy comes to its end.
+    assert!(scene.attempted(&first, busy()).is_none());
+    assert!(superseded(&scene, &first, &second));
+    assert!(scene.log(&first).contains(second.as_str()));
+    assert!(scene.is_running(&second));
+    // Back to the first again: what pauses ends at once.
+    assert!(scene.attempted(&second, busy()).is_some());
+    let third = scene.going(wish("r.example/a:v1"));
+    assert!(superseded(&scene, &second, &third));
+    assert!(scene.is_running(&third));
+    for id in [&other_tenants, &other_name] {
+        assert!(scene.is_running(id), "it is nothing to {id}");
+    }
+}
+
+#[test]
+fn of_those_behind_a_copy_only_the_last_is_left() {
+    let scene = Scene::new();
+    let first = scene.going(wish("r.example/a:v1"));
+    let second = scene.going(moved());
+    let third = scene.going(Wish {
+        digest: Digest::of(b"the newest image"),
+        ..wish("r.example/a:v1")
+    });
+    assert!(superseded(&scene, &second, &third));
+    // It was at its tag already.
+    assert!(scene.attempted(&first, copied()).is_none());
+    assert!(scene.record(&first).is_done());
+    assert!(scene.is_running(&third));
+    assert!(scene.attempted(&third, copied()).is_none());
+    let none = Counts {
+        waiting: 0,
+        running: 0,
+    };
+    assert_eq!(scene.jobs().counts(), none);
+    assert!(scene.jobs().unfinished().is_empty());
+}
+
+#[test]
+fn one_that_waits_for_its_turn_ends_for_what_is_asked_for_later() {
+    let scene = Scene::with(Options {
+        max_running: 1,
+        ..Options::default()
+    });
+    let running = scene.going(wish("r.example/a:v2"));
+    let first = scene.going(wish("r.example/a:v1"));
+    let second = scene.going(moved());
+    assert!(superseded(&scene, &first, &second));
+    assert_eq!(scene.jobs().counts().waiting, 1);
+    assert!(scene.attempted(&running, copied()).is_none());
+    assert!(scene.is_running(&second));
+}
+
+#[test]
+fn a_restart_does_not_take_up_what_was_superseded() {
+    let mut scene = Scene::new();
+    let first = scene.going(wish("r.example/a:v1"));
+    // Its clock was put back since.
+    let past = SystemTime::now() - Duration::from_secs(3600);
+    let second = scene.jobs().submit(moved(), past);
+    let second = second.unwrap_or_else(|error| panic!("{error}"));
+    scene.restart();
+    assert!(superseded(&scene, &first, second.id()));
+    assert!(scene.is_running(second.id()));
+    assert_eq!(scene.jobs().unfinished().len(), 1);
+}
+
+#[test]
+fn what_stands_there_says_nothing_while_another_image_is_on_its_way() {
+    let scene = Scene::new();
+    let (asked, newer) = (wish("r.example/a:v1"), moved());
+    let tenant = Tenant::of(&asked.request.caller);
+    let is_contested = |wish: &Wish| {
+        let jobs = scene.jobs();
+        jobs.is_contested(&tenant, &wish.target, &wish.digest)
+    };
+    let going = scene.going(moved());
+    assert!(is_contested(&asked));
+    assert!(!is_contested(&newer));
+    assert!(scene.jobs().cancel(&going, SystemTime::now()));
+    assert!(is_contested(&asked), "its copy has not seen it");
+    assert!(scene.attempted(&going, denied()).is_none());
+    assert!(!is_contested(&asked));
+}
