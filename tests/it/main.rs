@@ -77,4 +77,5 @@ mod tls_listener;
 mod unusual_bodies;
 mod upstream_tokens;
 mod validation;
+mod wanted_platforms;
 mod wave_clients;
