@@ -38,6 +38,7 @@ mod eviction;
 mod frozen_images;
 mod frozen_indexes;
 mod full_disk;
+mod given_up;
 mod healing;
 mod http_edge;
 mod inspection;

@@ -56,8 +56,8 @@ fn a_slow_mirror_does_not_move_a_tag_back() {
     tag(scene, 2);
     let second = scene.mirror(&image(scene));
     assert_ne!(second["buildId"], first["buildId"]);
-    gate.open();
     scene.succeeds(&second);
+    gate.open();
     scene.finished(first);
     scene.assert_same("acme/app", "v1");
 }
@@ -68,13 +68,16 @@ fn whoever_waits_for_the_earlier_image_is_told_that_there_is_a_later_one() {
     let moving = Moving::new();
     let Moving { scene, first, gate } = &moving;
     tag(scene, 2);
+    let halting = Obstacle::Gated(50_000, gate.clone());
+    scene.passage.put_often(Kind::Bytes, &halting, 1);
     let second = scene.mirror(&image(scene));
+    scene.passage.wait_for_halted(2);
     tag(scene, 3);
     let third = scene.mirror(&image(scene));
     moving.assert_superseded(&second, &third);
-    gate.open();
     moving.assert_superseded(first, &second);
     scene.succeeds(&third);
+    gate.open();
     scene.assert_same("acme/app", "v1");
 }
 
@@ -94,9 +97,9 @@ fn an_image_that_is_there_is_mirrored_again_if_another_is_on_its_way() {
     // Back to what stands at the target still.
     tag(scene, 1);
     let third = scene.mirror(&image(scene));
-    gate.open();
     moving.assert_superseded(&second, &third);
     scene.succeeds(&third);
+    gate.open();
     scene.assert_same("acme/app", "v1");
 }
 

@@ -32,7 +32,9 @@ impl Jobs {
     /// Gives those whose turn it is to the cores that have the least to do.
     pub(super) fn dispatch(&self) {
         let mut table = lock(&self.table);
-        while let Some(id) = table.queue.take() {
+        while !table.is_closing
+            && let Some(id) = table.queue.take()
+        {
             let Some(live) = table.live.get(&id).cloned() else {
                 continue;
             };
@@ -93,7 +95,13 @@ impl Jobs {
                 }
             }
             Attempt::Failed(_) if let Some(why) = given_up => why,
-            Attempt::Failed(CopyError::Cancelled) => Outcome::Cancelled,
+            // The process is to end.
+            Attempt::Failed(_) if live.progress.is_cancelled() => {
+                live.note("tidegate was stopped; the job goes on when it is started again");
+                self.write_attempt(live);
+                self.stop(live, Phase::Pausing);
+                return None;
+            }
             Attempt::Failed(error) => {
                 let pause = pause(tries, &error);
                 let left = started.map(|started| {
@@ -186,6 +194,7 @@ impl Jobs {
             }
             table.queue.end(&live.job.tenant);
             table.let_next_in(&live.job);
+            self.stopped.notify_all();
         }
         if matches!(phase, Phase::Ended(_)) {
             // Who asks from now on begins anew, or is told what is on disk.

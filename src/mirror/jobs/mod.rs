@@ -6,7 +6,8 @@
 //! and finds at the target what is there already. Every job ends: by its own end, by `job_timeout`, by its last attempt, because
 //! whoever asked took it back, or because he asked for something else by the same name.
 //!
-//! All of this blocks, but for `run` (worker.rs), `counts`, `totals` and `is_contested`.
+//! All of this blocks, but for `run` (worker.rs), `counts`, `totals`,
+//! `is_contested` and `interrupt`.
 
 mod course;
 mod id;
@@ -27,7 +28,7 @@ pub use worker::run;
 use std::{
     collections::HashMap,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{Arc, Condvar, Mutex},
     time::{Duration, SystemTime},
 };
 
@@ -114,6 +115,8 @@ pub struct Jobs {
     pool: Arc<Pool>,
     options: Options,
     table: Mutex<Table>,
+    /// A job of the table runs no more.
+    stopped: Condvar,
     /// What each core is to run.
     cores: Vec<Inbox<Arc<Live>>>,
     /// Held while it is decided whether a wish becomes a job, disk included.
@@ -127,6 +130,8 @@ struct Table {
     queue: Queue<JobId>,
     /// Running jobs of each core.
     load: Vec<usize>,
+    /// The process is to end: no job gets a turn any more.
+    is_closing: bool,
 }
 
 /// How many there are.
@@ -162,7 +167,9 @@ impl Jobs {
                 by_key: HashMap::new(),
                 queue,
                 load: vec![0; core_count],
+                is_closing: false,
             }),
+            stopped: Condvar::new(),
             cores: (0..core_count).map(|_| Inbox::default()).collect(),
             deciding: Mutex::new(()),
         };
@@ -369,6 +376,29 @@ impl Jobs {
             }
         }
         true
+    }
+
+    /// The process is to end: what runs takes back what it has begun at its target, and is left to the next start.
+    pub fn interrupt(&self) {
+        let mut table = lock(&self.table);
+        table.is_closing = true;
+        for live in table.live.values() {
+            if matches!(lock(&live.state).phase, Phase::Running { .. }) {
+                live.progress.cancel();
+            }
+        }
+    }
+
+    /// Whether nothing runs any more, after at most this time.
+    pub fn wait_until_idle(&self, most: Duration) -> bool {
+        let is_busy = |table: &mut Table| table.queue.running() > 0;
+        let waited = self
+            .stopped
+            .wait_timeout_while(lock(&self.table), most, is_busy);
+        match waited {
+            Ok((_, waited)) => !waited.timed_out(),
+            Err(_) => false,
+        }
     }
 
     /// Deletes records that have been kept long enough, and says how many. To be called now and then.

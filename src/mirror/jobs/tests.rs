@@ -648,3 +648,28 @@ fn what_stands_there_says_nothing_while_another_image_is_on_its_way() {
     assert!(scene.attempted(&going, denied()).is_none());
     assert!(!is_contested(&asked));
 }
+
+#[test]
+fn what_runs_when_the_process_is_stopped_is_left_to_the_next() {
+    let mut scene = Scene::with(Options {
+        max_running: 1,
+        ..Options::default()
+    });
+    let running = scene.going(wish("r.example/a:v1"));
+    let waiting = scene.going(wish("r.example/a:v2"));
+    let live = scene.jobs().live(&running).expect("it is not over");
+    scene.jobs().interrupt();
+    assert!(live.progress.is_cancelled());
+    assert!(!scene.jobs().wait_until_idle(Duration::from_millis(1)));
+    let cancelled = Attempt::Failed(CopyError::Cancelled);
+    assert!(scene.attempted(&running, cancelled).is_none());
+    assert!(scene.jobs().wait_until_idle(Duration::from_secs(3600)));
+    assert!(!scene.is_running(&waiting));
+    drop(live);
+    scene.restart();
+    assert!(scene.is_running(&running), "it was there first");
+    for id in [&running, &waiting] {
+        assert!(scene.record(id).ended.is_none(), "{id}");
+    }
+    assert!(scene.log(&running).contains("tidegate was stopped"));
+}
