@@ -17,10 +17,10 @@ use crate::{
     blocking::Errand,
     mirror::{
         CopyError, Destination, Frozen, NameError,
-        jobs::{JobId, SubmitError, Taken, Tenant, Wish},
+        jobs::{JobId, SubmitError, Taken, Wish},
     },
     oci::{Digest, Platforms, Reference},
-    requests::{ContainerRequest, Durable, DurableKind, Grant, Purpose},
+    requests::{ContainerRequest, Durable, DurableKind, Grant, Purpose, Tenant},
 };
 
 /// What is asked for, and that it exists.

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use super::{CopyError, State, contents::Part, copying::Copying, jobs::Tenant, progress::Tracked};
+use super::{CopyError, State, contents::Part, copying::Copying, progress::Tracked};
 use crate::{
     net::Piece,
     oci::Repository,
     pull::{BlobHead, Body, BodyError, FetchError, OpenBlob, PullError},
+    requests::Tenant,
     upstream::{Login, Mount, Upload, UploadError},
 };
 

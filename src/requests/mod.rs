@@ -19,6 +19,7 @@ mod redb;
 mod refreshable;
 mod runs;
 mod stored_overlay;
+mod tenant;
 mod token;
 
 pub use belongings::KeepError;
@@ -31,6 +32,7 @@ pub use grant::Grant;
 pub use record::{Record, RecordError, RecordedUser};
 pub use refreshable::{CallerId, DueCaller, Standing};
 pub use runs::{DueRun, Lease, RunId, RunState};
+pub use tenant::Tenant;
 pub use token::{Token, TokenError};
 
 use std::{

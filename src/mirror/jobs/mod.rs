@@ -21,7 +21,7 @@ mod worker;
 
 pub use id::{JobId, JobIdError};
 pub use job::{Ended, Job, JobKey, JobRecord, Outcome};
-pub use queue::{Full, Tenant};
+pub use queue::Full;
 pub use store::{OpenError, StoreError};
 pub use worker::run;
 
@@ -43,7 +43,9 @@ use super::{Options, Totals};
 use crate::{
     blocking::{Inbox, Pool, lock},
     oci::{Digest, Platforms, Reference, TagOrDigest},
-    requests::{self, ContainerRequest, DurableKind, Purpose, Requests, Token, unix_nanoseconds},
+    requests::{
+        self, ContainerRequest, DurableKind, Purpose, Requests, Tenant, Token, unix_nanoseconds,
+    },
 };
 
 /// Longer than a job may wait and run: a full queue of slow copies is worked off in a day.

@@ -11,12 +11,13 @@ use std::{
 };
 
 use super::{
-    Job, Jobs, Outcome, Table, Tenant,
+    Job, Jobs, Outcome, Table,
     live::{Live, LiveState, Phase},
 };
 use crate::{
     blocking::lock,
     oci::{Digest, Reference},
+    requests::Tenant,
 };
 
 /// What giving up a job came to.
