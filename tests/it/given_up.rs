@@ -52,6 +52,8 @@ impl Stalled {
             let deleted = requests.iter().filter(|request| request.method == "DELETE");
             deleted.count() >= expected
         });
+        // The target has ended nothing.
+        assert_eq!(self.scene.passage.at_gates(), LAYERS.len());
     }
 }
 

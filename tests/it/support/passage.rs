@@ -108,6 +108,8 @@ struct Seen {
     requests: Vec<Request>,
     /// How many requests have come to their gates.
     halted: usize,
+    /// And how many are there still.
+    at_gates: usize,
     /// Of bodies, to the registry.
     carried: u64,
 }
@@ -202,6 +204,11 @@ impl Passage {
     /// Waits until so many have come to their gates.
     pub fn wait_for_halted(&self, count: usize) {
         self.wait_while("uploads at their gates", |seen| seen.halted < count);
+    }
+
+    /// Requests that wait at their gates.
+    pub fn at_gates(&self) -> usize {
+        self.state.seen().at_gates
     }
 
     fn wait_while(&self, what: &str, is_missing: impl Fn(&Seen) -> bool) {
@@ -299,7 +306,10 @@ impl State {
                         self.seen().halted += 1;
                         self.changed.notify_all();
                     }
-                    gate.wait()?;
+                    self.seen().at_gates += 1;
+                    let opened = gate.wait();
+                    self.seen().at_gates -= 1;
+                    opened?;
                     self.carry_body(&mut body, u64::MAX, registry)?;
                 }
                 Obstacle::Unanswered => {
