@@ -111,8 +111,9 @@ impl Jobs {
                 let has_time = left.is_none_or(|left| left > pause);
                 if error.is_transient() && tries < self.options.attempts && has_time {
                     live.note(&format!(
-                        "attempt {tries} of {}: {error}; again in {}",
+                        "attempt {tries} of {}: {}; again in {}",
                         self.options.attempts,
+                        shortened(&error.to_string()),
                         humantime::format_duration(Duration::from_secs(pause.as_secs().max(1)))
                     ));
                     self.stop(live, Phase::Pausing);
@@ -121,7 +122,7 @@ impl Jobs {
                     return Some(pause);
                 }
                 lock(&live.journal).items(&live.progress);
-                Outcome::Failed(error.to_string())
+                Outcome::Failed(shortened(&error.to_string()))
             }
             Attempt::Unreadable(reason) => Outcome::Failed(reason),
             Attempt::TimedOut => {
@@ -251,6 +252,15 @@ impl Jobs {
         if let Err(error) = self.requests.revoke(&job.reading, now) {
             tracing::warn!(job = %job.id, %error, "what a job read from is kept until it expires");
         }
+    }
+}
+
+/// It is kept twice, and a registry's words are in it.
+fn shortened(reason: &str) -> String {
+    const LONGEST: usize = 4096;
+    match reason.get(..reason.floor_char_boundary(LONGEST)) {
+        Some(start) if start.len() < reason.len() => format!("{start}…"),
+        _ => reason.to_owned(),
     }
 }
 

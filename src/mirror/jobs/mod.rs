@@ -403,17 +403,16 @@ impl Jobs {
         }
     }
 
-    /// Deletes records that have been kept long enough, and says how many. To be called now and then.
+    /// Deletes records that have been kept long enough, and the oldest of too many, and says how many. To be called now and then.
     pub fn purge(&self, now: SystemTime) -> Result<usize, StoreError> {
         self.write_unwritten();
         let retention = u64::try_from(self.options.record_retention.as_nanos());
         let retention = retention.unwrap_or(u64::MAX);
-        let Some(before) = unix_nanoseconds::from_time(now).checked_sub(retention) else {
-            return Ok(0);
-        };
+        let before = unix_nanoseconds::from_time(now).saturating_sub(retention);
         let mut purged = 0;
         loop {
-            let count = self.store.purge_some(before)?;
+            let excess = self.store.ended()?.saturating_sub(self.options.max_records);
+            let count = self.store.purge_some(before, excess)?;
             purged += count;
             if count == 0 {
                 return Ok(purged);

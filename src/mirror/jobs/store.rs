@@ -150,14 +150,21 @@ impl Store {
         Ok(unfinished)
     }
 
-    /// Deletes some of those that ended before an instant, and says how many: none when no more are left.
-    pub(super) fn purge_some(&self, before: u64) -> Result<usize, StoreError> {
+    /// How many are over.
+    pub(super) fn ended(&self) -> Result<usize, StoreError> {
+        Ok(self.0.read(|reading| reading.count(ENDS))?)
+    }
+
+    /// Deletes some of the `excess` that ended first, else of those that ended before an instant, and says how many: none when no
+    /// more are left.
+    pub(super) fn purge_some(&self, before: u64, excess: usize) -> Result<usize, StoreError> {
         /// Some milliseconds: whoever asks for a job meanwhile waits for the transaction.
         const PURGE_COUNT: usize = if cfg!(test) { 2 } else { 500 };
         let end = end_key(before, "");
-        let oldest = self
-            .0
-            .read(|reading| reading.keys(ENDS, Some(&end), PURGE_COUNT))?;
+        let oldest = self.0.read(|reading| match excess {
+            0 => reading.keys(ENDS, Some(&end), PURGE_COUNT),
+            _ => reading.keys(ENDS, None, PURGE_COUNT.min(excess)),
+        })?;
         if oldest.is_empty() {
             return Ok(0);
         }

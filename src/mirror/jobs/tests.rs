@@ -528,6 +528,51 @@ fn old_records_are_removed() {
 }
 
 #[test]
+fn of_too_many_records_those_go_that_ended_first() {
+    let scene = Scene::with(Options {
+        max_records: 3,
+        ..Options::default()
+    });
+    let ids: Vec<JobId> = (0..8)
+        .map(|number| scene.going(wish(&format!("r.example/a:v{number}"))))
+        .collect();
+    // In another order than they were asked for; the last does not end.
+    let [first, order @ ..] = [7, 0, 5, 2, 4, 1, 6];
+    for number in order {
+        let id = ids.get(number).expect("it was asked for");
+        let live = scene.jobs().live(id).expect("it is not over");
+        scene.jobs().attempted(&live, denied(), SystemTime::now());
+    }
+    assert_eq!(scene.jobs().purge(SystemTime::now()).ok(), Some(3));
+    let is_known = |number: &usize| {
+        let record = ids.get(*number).map(|id| scene.jobs().record(id));
+        matches!(record, Some(Ok(Some(_))))
+    };
+    let known: Vec<usize> = (0..8).filter(is_known).collect();
+    assert_eq!(known, [1, 3, 4, 6, first]);
+    assert_eq!(scene.jobs().purge(SystemTime::now()).ok(), Some(0));
+}
+
+#[test]
+fn a_reason_is_as_short_as_a_log_is() {
+    let scene = Scene::new();
+    let id = scene.going(wish("r.example/a:v1"));
+    let problem = "x".repeat(1 << 20);
+    let error = CopyError::Manifest {
+        registry: "quay.io".parse().expect("a registry"),
+        digest: Digest::of(b"the image"),
+        problem,
+    };
+    assert!(scene.attempted(&id, Attempt::Failed(error)).is_none());
+    let record = scene.record(&id);
+    let reason = record.ended.and_then(|ended| ended.outcome.reason());
+    let reason = reason.expect("it failed");
+    assert!(reason.len() < 5000, "{}", reason.len());
+    assert!(reason.starts_with("quay.io: manifest"), "{reason}");
+    assert!(scene.log(&id).contains("quay.io: manifest"));
+}
+
+#[test]
 fn jobs_are_spread_over_cores() {
     let scene = Scene::new();
     for tag in ["v1", "v2", "v3", "v4"] {
