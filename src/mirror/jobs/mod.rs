@@ -216,7 +216,7 @@ impl Jobs {
         {
             return Ok(Taken::Going(id));
         }
-        let last = self.store.latest(&key)?;
+        let last = self.latest(&key)?;
         let number = match &last {
             Some(last) if last.has_just_failed(now) => {
                 return Ok(Taken::Failed(last.job.id.clone()));
@@ -306,9 +306,16 @@ impl Jobs {
 
     /// The last job of equal wishes, if it came to its end well.
     pub fn last_done(&self, key: &JobKey) -> Result<Option<JobId>, StoreError> {
-        let last = self.store.latest(key)?.map(|entry| entry.record());
-        let done = last.filter(JobRecord::is_done);
+        let done = self.latest(key)?.filter(JobRecord::is_done);
         Ok(done.map(|record| record.job.id))
+    }
+
+    /// Of one that has just ended it may not be written yet.
+    fn latest(&self, key: &JobKey) -> Result<Option<JobRecord>, StoreError> {
+        match self.store.latest(key)? {
+            Some(entry) => self.record(&entry.job.id),
+            None => Ok(None),
+        }
     }
 
     pub fn record(&self, id: &JobId) -> Result<Option<JobRecord>, StoreError> {
@@ -459,7 +466,7 @@ impl Table {
     }
 }
 
-impl job::Entry {
+impl JobRecord {
     fn has_just_failed(&self, now: SystemTime) -> bool {
         let Some(ended) = &self.ended else {
             return false;

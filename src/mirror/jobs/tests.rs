@@ -718,3 +718,25 @@ fn what_runs_when_the_process_is_stopped_is_left_to_the_next() {
     }
     assert!(scene.log(&running).contains("tidegate was stopped"));
 }
+
+#[test]
+fn how_a_job_ended_is_known_before_it_is_written() {
+    let scene = Scene::new();
+    let [done, failed] = ["v1", "v2"].map(|tag| scene.going(wish(&format!("r.example/a:{tag}"))));
+    let end = |id, outcome| {
+        let live = scene.jobs().live(id).expect("it is not over");
+        let at = SystemTime::now();
+        assert!(
+            scene
+                .jobs()
+                .stop(&live, Phase::Ended(Ended { at, outcome }))
+        );
+    };
+    let digest = Digest::of(b"the image");
+    end(&done, Outcome::Done { digest, bytes: 1 });
+    end(&failed, Outcome::Failed("denied".to_owned()));
+    let last = scene.jobs().last_done(&wish("r.example/a:v1").key());
+    assert_eq!(last.ok().flatten(), Some(done));
+    let again = scene.submit(wish("r.example/a:v2"));
+    assert_eq!(again.ok(), Some(Taken::Failed(failed)));
+}
