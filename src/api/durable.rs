@@ -20,7 +20,7 @@ use crate::{
         jobs::{JobId, SubmitError, Taken, Wish},
     },
     oci::{Digest, Platforms, Reference},
-    requests::{ContainerRequest, Durable, DurableKind, Grant, Purpose},
+    requests::{ContainerRequest, Durable, DurableKind, Grant, Purpose, Tenant},
 };
 
 /// What is asked for, and that it exists.
@@ -112,10 +112,16 @@ impl Api {
                 error => error_response::api(400, &error.to_string()),
             }
         })?;
+        // Before it is asked: a job may end in between.
+        let tenant = Tenant::of(caller);
+        let is_contested = self
+            .shared
+            .jobs
+            .is_contested(&tenant, &target, &asked.digest);
         // Who cannot read what is there may be able to push all the same.
         let standing = self.mirror.standing(&destination).await.ok().flatten();
         let is_there = match asked.kept.kind {
-            DurableKind::Mirror => standing == Some(asked.digest),
+            DurableKind::Mirror => standing == Some(asked.digest) && !is_contested,
             // Its tag has all in it that it is made of.
             DurableKind::Freeze => standing.is_some(),
         };

@@ -286,6 +286,11 @@ pub(super) fn of_store(shape: Shape, error: &StoreError) -> Response {
         return plain(shape, 503, &error.to_string())
             .field("Retry-After", whole_seconds(FULL_PAUSE));
     }
+    if let StoreError::Layers(error @ KeepError::ShareUsedUp { .. }) = error {
+        tracing::info!(%error, "a container request was refused");
+        return plain(shape, 429, &error.to_string())
+            .field("Retry-After", whole_seconds(FULL_PAUSE));
+    }
     tracing::error!(
         error = error as &dyn std::error::Error,
         "the store of container requests failed; look at state_dir"

@@ -231,7 +231,7 @@ fn exit_code(outcome: &Outcome) -> Option<i32> {
     match outcome {
         Outcome::Done { .. } => Some(0),
         Outcome::Failed(_) => Some(1),
-        Outcome::TimedOut | Outcome::Cancelled => None,
+        Outcome::TimedOut | Outcome::Cancelled | Outcome::Superseded { .. } => None,
     }
 }
 

@@ -39,6 +39,8 @@ use shared::Shared;
 
 /// How often expired container requests are swept out.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
+/// What mirrors and freezes may take to take back what they have begun at their targets, which is a request or two.
+const JOBS_GRACE: Duration = Duration::from_secs(10);
 /// How often files that others may replace are looked at.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -226,7 +228,9 @@ pub fn serve(
         })
         .map_err(StartError::Thread)?;
     drop(stops);
-    let deadline = Instant::now() + grace;
+    shared.api.jobs.interrupt();
+    let began = Instant::now();
+    let deadline = began + grace;
     let mut drained = 0;
     while drained < core_count {
         match told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
@@ -237,6 +241,13 @@ pub fn serve(
                 break;
             }
         }
+    }
+    let jobs_deadline = deadline.min(began + JOBS_GRACE);
+    let left = jobs_deadline.saturating_duration_since(Instant::now());
+    if !shared.api.jobs.wait_until_idle(left) {
+        tracing::warn!(
+            "mirrors and freezes are cut; what they had begun at their targets stays there until it is cleared up"
+        );
     }
     shared.story.cache.close();
     tracing::info!("stopped");

@@ -79,6 +79,8 @@ impl Standalone {
         let choice = runtime::choose(config.driver).map_err(StartError::Driver)?;
         let scratch = Scratch::create().map_err(StartError::Scratch)?;
         config.anonymous = true;
+        // Whoever runs the command has all to himself.
+        config.tokens.max_layers_size_per_tenant = Some(config.tokens.max_layers_size);
         // A command does not live for so long.
         config.cache.scrub_interval = HumanDuration::seconds(0);
         let pool = Pool::start().map_err(StartError::Thread)?;

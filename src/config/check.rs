@@ -209,6 +209,12 @@ impl Check<'_> {
                 );
             }
         }
+        if mirror.max_records == 0 {
+            self.report(
+                &["mirror", "max_records"],
+                "must not be 0: nobody could be told how a mirror or freeze ended",
+            );
+        }
         if upstream.retry_count > MOST_RETRIES {
             self.report(
                 &["upstream", "retry_count"],

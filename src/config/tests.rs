@@ -62,6 +62,12 @@ fn the_example_shows_the_defaults() {
         shown.cache.min_free.take(),
         Some(crate::units::ByteSize::gib(1))
     );
+    assert_eq!(
+        shown.tokens.max_layers_size_per_tenant.take(),
+        Some(crate::units::ByteSize(
+            default.tokens.max_layers_size.bytes() / 4
+        ))
+    );
     assert_eq!(shown.directory.file.take(), Some("directory.toml".into()));
     let aws = &mut shown.aws;
     for value in [

@@ -8,7 +8,10 @@ mod file;
 
 use std::path::{Path, PathBuf};
 
-use redb::{ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{
+    ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
+    WriteTransaction,
+};
 
 use self::file::Cause;
 
@@ -102,6 +105,12 @@ impl Reading {
         let table = self.0.open_table(table.definition())?;
         let value = table.get(key)?;
         Ok(value.map(|value| value.value().to_owned()))
+    }
+
+    /// How many rows it has.
+    pub fn count(&self, table: Table) -> Result<usize, Failure> {
+        let count = self.0.open_table(table.definition())?.len()?;
+        Ok(usize::try_from(count).unwrap_or(usize::MAX))
     }
 
     /// Keys below `end`, in order and no more than `most`; without an end, all of them.

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use super::{CopyError, State, contents::Part, copying::Copying, jobs::Tenant, progress::Tracked};
+use super::{CopyError, State, contents::Part, copying::Copying, progress::Tracked};
 use crate::{
     net::Piece,
     oci::Repository,
     pull::{BlobHead, Body, BodyError, FetchError, OpenBlob, PullError},
+    requests::Tenant,
     upstream::{Login, Mount, Upload, UploadError},
 };
 
@@ -152,6 +153,11 @@ impl Upload for Sending<'_> {
         let next = self.piece().await;
         self.or_fail(next)
     }
+
+    async fn given_up(&mut self) -> UploadError {
+        self.copying.stopped().await;
+        self.fail(CopyError::Cancelled)
+    }
 }
 
 impl Sending<'_> {
@@ -225,14 +231,16 @@ impl Sending<'_> {
     }
 
     fn or_fail<T>(&mut self, outcome: Result<T, CopyError>) -> Result<T, UploadError> {
-        outcome.map_err(|error| {
-            let told = UploadError {
-                cause: error.to_string(),
-                is_transient: error.is_transient(),
-            };
-            self.failure = Some(error);
-            told
-        })
+        outcome.map_err(|error| self.fail(error))
+    }
+
+    fn fail(&mut self, error: CopyError) -> UploadError {
+        let told = UploadError {
+            cause: error.to_string(),
+            is_transient: error.is_transient(),
+        };
+        self.failure = Some(error);
+        told
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashSet,
     sync::Arc,
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -255,6 +256,16 @@ impl<'a> Copying<'a> {
         }
     }
 
+    /// Answers when no more is to be done. Looking now and then spares the copy a waker that crosses threads, and whoever
+    /// cancels does not mind.
+    pub(super) async fn stopped(&self) {
+        /// How long a wait of a copy that was cancelled may go on.
+        const CHECK: Duration = Duration::from_millis(200);
+        while self.go_on().is_ok() {
+            monoio::time::sleep(CHECK).await;
+        }
+    }
+
     /// For what may be given up at any moment. In a box at once: what asks a registry is large, and there are many of these.
     pub(super) fn unless_cancelled<'w, T: 'w>(
         &'w self,
@@ -265,7 +276,7 @@ impl<'a> Copying<'a> {
             self.go_on()?;
             monoio::select! {
                 done = work => done,
-                () = self.progress.cancelled() => Err(CopyError::Cancelled),
+                () = self.stopped() => Err(CopyError::Cancelled),
             }
         }
     }

@@ -28,6 +28,8 @@ pub struct Options {
     pub job_timeout: HumanDuration,
     /// How long a job can be described, and its log be read, after its end: `"30days"`.
     pub record_retention: HumanDuration,
+    /// Jobs that are over and can be described; of more, those are forgotten first that ended first: `20000`.
+    pub max_records: usize,
     /// Callers without a login of their own for the target push with the operator's, wherever that may push; or without any,
     /// into registries with `allow_private`.
     pub push_with_own_logins: bool,
@@ -47,6 +49,8 @@ impl Default for Options {
             attempts: 5,
             job_timeout: HumanDuration::hours(2),
             record_retention: HumanDuration::hours(30 * 24),
+            // Most have some KiB. With the longest log each, 1.3 GiB.
+            max_records: 20_000,
             push_with_own_logins: false,
         }
     }

@@ -6,13 +6,9 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use crate::{blocking::lock, oci::Digest};
-
-/// How long a wait of a copy that was cancelled may go on.
-const CANCEL_CHECK: Duration = Duration::from_millis(200);
 
 /// Written by the copy, read by anybody. What it tells is for eyes: its numbers are each right, and not of one moment.
 #[derive(Debug, Default)]
@@ -152,14 +148,6 @@ impl Progress {
 
     pub fn is_cancelled(&self) -> bool {
         self.is_cancelled.load(Relaxed)
-    }
-
-    /// Answers when the copy is to stop. Looking now and then spares the copy a waker that crosses threads, and whoever
-    /// cancels does not mind.
-    pub(super) async fn cancelled(&self) {
-        while !self.is_cancelled() {
-            monoio::time::sleep(CANCEL_CHECK).await;
-        }
     }
 
     pub(super) fn track(&self, digest: Digest, kind: Kind, size: u64) -> Arc<Tracked> {

@@ -19,7 +19,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::Token;
+use super::{Options, Tenant, Token, shares::Shares};
 use crate::{oci::Digest, units::ByteSize};
 
 /// Someone removes what belongs to nobody while we link to it. He comes once an hour.
@@ -33,6 +33,17 @@ pub(super) struct Belongings {
     /// Of content, as of the last walk and what has come since.
     used: AtomicU64,
     max_size: ByteSize,
+    shares: Shares,
+    most_of_one: ByteSize,
+}
+
+/// Whom a token is for.
+pub(super) enum Owner {
+    Tenant(Tenant),
+    /// It is good no more.
+    Nobody,
+    /// As long as its record cannot be read.
+    Unknown,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -41,13 +52,20 @@ pub enum KeepError {
         "the layers of container requests take up all of {max_size} (tokens.max_layers_size); some go when their names expire"
     )]
     Full { max_size: ByteSize },
+    #[error(
+        "the layers of your container requests take up all that one workspace or user may have, {most} \
+         (tokens.max_layers_size_per_tenant); some go when their names expire"
+    )]
+    ShareUsedUp { most: ByteSize },
     #[error("layers of container requests cannot be kept: {0}")]
     Disk(#[from] io::Error),
 }
 
 impl Belongings {
-    pub(super) fn open(state_directory: &Path, max_size: ByteSize) -> io::Result<Self> {
+    pub(super) fn open(state_directory: &Path, options: &Options) -> io::Result<Self> {
         let folder = state_directory.join("overlays");
+        let max_size = options.max_layers_size;
+        let most_of_one = options.layers_size_of_one();
         let belongings = Self {
             content: folder.join("content"),
             tokens: folder.join("tokens"),
@@ -55,6 +73,12 @@ impl Belongings {
             next_new: AtomicU64::new(0),
             used: AtomicU64::new(0),
             max_size,
+            // Who may have all is told of the whole.
+            shares: Shares::new(match most_of_one < max_size {
+                true => most_of_one.bytes(),
+                false => u64::MAX,
+            }),
+            most_of_one,
         };
         match fs::remove_dir_all(&belongings.new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -72,7 +96,28 @@ impl Belongings {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// On disk when it returns. The content was found to have these digests.
+    /// Layers that came with a request, as far as its tenant's share has room. On disk when it returns.
+    pub(super) fn keep_layers<'c>(
+        &self,
+        token: &Token,
+        tenant: &Tenant,
+        layers: impl Iterator<Item = (&'c Digest, &'c [u8])> + Clone,
+    ) -> Result<(), KeepError> {
+        let sizes = layers.clone();
+        let sizes = sizes.map(|(digest, bytes)| (*digest, bytes.len() as u64));
+        let taken = self.shares.take(tenant, sizes);
+        let taken = taken.map_err(|_| KeepError::ShareUsedUp {
+            most: self.most_of_one,
+        })?;
+        let kept = self.keep(token, layers);
+        if kept.is_err() {
+            self.shares.give_back(tenant, &taken);
+        }
+        kept
+    }
+
+    /// On disk when it returns. The content was found to have these digests. For its tenant's share it counts from the next
+    /// purge on: it is little, and whoever pulls by a name that he has must get what was made for it.
     pub(super) fn keep<'c>(
         &self,
         token: &Token,
@@ -162,17 +207,14 @@ impl Belongings {
         }
     }
 
+    /// Finds out who has how much of what is there.
+    pub(super) fn count(&self, owner_of: impl Fn(&Token) -> Owner) -> io::Result<()> {
+        self.count_and(owner_of, |_| Ok(()))
+    }
+
     /// Removes what belongs to tokens that are no more, and says how many bytes that was.
-    pub(super) fn purge(&self, is_alive: impl Fn(&Token) -> bool) -> io::Result<u64> {
-        for part in folders_in(&self.tokens)? {
-            for folder in folders_in(&part)? {
-                let name = folder.file_name().and_then(|name| name.to_str());
-                let token = name.and_then(|name| name.parse::<Token>().ok());
-                if token.is_some_and(|token| !is_alive(&token)) {
-                    fs::remove_dir_all(&folder)?;
-                }
-            }
-        }
+    pub(super) fn purge(&self, owner_of: impl Fn(&Token) -> Owner) -> io::Result<u64> {
+        self.count_and(owner_of, |folder| fs::remove_dir_all(folder))?;
         let before = self.used_bytes();
         let (mut kept, mut removed) = (0, 0);
         for (path, metadata) in files_in_parts(&self.content)? {
@@ -190,6 +232,31 @@ impl Belongings {
         Ok(removed)
     }
 
+    fn count_and(
+        &self,
+        owner_of: impl Fn(&Token) -> Owner,
+        of_nobody: impl Fn(&Path) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.shares.begin_round();
+        for part in folders_in(&self.tokens)? {
+            for folder in folders_in(&part)? {
+                let name = folder.file_name().and_then(|name| name.to_str());
+                let token = name.and_then(|name| name.parse::<Token>().ok());
+                match token.map(|token| owner_of(&token)) {
+                    Some(Owner::Tenant(tenant)) => {
+                        for (digest, size) in contents_of(&folder)? {
+                            self.shares.note(&tenant, digest, size);
+                        }
+                    }
+                    Some(Owner::Nobody) => of_nobody(&folder)?,
+                    Some(Owner::Unknown) | None => {}
+                }
+            }
+        }
+        self.shares.end_round();
+        Ok(())
+    }
+
     fn folder_of(&self, token: &Token) -> PathBuf {
         let part = token.as_str().get(..2).unwrap_or_default();
         self.tokens.join(part).join(token.as_str())
@@ -204,6 +271,20 @@ impl Belongings {
 
 fn file_name(digest: &Digest) -> String {
     format!("{}-{}", digest.algorithm().as_str(), digest.hex())
+}
+
+/// As `file_name` names them.
+fn contents_of(folder: &Path) -> io::Result<Vec<(Digest, u64)>> {
+    let mut contents = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let digest = name.to_str().map(|name| name.replacen('-', ":", 1));
+        if let Some(digest) = digest.and_then(|digest| digest.parse().ok()) {
+            contents.push((digest, entry.metadata()?.len()));
+        }
+    }
+    Ok(contents)
 }
 
 fn create_folder(path: &Path) -> io::Result<()> {
@@ -258,7 +339,11 @@ mod tests {
     }
 
     fn open(folder: &Path, max_size: ByteSize) -> Belongings {
-        Belongings::open(folder, max_size).unwrap_or_else(|error| panic!("{error}"))
+        let options = Options {
+            max_layers_size: max_size,
+            ..Options::default()
+        };
+        Belongings::open(folder, &options).unwrap_or_else(|error| panic!("{error}"))
     }
 
     #[test]
@@ -294,11 +379,15 @@ mod tests {
         drop(belongings);
         let belongings = open(folder.path(), ByteSize::mib(1));
         assert_eq!(belongings.used_bytes(), 1100);
-        assert_eq!(belongings.purge(|token| *token == bob).ok(), Some(100));
+        let only_bobs = |token: &Token| match *token == bob {
+            true => Owner::Unknown,
+            false => Owner::Nobody,
+        };
+        assert_eq!(belongings.purge(only_bobs).ok(), Some(100));
         assert_eq!(belongings.used_bytes(), 1000);
         assert_eq!(read(&belongings, &ada, &shared_digest), None);
         assert_eq!(read(&belongings, &bob, &shared_digest), Some(shared));
-        assert_eq!(belongings.purge(|_| false).ok(), Some(1000));
+        assert_eq!(belongings.purge(|_| Owner::Nobody).ok(), Some(1000));
         assert_eq!(belongings.used_bytes(), 0);
     }
 

@@ -18,7 +18,9 @@ mod record;
 mod redb;
 mod refreshable;
 mod runs;
+mod shares;
 mod stored_overlay;
+mod tenant;
 mod token;
 
 pub use belongings::KeepError;
@@ -31,6 +33,7 @@ pub use grant::Grant;
 pub use record::{Record, RecordError, RecordedUser};
 pub use refreshable::{CallerId, DueCaller, Standing};
 pub use runs::{DueRun, Lease, RunId, RunState};
+pub use tenant::Tenant;
 pub use token::{Token, TokenError};
 
 use std::{
@@ -46,7 +49,7 @@ use std::{
 use serde::Deserialize;
 
 use self::{
-    belongings::Belongings,
+    belongings::{Belongings, Owner},
     recent::Recent,
     record::Entry,
     redb::Database,
@@ -79,6 +82,9 @@ pub struct Options {
     /// What the layers may take up in `state_dir` that came with requests whose names can be pulled; equal ones are
     /// kept once. Requests beyond it are refused: `"10GiB"`.
     pub max_layers_size: ByteSize,
+    /// The same of one workspace, or of one user without a workspace; callers without an access token are one, too. Default: a
+    /// quarter of `max_layers_size`.
+    pub max_layers_size_per_tenant: Option<ByteSize>,
 }
 
 impl Default for Options {
@@ -91,7 +97,15 @@ impl Default for Options {
             refresh_interval: HumanDuration::hours(1),
             record_retention: HumanDuration::hours(7 * 24),
             max_layers_size: ByteSize::gib(10),
+            max_layers_size_per_tenant: None,
         }
+    }
+}
+
+impl Options {
+    fn layers_size_of_one(&self) -> ByteSize {
+        let quarter = ByteSize(self.max_layers_size.bytes() / 4);
+        self.max_layers_size_per_tenant.unwrap_or(quarter)
     }
 }
 
@@ -173,11 +187,11 @@ impl Requests {
                 database: database.path().to_owned(),
             });
         }
-        let belongings = Belongings::open(state_directory, options.max_layers_size);
-        let belongings = belongings.map_err(|cause| OpenError::File {
+        let unusable_overlays = |cause| OpenError::File {
             path: state_directory.join("overlays"),
             cause,
-        })?;
+        };
+        let belongings = Belongings::open(state_directory, options).map_err(unusable_overlays)?;
         let requests = Self {
             recent: Recent::new(),
             runs: Runs::new(options),
@@ -187,8 +201,13 @@ impl Requests {
             key,
             options: options.clone(),
         };
+        let now = SystemTime::now();
+        let counted = requests
+            .belongings
+            .count(|token| requests.owner_of(token, now));
+        counted.map_err(unusable_overlays)?;
         requests
-            .load_runs(SystemTime::now())
+            .load_runs(now)
             .map_err(|cause| OpenError::Database {
                 path: requests.database.path().to_owned(),
                 cause: cause.into(),
@@ -265,7 +284,7 @@ impl Requests {
             {
                 let layers = request.layers.iter();
                 let layers = layers.map(|layer| (&layer.digest, layer.bytes.as_slice()));
-                if let Err(error) = self.keep_if_any(&grant.token, layers) {
+                if let Err(error) = self.keep_if_any(&grant, layers) {
                     self.revoke(&grant.token, now)?;
                     return Err(error.into());
                 }
@@ -402,13 +421,14 @@ impl Requests {
 
     fn keep_if_any<'c>(
         &self,
-        token: &Token,
-        contents: impl ExactSizeIterator<Item = (&'c Digest, &'c [u8])>,
+        grant: &Grant,
+        layers: impl ExactSizeIterator<Item = (&'c Digest, &'c [u8])> + Clone,
     ) -> Result<(), KeepError> {
-        match contents.len() {
-            0 => Ok(()),
-            _ => self.belongings.keep(token, contents),
+        if layers.len() == 0 {
+            return Ok(());
         }
+        let tenant = Tenant::of(&grant.caller);
+        self.belongings.keep_layers(&grant.token, &tenant, layers)
     }
 
     /// A layer that came with the token's request, or what was made for it, and its size.
@@ -481,12 +501,7 @@ impl Requests {
     }
 
     fn purge_belongings(&self, now: SystemTime) {
-        // Whatever its lease says, which may be renewed. Better kept too long.
-        let is_alive = |token: &Token| match self.entry(token) {
-            Ok(entry) => entry.is_some_and(|entry| entry.is_valid(now)),
-            Err(_) => true,
-        };
-        match self.belongings.purge(is_alive) {
+        match self.belongings.purge(|token| self.owner_of(token, now)) {
             Ok(0) => {}
             Ok(bytes) => {
                 tracing::debug!(bytes, "layers of expired container requests were removed")
@@ -494,6 +509,15 @@ impl Requests {
             Err(error) => {
                 tracing::warn!(%error, "layers of expired container requests could not be removed");
             }
+        }
+    }
+
+    /// Whatever its lease says, which may be renewed. Better kept too long.
+    fn owner_of(&self, token: &Token, now: SystemTime) -> Owner {
+        match self.entry(token) {
+            Ok(Some(entry)) if entry.is_valid(now) => Owner::Tenant(entry.tenant()),
+            Ok(_) => Owner::Nobody,
+            Err(_) => Owner::Unknown,
         }
     }
 

@@ -16,7 +16,7 @@ use std::{sync::Arc, time::SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AtPlatform, Caller, Durable, Grant, Lease, RequestDetails, RunId, Token,
+    AtPlatform, Caller, Durable, Grant, Lease, RequestDetails, RunId, Tenant, Token,
     client_time::unix_nanoseconds, stored_overlay::StoredOverlay,
 };
 use crate::{
@@ -225,6 +225,17 @@ impl Entry {
 
     pub(super) fn is_valid(&self, now: SystemTime) -> bool {
         self.revoked.is_none() && unix_nanoseconds::from_time(now) < self.expires
+    }
+
+    pub(super) fn tenant(&self) -> Tenant {
+        match &self.user {
+            None => Tenant::anonymous(),
+            Some(user) => {
+                let platform = user.platform.as_ref();
+                let endpoint = platform.map(|platform| platform.endpoint.as_str());
+                Tenant::of_user(&user.name, user.workspace, endpoint)
+            }
+        }
     }
 
     pub(super) fn revoke(&mut self, now: SystemTime) {

@@ -288,6 +288,7 @@ fn a_request_whose_layers_cannot_be_kept_has_no_token() {
     let folder = folder();
     let options = Options {
         max_layers_size: ByteSize::mib(1),
+        max_layers_size_per_tenant: Some(ByteSize::mib(1)),
         ..Options::default()
     };
     let requests =
@@ -305,6 +306,51 @@ fn a_request_whose_layers_cannot_be_kept_has_no_token() {
         matches!(error, Err(StoreError::Layers(KeepError::Full { .. }))),
         "{error:?}"
     );
+}
+
+#[test]
+fn no_tenant_takes_the_room_of_all_for_layers() {
+    let folder = folder();
+    let options = Options {
+        max_layers_size: ByteSize::mib(4),
+        ..Options::default()
+    };
+    let open = || {
+        let requests = Requests::open(folder.path(), &options);
+        requests.unwrap_or_else(|error| panic!("{error}"))
+    };
+    let now = SystemTime::now();
+    let issue = |requests: &Requests, number: u8, caller: Caller| {
+        let bytes = vec![number; 700 << 10];
+        let request = ContainerRequest {
+            layers: vec![InlineLayer {
+                digest: Digest::of(&bytes),
+                bytes,
+            }],
+            ..request("alpine", caller)
+        };
+        requests.issue(request, None, now)
+    };
+    let is_used_up = |issued: &Result<Arc<Grant>, StoreError>| {
+        let error = issued.as_ref().err();
+        error.is_some_and(|error| {
+            error
+                .to_string()
+                .contains("tokens.max_layers_size_per_tenant")
+        })
+    };
+    let requests = open();
+    let first = issue(&requests, 1, ada()).unwrap_or_else(|error| panic!("{error}"));
+    assert!(is_used_up(&issue(&requests, 2, ada())));
+    assert!(issue(&requests, 1, ada()).is_ok(), "it is hers already");
+    assert!(issue(&requests, 2, Caller::Anonymous).is_ok());
+    // It is counted anew by a start, and by a purge.
+    drop(requests);
+    let requests = open();
+    assert!(is_used_up(&issue(&requests, 2, ada())));
+    assert!(requests.purge(first.expires).is_ok());
+    assert!(issue(&requests, 2, ada()).is_ok());
+    assert!(is_used_up(&issue(&requests, 3, ada())));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{
     exchange::{Answer, Exchange, ExchangeError, Request, Response, Way},
-    push::{Upload, UploadError},
+    push::{Upload, UploadError, unless_given_up},
 };
 use crate::net::{More, Piece, Stream, Uploaded};
 
@@ -47,11 +47,15 @@ impl Exchange {
         payload: &Payload<'_>,
         content: &mut impl Upload,
     ) -> Result<(Response, Uploaded), BodyFailure> {
-        let (place, seat) = self.enter(way, request.url).await?;
-        let stream = match self.take_idle(&place) {
-            Some(stream) => stream,
-            None => self.connect(way, &place).await?,
+        let entering = async {
+            let (place, seat) = self.enter(way, request.url).await?;
+            let stream = match self.take_idle(&place) {
+                Some(stream) => stream,
+                None => self.connect(way, &place).await?,
+            };
+            Ok::<_, ExchangeError>((place, seat, stream))
         };
+        let (place, seat, stream) = unless_given_up(content, entering).await??;
         let (answer, sent) = self.attempt_body(stream, request, payload, content).await?;
         Ok((self.respond(answer, place, seat), sent))
     }
@@ -109,12 +113,11 @@ impl Exchange {
             let piece = first_of(piece, left);
             left -= piece.size();
             let more = if left > 0 { More::Follows } else { More::Ends };
-            sent = self
-                .transfer
-                .upload(&mut stream, piece, more, patience)
-                .await?;
+            let sending = self.transfer.upload(&mut stream, piece, more, patience);
+            sent = unless_given_up(content, sending).await??;
         }
-        let mut answer = Self::receive_head(stream, request.method, payload.patience).await?;
+        let receiving = Self::receive_head(stream, request.method, payload.patience);
+        let mut answer = unless_given_up(content, receiving).await??;
         if sent == Uploaded::Interrupted {
             answer.head.keep_alive = false;
         }

@@ -390,6 +390,10 @@ fn a_killed_command_leaves_nothing_half_and_its_work_to_the_next() {
         registries.passage.clear();
         gate.open();
     }
+    // Each has tried whether it may push; the second has also taken back what the target did not take.
+    let requests = registries.passage.requests();
+    let deleted = requests.iter().filter(|request| request.method == "DELETE");
+    assert!(deleted.count() > 2);
     let there = registries.target.blobs(KEPT).len();
     assert!(there > 0);
     // Somebody else's scratch may be left by the kill: this one's is not.

@@ -14,7 +14,7 @@ use crate::support::{
     liar::{Auth, Behaviour, Liar, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, blob_path, manifest_path},
     programs::{find, require},
     runtimes::{Containerd, podman_run, podman_starts, podman_unpack, skopeo_copy, umoci_unpack},
-    tidegate::{Grant, Setup, Tidegate},
+    tidegate::{Directory, Grant, Setup, Tidegate},
 };
 
 const REPOSITORY: &str = "acme/app";
@@ -990,7 +990,7 @@ fn layers_have_a_room_of_their_own_and_it_is_counted() {
     base(&liar, REPOSITORY, "v1", "amd64", OCI);
     let tidegate = Setup::new()
         .liar(&liar)
-        .section("[tokens]\nmax_layers_size = \"64KiB\"\n")
+        .section("[tokens]\nmax_layers_size = \"64KiB\"\nmax_layers_size_per_tenant = \"64KiB\"\n")
         .start();
     let noise = Content::Generated {
         seed: 7,
@@ -1017,4 +1017,50 @@ fn layers_have_a_room_of_their_own_and_it_is_counted() {
     for grant in &grants {
         blob(&tidegate, grant, &small.digest);
     }
+}
+
+#[test]
+fn one_tenants_layers_leave_room_for_others() {
+    let liar = Liar::open();
+    base(&liar, REPOSITORY, "v1", "amd64", OCI);
+    let directory = Directory::new()
+        .user("ada", "ada-access-token", &[7])
+        .user("bob", "bob-access-token", &[7])
+        .user("eve", "eve-access-token", &[])
+        .workspace(7, "research");
+    let mut tidegate = Setup::new()
+        .liar(&liar)
+        .directory(&directory)
+        .section("[tokens]\nmax_layers_size = \"512B\"\n")
+        .start();
+    let image = liar.reference(REPOSITORY, "v1");
+    let ask = |tidegate: &Tidegate, text: &str, who: &str, workspace: Option<i64>| {
+        let layer = Layer::of(&[("x", text)]);
+        let size = layer.bytes.len();
+        assert!(
+            (65..=128).contains(&size),
+            "one goes into a share, and no two: {size}"
+        );
+        let mut request = with_layer(&image, layer.posted());
+        request["towerAccessToken"] = json!(format!("{who}-access-token"));
+        request["towerWorkspaceId"] = json!(workspace);
+        tidegate.submit(&request)
+    };
+    let refused = |(status, body): (u16, Value)| {
+        assert_eq!(status, 429, "{body}");
+        let message = text(&body, "/message");
+        assert!(
+            message.contains("tokens.max_layers_size_per_tenant"),
+            "{message}"
+        );
+    };
+    assert_eq!(ask(&tidegate, "one", "ada", Some(7)).0, 200);
+    refused(ask(&tidegate, "two", "ada", Some(7)));
+    refused(ask(&tidegate, "two", "bob", Some(7)));
+    assert_eq!(ask(&tidegate, "one", "bob", Some(7)).0, 200, "they have it");
+    // Herself she is another tenant than her workspace, and Eve has nothing to do with either.
+    assert_eq!(ask(&tidegate, "two", "ada", None).0, 200);
+    assert_eq!(ask(&tidegate, "three", "eve", None).0, 200);
+    tidegate.restart();
+    refused(ask(&tidegate, "two", "ada", Some(7)));
 }

@@ -525,6 +525,29 @@ fn a_registry_that_takes_no_byte_is_given_up() {
     assert!(matches!(error, PushError::Unreachable { .. }), "{error}");
 }
 
+/// In the middle of a piece, and with nothing of it taken, and while it is silent after the last byte.
+#[test]
+fn what_is_given_up_ends_at_once_and_is_cancelled() {
+    for (size, method) in [(64 << 20, "PATCH"), (8 << 20, "PUT"), (1000, "PUT")] {
+        let registry = Rc::new(PushTarget::open());
+        registry.fault(method, Fault::Stall);
+        let seen = Rc::clone(&registry);
+        let mut source =
+            Source::of(size).given_up_when(move || seen.told().iter().any(|told| told == method));
+        let mut pushing = Pushing::to(&registry.name());
+        let patience = HumanDuration(Duration::from_secs(3600));
+        pushing.options = Options {
+            body_timeout: patience,
+            response_timeout: patience,
+            ..Options::default()
+        };
+        let error = push(&pushing, &mut source).expect_err("it was given up");
+        assert!(matches!(error, PushError::Source(_)), "{size}: {error}");
+        assert_eq!(registry.told(), ["POST", method, "DELETE"], "{size}");
+        assert_eq!(registry.open_uploads(), 0, "{size}");
+    }
+}
+
 #[test]
 fn a_mount_that_is_not_to_be_had_becomes_an_upload() {
     for fault in [

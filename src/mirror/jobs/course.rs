@@ -32,7 +32,9 @@ impl Jobs {
     /// Gives those whose turn it is to the cores that have the least to do.
     pub(super) fn dispatch(&self) {
         let mut table = lock(&self.table);
-        while let Some(id) = table.queue.take() {
+        while !table.is_closing
+            && let Some(id) = table.queue.take()
+        {
             let Some(live) = table.live.get(&id).cloned() else {
                 continue;
             };
@@ -78,9 +80,9 @@ impl Jobs {
         attempt: Attempt,
         now: SystemTime,
     ) -> Option<Duration> {
-        let (tries, started) = {
+        let (tries, started, given_up) = {
             let state = lock(&live.state);
-            (state.tries, state.started)
+            (state.tries, state.started, state.given_up.clone())
         };
         let outcome = match attempt {
             Attempt::Copied(copied) => {
@@ -92,8 +94,14 @@ impl Jobs {
                     bytes: copied.bytes,
                 }
             }
-            Attempt::Failed(CopyError::Cancelled) => Outcome::Cancelled,
-            Attempt::Failed(_) if live.progress.is_cancelled() => Outcome::Cancelled,
+            Attempt::Failed(_) if let Some(why) = given_up => why,
+            // The process is to end.
+            Attempt::Failed(_) if live.progress.is_cancelled() => {
+                live.note("tidegate was stopped; the job goes on when it is started again");
+                self.write_attempt(live);
+                self.stop(live, Phase::Pausing);
+                return None;
+            }
             Attempt::Failed(error) => {
                 let pause = pause(tries, &error);
                 let left = started.map(|started| {
@@ -103,8 +111,9 @@ impl Jobs {
                 let has_time = left.is_none_or(|left| left > pause);
                 if error.is_transient() && tries < self.options.attempts && has_time {
                     live.note(&format!(
-                        "attempt {tries} of {}: {error}; again in {}",
+                        "attempt {tries} of {}: {}; again in {}",
                         self.options.attempts,
+                        shortened(&error.to_string()),
                         humantime::format_duration(Duration::from_secs(pause.as_secs().max(1)))
                     ));
                     self.stop(live, Phase::Pausing);
@@ -113,7 +122,7 @@ impl Jobs {
                     return Some(pause);
                 }
                 lock(&live.journal).items(&live.progress);
-                Outcome::Failed(error.to_string())
+                Outcome::Failed(shortened(&error.to_string()))
             }
             Attempt::Unreadable(reason) => Outcome::Failed(reason),
             Attempt::TimedOut => {
@@ -185,6 +194,8 @@ impl Jobs {
                 *load = load.saturating_sub(1);
             }
             table.queue.end(&live.job.tenant);
+            table.let_next_in(&live.job);
+            self.stopped.notify_all();
         }
         if matches!(phase, Phase::Ended(_)) {
             // Who asks from now on begins anew, or is told what is on disk.
@@ -241,6 +252,15 @@ impl Jobs {
         if let Err(error) = self.requests.revoke(&job.reading, now) {
             tracing::warn!(job = %job.id, %error, "what a job read from is kept until it expires");
         }
+    }
+}
+
+/// It is kept twice, and a registry's words are in it.
+fn shortened(reason: &str) -> String {
+    const LONGEST: usize = 4096;
+    match reason.get(..reason.floor_char_boundary(LONGEST)) {
+        Some(start) if start.len() < reason.len() => format!("{start}…"),
+        _ => reason.to_owned(),
     }
 }
 

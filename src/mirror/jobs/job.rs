@@ -4,8 +4,9 @@
 //! {"format":1, "id":…, "kind":"mirror"|"freeze", "tenant":…, "key":…,
 //!  "image":<as it was asked for>, "source":…, "digest":…, "target":…, "platform":…,
 //!  "user":…, "zone":"+01:00", "created":<ns since 1970>, "reading":<token>,
-//!  "attempts":…, "holders":…,
-//!  "ended":{"at":<ns>, "outcome":{"done":{"digest":…, …}} | {"failed":<reason>} | "timed_out" | "cancelled"}}   absent: not yet
+//!  "attempts":…, "holders":…, "superseded_by":<id>,                                                  absent: by none
+//!  "ended":{"at":<ns>, "outcome":{"done":{"digest":…, …}} | {"failed":<reason>} | "timed_out" | "cancelled"
+//!                                | {"superseded":{"by":<id>}}}}                                      absent: not yet
 //! ```
 //! There is no secret in it: whose logins serve the job is with the grant that `reading` stands for, in the store of requests.
 
@@ -13,10 +14,10 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::{JobId, Tenant};
+use super::JobId;
 use crate::{
     oci::{Algorithm, Digest, Hasher, Platforms, Reference},
-    requests::{Caller, DurableKind, Token, unix_nanoseconds},
+    requests::{DurableKind, Tenant, Token, unix_nanoseconds},
 };
 
 /// What does not change of it.
@@ -85,29 +86,6 @@ impl JobKey {
     }
 }
 
-impl Tenant {
-    /// Those have the same logins who share a workspace; without one, everybody has his own. Callers without a name all
-    /// have the operator's.
-    pub fn of(caller: &Caller) -> Self {
-        Self(match caller {
-            Caller::Anonymous => "anonymous".to_owned(),
-            Caller::User {
-                name,
-                workspace,
-                platform,
-                ..
-            } => {
-                let home = platform.as_ref().map(|platform| platform.endpoint.as_str());
-                let home = home.unwrap_or("directory");
-                match workspace {
-                    Some(id) => format!("{home} workspace {id}"),
-                    None => format!("{home} user {name}"),
-                }
-            }
-        })
-    }
-}
-
 /// How it ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
@@ -130,6 +108,11 @@ pub enum Outcome {
     Failed(String),
     TimedOut,
     Cancelled,
+    /// Another image was asked for by the same name since.
+    Superseded {
+        #[serde(with = "as_text")]
+        by: JobId,
+    },
 }
 
 impl Outcome {
@@ -144,6 +127,9 @@ impl Outcome {
             Self::Failed(reason) => Some(reason.clone()),
             Self::TimedOut => Some("the job timed out (mirror.job_timeout)".to_owned()),
             Self::Cancelled => Some("the job was cancelled".to_owned()),
+            Self::Superseded { by } => Some(format!(
+                "superseded by job {by}, which was asked for later and puts another image there"
+            )),
         }
     }
 }
@@ -180,6 +166,13 @@ pub(super) struct Entry {
     pub(super) attempts: u32,
     /// Requests that hang on it and were not revoked.
     pub(super) holders: u32,
+    /// It is to end for this one.
+    #[serde(
+        default,
+        with = "as_text::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(super) superseded_by: Option<JobId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) ended: Option<Ended>,
 }
@@ -201,6 +194,7 @@ impl Entry {
             job,
             attempts: 0,
             holders: 1,
+            superseded_by: None,
             ended: None,
         }
     }
@@ -283,46 +277,15 @@ mod as_text {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{requests::AtPlatform, secret::Secret};
 
-    fn caller(name: &str, workspace: Option<i64>, endpoint: Option<&str>) -> Caller {
-        Caller::User {
-            name: name.to_owned(),
-            workspace,
-            access_token: Secret::new("hunter2".to_owned()),
-            platform: endpoint.map(|endpoint| AtPlatform {
-                endpoint: endpoint.to_owned(),
-                refresh_token: None,
-                workflow_id: None,
-            }),
-        }
-    }
-
-    #[test]
-    fn tenants_are_those_who_have_the_same_logins() {
-        let of = |name, workspace, endpoint| Tenant::of(&caller(name, workspace, endpoint));
-        let all = [
-            Tenant::of(&Caller::Anonymous),
-            of("ada", None, None),
-            of("bob", None, None),
-            of("ada", Some(1), None),
-            of("ada", Some(2), None),
-            of("ada", None, Some("https://a.example")),
-            of("ada", Some(1), Some("https://a.example")),
-            of("ada", Some(1), Some("https://b.example")),
-        ];
-        for (place, tenant) in all.iter().enumerate() {
-            for (other_place, other) in all.iter().enumerate() {
-                assert_eq!(tenant == other, place == other_place, "{tenant} {other}");
-            }
-            assert!(!tenant.to_string().contains("hunter2"));
-        }
-        assert_eq!(of("ada", Some(1), None), of("bob", Some(1), None));
+    fn tenant(text: &str) -> Tenant {
+        let Ok(tenant) = text.parse();
+        tenant
     }
 
     #[test]
     fn a_key_is_made_of_all_that_a_job_is() {
-        let tenant = Tenant::of(&Caller::Anonymous);
+        let [tenant, ada] = ["anonymous", "directory user ada"].map(tenant);
         let target: Reference = "quay.io/a/b:v1".parse().expect("an image");
         let arm: Platforms = "linux/arm64".parse().expect("a platform");
         let digest = Digest::of(b"one");
@@ -332,7 +295,6 @@ mod tests {
             key(DurableKind::Mirror, &tenant, &digest, &target, None),
             first
         );
-        let ada = Tenant::of(&caller("ada", None, None));
         let elsewhere: Reference = "quay.io/a/b:v2".parse().expect("an image");
         for other in [
             key(DurableKind::Freeze, &tenant, &digest, &target, None),
@@ -353,7 +315,7 @@ mod tests {
 
     #[test]
     fn an_entry_survives_the_disk() {
-        let tenant = Tenant::of(&caller("ada", Some(1), None));
+        let tenant = tenant("directory workspace 1");
         let target: Reference = "localhost:5000/a/b:v1".parse().expect("an image");
         let digest = Digest::of(b"one");
         let job = Job {
@@ -375,6 +337,7 @@ mod tests {
             (None, None),
             (job.platform.clone(), Some(Outcome::TimedOut)),
             (None, Some(Outcome::Cancelled)),
+            (None, Some(Outcome::Superseded { by: job.id.clone() })),
             (None, Some(Outcome::Failed("denied".to_owned()))),
             (None, Some(Outcome::Done { digest, bytes: 7 })),
         ] {

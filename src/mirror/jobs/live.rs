@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Ended, Job, JobRecord,
+    Ended, Job, JobRecord, Outcome,
     journal::{Journal, told},
 };
 use crate::{blocking::lock, mirror::Progress};
@@ -28,6 +28,8 @@ pub(super) struct LiveState {
     pub(super) tries: u32,
     /// When the first attempt of this process began.
     pub(super) started: Option<Instant>,
+    /// Why it is to end before its time, although its copy may not have seen it yet.
+    pub(super) given_up: Option<Outcome>,
 }
 
 /// The life of a job in a process.
@@ -41,6 +43,8 @@ pub(super) enum Phase {
     },
     /// Until the next attempt, in no line.
     Pausing,
+    /// One before it, which is to end, has not left the target yet. In no line.
+    Behind,
     Ended(Ended),
 }
 
@@ -68,7 +72,7 @@ impl Live {
             attempts: state.attempts,
             ended: match &state.phase {
                 Phase::Ended(ended) => Some(ended.clone()),
-                Phase::Waiting | Phase::Running { .. } | Phase::Pausing => None,
+                Phase::Waiting | Phase::Running { .. } | Phase::Pausing | Phase::Behind => None,
             },
         }
     }

@@ -1,11 +1,13 @@
 //! Copies as jobs: taken from whoever asks, kept across restarts, run on the cores when it is their turn, and told of
 //! afterwards. What a copy does is `mirror`'s; here is who gets one, when, how often, and what became of it.
 //!
-//! Invariants: of equal wishes of one tenant one job runs, and no tenant is told of another's. A job is on disk before its id is
-//! told; what a process did not finish, the next one does again, and finds at the target what is there already. Every job ends:
-//! by its own end, by `job_timeout`, by its last attempt, or because whoever asked took it back.
+//! Invariants: of equal wishes of one tenant one job runs, and no tenant is told of another's. Of unequal ones for one name the
+//! last has effect (succession.rs). A job is on disk before its id is told; what a process did not finish, the next one does again,
+//! and finds at the target what is there already. Every job ends: by its own end, by `job_timeout`, by its last attempt, because
+//! whoever asked took it back, or because he asked for something else by the same name.
 //!
-//! All of this blocks, but for `run` (worker.rs), `counts` and `totals`.
+//! All of this blocks, but for `run` (worker.rs), `counts`, `totals`,
+//! `is_contested` and `interrupt`.
 
 mod course;
 mod id;
@@ -14,18 +16,19 @@ mod journal;
 mod live;
 mod queue;
 mod store;
+mod succession;
 mod worker;
 
 pub use id::{JobId, JobIdError};
 pub use job::{Ended, Job, JobKey, JobRecord, Outcome};
-pub use queue::{Full, Tenant};
+pub use queue::Full;
 pub use store::{OpenError, StoreError};
 pub use worker::run;
 
 use std::{
     collections::HashMap,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{Arc, Condvar, Mutex},
     time::{Duration, SystemTime},
 };
 
@@ -34,12 +37,15 @@ use self::{
     live::{Live, Phase},
     queue::{Limits, Queue},
     store::Store,
+    succession::GivenUp,
 };
 use super::{Options, Totals};
 use crate::{
     blocking::{Inbox, Pool, lock},
     oci::{Digest, Platforms, Reference, TagOrDigest},
-    requests::{self, ContainerRequest, DurableKind, Purpose, Requests, Token, unix_nanoseconds},
+    requests::{
+        self, ContainerRequest, DurableKind, Purpose, Requests, Tenant, Token, unix_nanoseconds,
+    },
 };
 
 /// Longer than a job may wait and run: a full queue of slow copies is worked off in a day.
@@ -111,6 +117,8 @@ pub struct Jobs {
     pool: Arc<Pool>,
     options: Options,
     table: Mutex<Table>,
+    /// A job of the table runs no more.
+    stopped: Condvar,
     /// What each core is to run.
     cores: Vec<Inbox<Arc<Live>>>,
     /// Held while it is decided whether a wish becomes a job, disk included.
@@ -124,6 +132,8 @@ struct Table {
     queue: Queue<JobId>,
     /// Running jobs of each core.
     load: Vec<usize>,
+    /// The process is to end: no job gets a turn any more.
+    is_closing: bool,
 }
 
 /// How many there are.
@@ -159,17 +169,23 @@ impl Jobs {
                 by_key: HashMap::new(),
                 queue,
                 load: vec![0; core_count],
+                is_closing: false,
             }),
+            stopped: Condvar::new(),
             cores: (0..core_count).map(|_| Inbox::default()).collect(),
             deciding: Mutex::new(()),
         };
         match jobs.store.unfinished() {
             Ok(unfinished) => {
                 for (entry, log) in unfinished {
-                    let is_wanted = entry.holders > 0;
+                    let given_up = match (entry.holders, entry.superseded_by) {
+                        (0, _) => Some(Outcome::Cancelled),
+                        (_, Some(by)) => Some(Outcome::Superseded { by }),
+                        (_, None) => None,
+                    };
                     let live = Arc::new(Live::of(entry.job, Journal::of(log), entry.attempts));
-                    if !is_wanted {
-                        jobs.end(&live, Outcome::Cancelled, SystemTime::now());
+                    if let Some(outcome) = given_up {
+                        jobs.end(&live, outcome, SystemTime::now());
                         continue;
                     }
                     if entry.attempts >= MOST_ATTEMPTS {
@@ -200,7 +216,7 @@ impl Jobs {
         {
             return Ok(Taken::Going(id));
         }
-        let last = self.store.latest(&key)?;
+        let last = self.latest(&key)?;
         let number = match &last {
             Some(last) if last.has_just_failed(now) => {
                 return Ok(Taken::Failed(last.job.id.clone()));
@@ -212,6 +228,7 @@ impl Jobs {
         lock(&self.table).queue.admit(&tenant)?;
         let id = JobId::random(wish.kind, number);
         let live = Arc::new(self.begin(wish, id.clone(), key, tenant, now)?);
+        self.supersede_others(&live.job, now);
         self.enter(&live);
         self.dispatch();
         tracing::info!(job = %id, source = %live.job.source, target = %live.job.target, caller = live.job.user,
@@ -278,7 +295,9 @@ impl Jobs {
             }
         ));
         let log = lock(&live.journal).text();
-        if let Err(error) = self.store.insert(&live.job, &log) {
+        let superseded = self.others_for(&live.job.tenant, &live.job.target);
+        let superseded: Vec<JobId> = superseded.iter().map(|it| it.job.id.clone()).collect();
+        if let Err(error) = self.store.insert(&live.job, &log, &superseded) {
             self.forget_reading(&live.job, now);
             return Err(error.into());
         }
@@ -287,9 +306,16 @@ impl Jobs {
 
     /// The last job of equal wishes, if it came to its end well.
     pub fn last_done(&self, key: &JobKey) -> Result<Option<JobId>, StoreError> {
-        let last = self.store.latest(key)?.map(|entry| entry.record());
-        let done = last.filter(JobRecord::is_done);
+        let done = self.latest(key)?.filter(JobRecord::is_done);
         Ok(done.map(|record| record.job.id))
+    }
+
+    /// Of one that has just ended it may not be written yet.
+    fn latest(&self, key: &JobKey) -> Result<Option<JobRecord>, StoreError> {
+        match self.store.latest(key)? {
+            Some(entry) => self.record(&entry.job.id),
+            None => Ok(None),
+        }
     }
 
     pub fn record(&self, id: &JobId) -> Result<Option<JobRecord>, StoreError> {
@@ -349,47 +375,51 @@ impl Jobs {
         let Some(live) = self.live(id) else {
             return false;
         };
-        live.progress.cancel();
-        let is_idle = {
-            let mut table = lock(&self.table);
-            let mut state = lock(&live.state);
-            match state.phase {
-                Phase::Waiting => {
-                    table
-                        .queue
-                        .remove(&live.job.tenant, |waiting| waiting == id);
-                    // Whoever looks for a turn for it finds that it has had it.
-                    state.phase = Phase::Pausing;
-                    true
+        match self.give_up(&live, Outcome::Cancelled, now) {
+            GivenUp::Over => return false,
+            GivenUp::Ended => {}
+            GivenUp::Ending => {
+                if let Err(error) = self.store.change(id, None, |entry| entry.holders = 0) {
+                    tracing::warn!(job = %id, %error, "that a job is cancelled cannot be written; a restart would take it up again");
                 }
-                Phase::Pausing => true,
-                // The copy sees it, and comes to its end. Who asks meanwhile wants another.
-                Phase::Running { .. } => {
-                    table.forget_key(&live.job);
-                    false
-                }
-                Phase::Ended(_) => return false,
             }
-        };
-        if is_idle {
-            self.end(&live, Outcome::Cancelled, now);
-        } else if let Err(error) = self.store.change(id, None, |entry| entry.holders = 0) {
-            tracing::warn!(job = %id, %error, "that a job is cancelled cannot be written; a restart would take it up again");
         }
         true
     }
 
-    /// Deletes records that have been kept long enough, and says how many. To be called now and then.
+    /// The process is to end: what runs takes back what it has begun at its target, and is left to the next start.
+    pub fn interrupt(&self) {
+        let mut table = lock(&self.table);
+        table.is_closing = true;
+        for live in table.live.values() {
+            if matches!(lock(&live.state).phase, Phase::Running { .. }) {
+                live.progress.cancel();
+            }
+        }
+    }
+
+    /// Whether nothing runs any more, after at most this time.
+    pub fn wait_until_idle(&self, most: Duration) -> bool {
+        let is_busy = |table: &mut Table| table.queue.running() > 0;
+        let waited = self
+            .stopped
+            .wait_timeout_while(lock(&self.table), most, is_busy);
+        match waited {
+            Ok((_, waited)) => !waited.timed_out(),
+            Err(_) => false,
+        }
+    }
+
+    /// Deletes records that have been kept long enough, and the oldest of too many, and says how many. To be called now and then.
     pub fn purge(&self, now: SystemTime) -> Result<usize, StoreError> {
         self.write_unwritten();
         let retention = u64::try_from(self.options.record_retention.as_nanos());
         let retention = retention.unwrap_or(u64::MAX);
-        let Some(before) = unix_nanoseconds::from_time(now).checked_sub(retention) else {
-            return Ok(0);
-        };
+        let before = unix_nanoseconds::from_time(now).saturating_sub(retention);
         let mut purged = 0;
         loop {
-            let count = self.store.purge_some(before)?;
+            let excess = self.store.ended()?.saturating_sub(self.options.max_records);
+            let count = self.store.purge_some(before, excess)?;
             purged += count;
             if count == 0 {
                 return Ok(purged);
@@ -420,7 +450,10 @@ impl Jobs {
         let id = &live.job.id;
         table.live.insert(id.clone(), Arc::clone(live));
         table.by_key.insert(live.job.key.clone(), id.clone());
-        table.queue.push(&live.job.tenant, id.clone());
+        match table.is_taken(live) {
+            true => lock(&live.state).phase = Phase::Behind,
+            false => table.queue.push(&live.job.tenant, id.clone()),
+        }
     }
 }
 
@@ -433,7 +466,7 @@ impl Table {
     }
 }
 
-impl job::Entry {
+impl JobRecord {
     fn has_just_failed(&self, now: SystemTime) -> bool {
         let Some(ended) = &self.ended else {
             return false;

@@ -3,30 +3,9 @@
 //! Of the tenants who wait, the one is served who has the fewest jobs running, and of several the one who has waited longest for
 //! a turn. So whoever asks for a thousand copies makes nobody else wait for more than one of them.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    convert::Infallible,
-    fmt,
-    str::FromStr,
-};
+use std::collections::{HashMap, VecDeque};
 
-/// With whom a tenant shares logins: what is made for one may be told to the other.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Tenant(pub(super) String);
-
-impl fmt::Display for Tenant {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-impl FromStr for Tenant {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(Self(text.to_owned()))
-    }
-}
+use crate::requests::Tenant;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
@@ -166,7 +145,8 @@ mod tests {
     };
 
     fn tenant(name: &str) -> Tenant {
-        Tenant(name.to_owned())
+        let Ok(tenant) = name.parse();
+        tenant
     }
 
     fn queue(jobs: &[(&str, usize)]) -> Queue<String> {

@@ -46,10 +46,25 @@ impl Store {
         Ok(Self(Database::open(state_directory, "jobs", &tables)?))
     }
 
-    pub(super) fn insert(&self, job: &Job, log: &str) -> Result<(), StoreError> {
+    /// A new one, for which others are to end: none of them is taken up again beside it.
+    pub(super) fn insert(
+        &self,
+        job: &Job,
+        log: &str,
+        superseded: &[JobId],
+    ) -> Result<(), StoreError> {
         let entry = Entry::new(job.clone()).encode();
         let id = job.id.as_str();
         self.0.write(|writing| {
+            for other in superseded {
+                let other = other.as_str();
+                let bytes = writing.get(JOBS, other)?;
+                let Some(Ok(mut entry)) = bytes.map(|bytes| Entry::decode(&bytes)) else {
+                    continue;
+                };
+                entry.superseded_by = Some(job.id.clone());
+                writing.put(JOBS, other, &entry.encode())?;
+            }
             writing.put(JOBS, id, &entry)?;
             writing.put(LOGS, id, log.as_bytes())?;
             writing.put(LATEST, job.key.as_str(), id.as_bytes())?;
@@ -135,14 +150,21 @@ impl Store {
         Ok(unfinished)
     }
 
-    /// Deletes some of those that ended before an instant, and says how many: none when no more are left.
-    pub(super) fn purge_some(&self, before: u64) -> Result<usize, StoreError> {
+    /// How many are over.
+    pub(super) fn ended(&self) -> Result<usize, StoreError> {
+        Ok(self.0.read(|reading| reading.count(ENDS))?)
+    }
+
+    /// Deletes some of the `excess` that ended first, else of those that ended before an instant, and says how many: none when no
+    /// more are left.
+    pub(super) fn purge_some(&self, before: u64, excess: usize) -> Result<usize, StoreError> {
         /// Some milliseconds: whoever asks for a job meanwhile waits for the transaction.
         const PURGE_COUNT: usize = if cfg!(test) { 2 } else { 500 };
         let end = end_key(before, "");
-        let oldest = self
-            .0
-            .read(|reading| reading.keys(ENDS, Some(&end), PURGE_COUNT))?;
+        let oldest = self.0.read(|reading| match excess {
+            0 => reading.keys(ENDS, Some(&end), PURGE_COUNT),
+            _ => reading.keys(ENDS, None, PURGE_COUNT.min(excess)),
+        })?;
         if oldest.is_empty() {
             return Ok(0);
         }

@@ -528,10 +528,215 @@ fn old_records_are_removed() {
 }
 
 #[test]
+fn of_too_many_records_those_go_that_ended_first() {
+    let scene = Scene::with(Options {
+        max_records: 3,
+        ..Options::default()
+    });
+    let ids: Vec<JobId> = (0..8)
+        .map(|number| scene.going(wish(&format!("r.example/a:v{number}"))))
+        .collect();
+    // In another order than they were asked for; the last does not end.
+    let [first, order @ ..] = [7, 0, 5, 2, 4, 1, 6];
+    for number in order {
+        let id = ids.get(number).expect("it was asked for");
+        let live = scene.jobs().live(id).expect("it is not over");
+        scene.jobs().attempted(&live, denied(), SystemTime::now());
+    }
+    assert_eq!(scene.jobs().purge(SystemTime::now()).ok(), Some(3));
+    let is_known = |number: &usize| {
+        let record = ids.get(*number).map(|id| scene.jobs().record(id));
+        matches!(record, Some(Ok(Some(_))))
+    };
+    let known: Vec<usize> = (0..8).filter(is_known).collect();
+    assert_eq!(known, [1, 3, 4, 6, first]);
+    assert_eq!(scene.jobs().purge(SystemTime::now()).ok(), Some(0));
+}
+
+#[test]
+fn a_reason_is_as_short_as_a_log_is() {
+    let scene = Scene::new();
+    let id = scene.going(wish("r.example/a:v1"));
+    let problem = "x".repeat(1 << 20);
+    let error = CopyError::Manifest {
+        registry: "quay.io".parse().expect("a registry"),
+        digest: Digest::of(b"the image"),
+        problem,
+    };
+    assert!(scene.attempted(&id, Attempt::Failed(error)).is_none());
+    let record = scene.record(&id);
+    let reason = record.ended.and_then(|ended| ended.outcome.reason());
+    let reason = reason.expect("it failed");
+    assert!(reason.len() < 5000, "{}", reason.len());
+    assert!(reason.starts_with("quay.io: manifest"), "{reason}");
+    assert!(scene.log(&id).contains("quay.io: manifest"));
+}
+
+#[test]
 fn jobs_are_spread_over_cores() {
     let scene = Scene::new();
     for tag in ["v1", "v2", "v3", "v4"] {
         scene.going(wish(&format!("r.example/a:{tag}")));
     }
     assert_eq!(lock(&scene.jobs().table).load, [2, 2]);
+}
+
+/// The same name, and what its source's tag is since it has moved.
+fn moved() -> Wish {
+    Wish {
+        digest: Digest::of(b"a newer image"),
+        ..wish("r.example/a:v1")
+    }
+}
+
+fn superseded(scene: &Scene, id: &JobId, by: &JobId) -> bool {
+    let by = by.clone();
+    let outcome = scene.record(id).ended.map(|ended| ended.outcome);
+    outcome == Some(Outcome::Superseded { by })
+}
+
+#[test]
+fn what_is_asked_for_last_by_a_name_comes_last() {
+    let scene = Scene::new();
+    let first = scene.going(wish("r.example/a:v1"));
+    let other_tenants = scene.going(wish_of(user("eve", None), "r.example/a:v1"));
+    let other_name = scene.going(wish("r.example/a:v2"));
+    let live = scene.jobs().live(&first).expect("it is not over");
+    let second = scene.going(moved());
+    assert!(live.progress.is_cancelled());
+    assert!(
+        !scene.is_running(&second),
+        "the first is still at the target"
+    );
+    assert_eq!(scene.going(moved()), second);
+    // However its copy comes to its end.
+    assert!(scene.attempted(&first, busy()).is_none());
+    assert!(superseded(&scene, &first, &second));
+    assert!(scene.log(&first).contains(second.as_str()));
+    assert!(scene.is_running(&second));
+    // Back to the first again: what pauses ends at once.
+    assert!(scene.attempted(&second, busy()).is_some());
+    let third = scene.going(wish("r.example/a:v1"));
+    assert!(superseded(&scene, &second, &third));
+    assert!(scene.is_running(&third));
+    for id in [&other_tenants, &other_name] {
+        assert!(scene.is_running(id), "it is nothing to {id}");
+    }
+}
+
+#[test]
+fn of_those_behind_a_copy_only_the_last_is_left() {
+    let scene = Scene::new();
+    let first = scene.going(wish("r.example/a:v1"));
+    let second = scene.going(moved());
+    let third = scene.going(Wish {
+        digest: Digest::of(b"the newest image"),
+        ..wish("r.example/a:v1")
+    });
+    assert!(superseded(&scene, &second, &third));
+    // It was at its tag already.
+    assert!(scene.attempted(&first, copied()).is_none());
+    assert!(scene.record(&first).is_done());
+    assert!(scene.is_running(&third));
+    assert!(scene.attempted(&third, copied()).is_none());
+    let none = Counts {
+        waiting: 0,
+        running: 0,
+    };
+    assert_eq!(scene.jobs().counts(), none);
+    assert!(scene.jobs().unfinished().is_empty());
+}
+
+#[test]
+fn one_that_waits_for_its_turn_ends_for_what_is_asked_for_later() {
+    let scene = Scene::with(Options {
+        max_running: 1,
+        ..Options::default()
+    });
+    let running = scene.going(wish("r.example/a:v2"));
+    let first = scene.going(wish("r.example/a:v1"));
+    let second = scene.going(moved());
+    assert!(superseded(&scene, &first, &second));
+    assert_eq!(scene.jobs().counts().waiting, 1);
+    assert!(scene.attempted(&running, copied()).is_none());
+    assert!(scene.is_running(&second));
+}
+
+#[test]
+fn a_restart_does_not_take_up_what_was_superseded() {
+    let mut scene = Scene::new();
+    let first = scene.going(wish("r.example/a:v1"));
+    // Its clock was put back since.
+    let past = SystemTime::now() - Duration::from_secs(3600);
+    let second = scene.jobs().submit(moved(), past);
+    let second = second.unwrap_or_else(|error| panic!("{error}"));
+    scene.restart();
+    assert!(superseded(&scene, &first, second.id()));
+    assert!(scene.is_running(second.id()));
+    assert_eq!(scene.jobs().unfinished().len(), 1);
+}
+
+#[test]
+fn what_stands_there_says_nothing_while_another_image_is_on_its_way() {
+    let scene = Scene::new();
+    let (asked, newer) = (wish("r.example/a:v1"), moved());
+    let tenant = Tenant::of(&asked.request.caller);
+    let is_contested = |wish: &Wish| {
+        let jobs = scene.jobs();
+        jobs.is_contested(&tenant, &wish.target, &wish.digest)
+    };
+    let going = scene.going(moved());
+    assert!(is_contested(&asked));
+    assert!(!is_contested(&newer));
+    assert!(scene.jobs().cancel(&going, SystemTime::now()));
+    assert!(is_contested(&asked), "its copy has not seen it");
+    assert!(scene.attempted(&going, denied()).is_none());
+    assert!(!is_contested(&asked));
+}
+
+#[test]
+fn what_runs_when_the_process_is_stopped_is_left_to_the_next() {
+    let mut scene = Scene::with(Options {
+        max_running: 1,
+        ..Options::default()
+    });
+    let running = scene.going(wish("r.example/a:v1"));
+    let waiting = scene.going(wish("r.example/a:v2"));
+    let live = scene.jobs().live(&running).expect("it is not over");
+    scene.jobs().interrupt();
+    assert!(live.progress.is_cancelled());
+    assert!(!scene.jobs().wait_until_idle(Duration::from_millis(1)));
+    let cancelled = Attempt::Failed(CopyError::Cancelled);
+    assert!(scene.attempted(&running, cancelled).is_none());
+    assert!(scene.jobs().wait_until_idle(Duration::from_secs(3600)));
+    assert!(!scene.is_running(&waiting));
+    drop(live);
+    scene.restart();
+    assert!(scene.is_running(&running), "it was there first");
+    for id in [&running, &waiting] {
+        assert!(scene.record(id).ended.is_none(), "{id}");
+    }
+    assert!(scene.log(&running).contains("tidegate was stopped"));
+}
+
+#[test]
+fn how_a_job_ended_is_known_before_it_is_written() {
+    let scene = Scene::new();
+    let [done, failed] = ["v1", "v2"].map(|tag| scene.going(wish(&format!("r.example/a:{tag}"))));
+    let end = |id, outcome| {
+        let live = scene.jobs().live(id).expect("it is not over");
+        let at = SystemTime::now();
+        assert!(
+            scene
+                .jobs()
+                .stop(&live, Phase::Ended(Ended { at, outcome }))
+        );
+    };
+    let digest = Digest::of(b"the image");
+    end(&done, Outcome::Done { digest, bytes: 1 });
+    end(&failed, Outcome::Failed("denied".to_owned()));
+    let last = scene.jobs().last_done(&wish("r.example/a:v1").key());
+    assert_eq!(last.ok().flatten(), Some(done));
+    let again = scene.submit(wish("r.example/a:v2"));
+    assert_eq!(again.ok(), Some(Taken::Failed(failed)));
 }

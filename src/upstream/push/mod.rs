@@ -39,6 +39,23 @@ pub trait Upload {
     /// Never empty; `None` is the end. Whoever gives up says so with an error here: what has begun is then cancelled at the
     /// registry, which a future that is only dropped cannot do.
     async fn next(&mut self) -> Result<Option<Piece>, UploadError>;
+
+    /// Answers when whoever sends has given up, with what `next` would say then: no registry that takes nothing, or says
+    /// nothing, is waited for any more. May be dropped before.
+    async fn given_up(&mut self) -> UploadError {
+        std::future::pending().await
+    }
+}
+
+/// Drops the work if its content is given up, and with it the connection that it has.
+pub(super) async fn unless_given_up<T>(
+    content: &mut impl Upload,
+    work: impl Future<Output = T>,
+) -> Result<T, UploadError> {
+    monoio::select! {
+        done = work => Ok(done),
+        error = content.given_up() => Err(error),
+    }
 }
 
 /// The source's side failed, which is no fault of the target.

@@ -15,6 +15,7 @@ use super::{
     blob::expect_digest,
     pusher::{Answer, Ask, Pusher, is_full, pause_of},
     session::{Session, received},
+    unless_given_up,
 };
 use crate::{
     http::{Method, ResponseHead, Url},
@@ -131,7 +132,10 @@ impl<'a, C: Upload> Parts<'a, C> {
             }
             let pause = pause_of(self.failures - 1);
             let pause = failure.pause.map_or(pause, |asked| asked.max(pause));
-            self.pusher.pause(pause).await;
+            if let Err(given_up) = unless_given_up(self.content, self.pusher.pause(pause)).await {
+                let left = (failure.upload != Remains::Nothing).then_some(session);
+                return Err((given_up.into(), left));
+            }
             let remains = match failure.upload {
                 Remains::Part => match self.standing(&mut session).await {
                     Ok(Standing::Has(position)) => {
@@ -337,7 +341,7 @@ impl<'a, C: Upload> Parts<'a, C> {
             url: &asked,
             body: None,
         };
-        match self.pusher.ask(&ask).await? {
+        match unless_given_up(self.content, self.pusher.ask(&ask)).await?? {
             Answer::Yes { head, url } if (200..300).contains(&head.status) => {
                 let moved = session.moved(&url, &head);
                 moved.map_err(|problem| self.pusher.malformed(problem))?;

@@ -30,7 +30,7 @@ pub enum Obstacle {
     Answer(u16, Vec<(&'static str, String)>, &'static str),
     /// So much of its body gets through, then both sides lose the connection.
     CutAfter(u64),
-    /// So much of its body gets through, the rest when the gate is open.
+    /// So much of its body gets through, the rest when the gate is open. Not for one that is no longer than that.
     Gated(u64, Gate),
     /// The registry does as it is told, and its client loses the connection instead of hearing so.
     Unanswered,
@@ -39,6 +39,15 @@ pub enum Obstacle {
 impl Obstacle {
     pub fn status(status: u16) -> Self {
         Self::Answer(status, Vec::new(), "")
+    }
+
+    fn is_met_by(&self, request: &Request) -> bool {
+        let length = request.header("content-length");
+        let length: Option<u64> = length.and_then(|length| length.parse().ok());
+        match (self, length) {
+            (Self::Gated(count, _), Some(length @ 1..)) => length > *count,
+            _ => true,
+        }
     }
 
     /// 429 or 503, and when to come again.
@@ -99,6 +108,8 @@ struct Seen {
     requests: Vec<Request>,
     /// How many requests have come to their gates.
     halted: usize,
+    /// And how many are there still.
+    at_gates: usize,
     /// Of bodies, to the registry.
     carried: u64,
 }
@@ -193,6 +204,11 @@ impl Passage {
     /// Waits until so many have come to their gates.
     pub fn wait_for_halted(&self, count: usize) {
         self.wait_while("uploads at their gates", |seen| seen.halted < count);
+    }
+
+    /// Requests that wait at their gates.
+    pub fn at_gates(&self) -> usize {
+        self.state.seen().at_gates
     }
 
     fn wait_while(&self, what: &str, is_missing: impl Fn(&Seen) -> bool) {
@@ -290,7 +306,10 @@ impl State {
                         self.seen().halted += 1;
                         self.changed.notify_all();
                     }
-                    gate.wait()?;
+                    self.seen().at_gates += 1;
+                    let opened = gate.wait();
+                    self.seen().at_gates -= 1;
+                    opened?;
                     self.carry_body(&mut body, u64::MAX, registry)?;
                 }
                 Obstacle::Unanswered => {
@@ -319,10 +338,10 @@ impl State {
         let mut seen = self.seen();
         seen.requests.push(request.clone());
         self.changed.notify_all();
-        let of_kind = seen
-            .obstacles
-            .iter_mut()
-            .find(|(kind, obstacles)| kind.is_of(request) && !obstacles.is_empty());
+        let of_kind = seen.obstacles.iter_mut().find(|(kind, obstacles)| {
+            let next = obstacles.front();
+            kind.is_of(request) && next.is_some_and(|next| next.is_met_by(request))
+        });
         if let Some((_, obstacles)) = of_kind {
             return obstacles.pop_front().unwrap_or(Obstacle::Nothing);
         }

@@ -1,6 +1,6 @@
 //! The product's client for pushes, in this process: a core of its own, and blobs to push.
 
-use std::{fs::File, io::Write as _, sync::Arc};
+use std::{fs::File, io::Write as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
@@ -125,6 +125,7 @@ pub struct Source {
     position: u64,
     piece: u64,
     before_next: Box<dyn FnMut(u64)>,
+    is_given_up: Box<dyn Fn() -> bool>,
 }
 
 impl Source {
@@ -149,12 +150,19 @@ impl Source {
             position: 0,
             piece: 3 << 20,
             before_next: Box::new(|_| {}),
+            is_given_up: Box::new(|| false),
         }
     }
 
     /// Called before a piece is handed out, with its place.
     pub fn before_next(mut self, act: impl FnMut(u64) + 'static) -> Self {
         self.before_next = Box::new(act);
+        self
+    }
+
+    /// Given up as soon as this is so, whatever the registry does.
+    pub fn given_up_when(mut self, is_so: impl Fn() -> bool + 'static) -> Self {
+        self.is_given_up = Box::new(is_so);
         self
     }
 
@@ -193,5 +201,15 @@ impl Upload for Source {
                 is_complete: true,
             },
         }))
+    }
+
+    async fn given_up(&mut self) -> UploadError {
+        while !(self.is_given_up)() {
+            monoio::time::sleep(Duration::from_millis(10)).await;
+        }
+        UploadError {
+            cause: "given up".to_owned(),
+            is_transient: false,
+        }
     }
 }
