@@ -390,8 +390,8 @@ fn admitted(
     })
 }
 
-/// Whether the platform is more than a hint for whoever pulls. A freeze is for one, named or not. A mirror has all that its source
-/// has; who names one for it wants to pull that.
+/// Whether the platform is more than a hint for whoever pulls. A freeze is for one, named or not; a mirror for the one that is
+/// named, or for all that there are.
 fn is_chosen_by_job(request: &ContainerRequest, kept: Option<&Kept>) -> bool {
     match kept.map(|kept| kept.kind) {
         Some(DurableKind::Freeze) => true,

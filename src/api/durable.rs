@@ -16,10 +16,11 @@ use super::{
 use crate::{
     blocking::Errand,
     mirror::{
-        CopyError, Destination, Frozen, NameError,
-        jobs::{JobId, SubmitError, Taken, Wish},
+        CopyError, Destination, Frozen, NameError, Plan,
+        jobs::{JobId, JobKey, SubmitError, Taken, Wish},
     },
-    oci::{Digest, Platforms, Reference},
+    oci::{Digest, Platforms, Reference, TagOrDigest},
+    pull::Access,
     requests::{ContainerRequest, Durable, DurableKind, Grant, Purpose, Tenant},
 };
 
@@ -28,7 +29,7 @@ pub(super) struct Asked {
     pub request: ContainerRequest,
     /// What the source is.
     pub digest: Digest,
-    /// Of a freeze. A mirror has all that its source has.
+    /// Of a freeze, or of a mirror for which one was named. Without one, a mirror has all that its source has.
     pub platforms: Platforms,
     pub kept: Kept,
 }
@@ -114,14 +115,13 @@ impl Api {
         })?;
         // Before it is asked: a job may end in between.
         let tenant = Tenant::of(caller);
-        let is_contested = self
-            .shared
-            .jobs
-            .is_contested(&tenant, &target, &asked.digest);
+        let key = asked.key(&tenant, &target);
+        let is_contested = self.shared.jobs.is_contested(&tenant, &target, &key);
+        let outcome = self.outcome(&asked, &destination).await?;
         // Who cannot read what is there may be able to push all the same.
         let standing = self.mirror.standing(&destination).await.ok().flatten();
         let is_there = match asked.kept.kind {
-            DurableKind::Mirror => standing == Some(asked.digest) && !is_contested,
+            DurableKind::Mirror => standing == Some(outcome) && !is_contested,
             // Its tag has all in it that it is made of.
             DurableKind::Freeze => standing.is_some(),
         };
@@ -143,6 +143,33 @@ impl Api {
             })?;
         }
         self.take(asked, target, is_there).await
+    }
+
+    /// What the target means when a mirror is done. A freeze has it in its tag.
+    async fn outcome(&self, asked: &Asked, destination: &Destination) -> Result<Digest, Response> {
+        let (DurableKind::Mirror, Some(platforms)) = (asked.kept.kind, asked.chosen()) else {
+            return Ok(asked.digest);
+        };
+        let Reference {
+            registry,
+            repository,
+            ..
+        } = asked.request.image.clone();
+        let plan = Plan {
+            source: Access::by_caller(&destination.caller, registry, repository),
+            version: TagOrDigest::Digest(asked.digest),
+            destination: destination.clone(),
+            platforms: Some(platforms),
+            referrers: false,
+        };
+        self.mirror.outcome(&plan).await.map_err(|error| {
+            let (caller, image) = (&destination.caller, &asked.request.image);
+            tracing::info!(%caller, %image, %error, "a container request was refused");
+            match &error {
+                CopyError::Source(error) => error_response::of_submit(error),
+                error => error_response::api(400, &error.to_string()),
+            }
+        })
     }
 
     /// The job, if one is needed, and the request that is told about it.
@@ -209,16 +236,33 @@ impl Asked {
         }
     }
 
+    /// `None`: all that there is.
+    fn chosen(&self) -> Option<Platforms> {
+        let is_chosen = match self.kept.kind {
+            DurableKind::Mirror => self.request.details.platform.is_some(),
+            DurableKind::Freeze => true,
+        };
+        is_chosen.then(|| self.platforms.clone())
+    }
+
+    fn key(&self, tenant: &Tenant, target: &Reference) -> JobKey {
+        let chosen = self.chosen();
+        JobKey::of(
+            self.kept.kind,
+            tenant,
+            &self.digest,
+            target,
+            chosen.as_ref(),
+        )
+    }
+
     fn wish(self, target: Reference) -> Wish {
         Wish {
             kind: self.kept.kind,
+            platform: self.chosen(),
             request: self.request,
             digest: self.digest,
             target,
-            platform: match self.kept.kind {
-                DurableKind::Mirror => None,
-                DurableKind::Freeze => Some(self.platforms),
-            },
         }
     }
 }

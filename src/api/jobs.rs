@@ -154,6 +154,9 @@ struct MirrorRecord<'a> {
     digest: String,
     source_image: &'a str,
     target_image: String,
+    /// Without one, all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    platform: Option<String>,
     creation_time: String,
     offset_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -244,6 +247,7 @@ fn described(record: &JobRecord) -> Response {
             digest: job.digest.to_string(),
             source_image: &job.image,
             target_image: job.target.to_string(),
+            platform: job.platform.as_ref().map(ToString::to_string),
             creation_time: instant(job.created),
             offset_id: &job.zone,
             user_name: job.user.as_deref(),

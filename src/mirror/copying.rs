@@ -94,16 +94,8 @@ impl<'a> Copying<'a> {
             return Ok(self.copied(standing));
         }
 
-        let root = self.root().await?;
+        let root = self.named_root().await?;
         let digest = root.digest;
-        if let TagOrDigest::Digest(named) = version
-            && *named != digest
-        {
-            return Err(CopyError::OtherDigest {
-                named: named.to_string(),
-                copied: digest.to_string(),
-            });
-        }
         let is_standing = standing == Some(digest);
         let walk = match is_standing {
             true => {
@@ -140,6 +132,18 @@ impl<'a> Copying<'a> {
             self.list_referrers().await?;
         }
         Ok(self.copied(digest))
+    }
+
+    /// What the destination is to mean, if it can.
+    pub(super) async fn named_root(&self) -> Result<Node, CopyError> {
+        let root = self.root().await?;
+        match &self.plan.destination.version {
+            TagOrDigest::Digest(named) if *named != root.digest => Err(CopyError::OtherDigest {
+                named: named.to_string(),
+                copied: root.digest.to_string(),
+            }),
+            TagOrDigest::Digest(_) | TagOrDigest::Tag(_) => Ok(root),
+        }
     }
 
     fn copied(&self, digest: Digest) -> Copied {

@@ -110,6 +110,14 @@ impl Mirror {
         Box::pin(pusher.standing(&destination.version)).await
     }
 
+    /// Digest of what a copy will be. Only the source is asked.
+    pub async fn outcome(&self, plan: &Plan) -> Result<Digest, CopyError> {
+        let progress = Progress::default();
+        let copying = Copying::new(self, plan, &progress);
+        let root = Box::pin(copying.named_root()).await?;
+        Ok(root.digest)
+    }
+
     /// Whether the caller's login may push there, before much is transferred.
     pub async fn may_push(&self, destination: &Destination) -> Result<(), CopyError> {
         Box::pin(self.pusher(destination).try_push()).await

@@ -84,6 +84,51 @@ fn images_of_every_kind_are_mirrored_there_and_back() {
 }
 
 #[test]
+fn a_mirror_keeps_the_platform_that_is_named() {
+    require!("docker-registry", "skopeo");
+    let scene = MirrorScene::new();
+    let shelf = Shelf::new(&scene.source, "acme/app");
+    let signed = shelf.signed("v1");
+    let [amd64, arm64] = &signed.platforms;
+    let for_arm = |version: &str| {
+        let more = json!({"mirror": true, "containerPlatform": "linux/arm64"});
+        scene.request(&shelf.reference(version), &more)
+    };
+    let first = scene.ask(&for_arm("v1"));
+    scene.succeeds(&first);
+    let kept = "kept/acme/app";
+    let copy = scene.at_target(kept, "v1").expect("it is mirrored");
+    assert_eq!(&digest(&copy), arm64);
+    assert_eq!(scene.target.manifests(kept), [arm64.as_str()]);
+    // Configuration, the shared layer and its own.
+    assert_eq!(scene.target.blobs(kept).len(), 3);
+    assert_eq!(scene.record(&first)["platform"], "linux/arm64");
+    let before = scene.target.writes();
+    let again = scene.ask(&for_arm("v1"));
+    assert_eq!(again["succeeded"], true, "{again}");
+    assert_eq!(again["cached"], true, "{again}");
+    assert_eq!(again["buildId"], first["buildId"], "{again}");
+    assert_eq!(scene.target.writes(), before);
+
+    // A name that is a digest can be that image's only.
+    let (status, refused) = scene.tidegate.submit(&for_arm(&signed.index));
+    assert_eq!(status, 400, "{refused}");
+    assert!(text(&refused, "message").contains(arm64), "{refused}");
+    scene.succeeds(&scene.ask(&for_arm(arm64)));
+    let (status, refused) = scene.tidegate.submit(&for_arm(amd64));
+    assert_eq!(status, 400, "{refused}");
+    assert!(
+        text(&refused, "message").contains("linux/amd64"),
+        "{refused}"
+    );
+
+    // Whoever names none has all, by the same name.
+    scene.mirrored(&shelf.reference("v1"));
+    scene.assert_same("acme/app", "v1");
+    scene.assert_same("acme/app", amd64);
+}
+
+#[test]
 fn a_second_mirror_transfers_nothing() {
     require!("docker-registry", "skopeo");
     let scene = MirrorScene::new();

@@ -11,14 +11,10 @@ use std::{
 };
 
 use super::{
-    Job, Jobs, Outcome, Table,
+    Job, JobKey, Jobs, Outcome, Table,
     live::{Live, LiveState, Phase},
 };
-use crate::{
-    blocking::lock,
-    oci::{Digest, Reference},
-    requests::Tenant,
-};
+use crate::{blocking::lock, oci::Reference, requests::Tenant};
 
 /// What giving up a job came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,9 +28,9 @@ pub(super) enum GivenUp {
 
 impl Jobs {
     /// Whether a job of this tenant is about to put another image there: what stands there now says nothing then.
-    pub fn is_contested(&self, tenant: &Tenant, target: &Reference, digest: &Digest) -> bool {
+    pub fn is_contested(&self, tenant: &Tenant, target: &Reference, key: &JobKey) -> bool {
         let others = self.others_for(tenant, target);
-        others.iter().any(|other| other.job.digest != *digest)
+        others.iter().any(|other| other.job.key != *key)
     }
 
     /// All that did not end, for the same name.

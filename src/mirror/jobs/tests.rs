@@ -683,7 +683,7 @@ fn what_stands_there_says_nothing_while_another_image_is_on_its_way() {
     let tenant = Tenant::of(&asked.request.caller);
     let is_contested = |wish: &Wish| {
         let jobs = scene.jobs();
-        jobs.is_contested(&tenant, &wish.target, &wish.digest)
+        jobs.is_contested(&tenant, &wish.target, &wish.key())
     };
     let going = scene.going(moved());
     assert!(is_contested(&asked));

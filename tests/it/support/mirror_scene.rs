@@ -217,18 +217,26 @@ impl MirrorScene {
     }
 
     pub fn log_of(&self, submitted: &Value) -> String {
-        let Some(id) = submitted["buildId"].as_str() else {
+        let Some(path) = job_path(submitted) else {
             return String::new();
         };
-        let family = if id.starts_with("mr-") {
-            "mirrors"
-        } else {
-            "builds"
-        };
-        self.tidegate
-            .get(&format!("/v1alpha1/{family}/{id}/logs"))
-            .text()
+        self.tidegate.get(&format!("{path}/logs")).text()
     }
+
+    /// Of the job that was made for it.
+    pub fn record(&self, submitted: &Value) -> Value {
+        let path = job_path(submitted).expect("a job was made");
+        self.tidegate.get(&path).json()
+    }
+}
+
+fn job_path(submitted: &Value) -> Option<String> {
+    let id = submitted["buildId"].as_str()?;
+    let family = match id.starts_with("mr-") {
+        true => "mirrors",
+        false => "builds",
+    };
+    Some(format!("/v1alpha1/{family}/{id}"))
 }
 
 /// What a target may do once or twice to an upload, by the kind of request that meets it.
