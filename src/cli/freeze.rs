@@ -48,7 +48,7 @@ settings. So the same freeze gives the same name, and nothing is copied if it is
 
 -o json is {targetImage, sourceImage, digest, cached, dryRun, manifests, copied, mounted, present, bytes}: blobs that were
 copied, that the registry took from another of its repositories, and that were there, and the bytes that were sent. The
-last five are missing where there was nothing to do (cached).
+last five are missing where there was nothing to do (cached) or nothing was done (dryRun).
 
 ";
 
@@ -72,6 +72,10 @@ pub(super) struct Arguments {
     )]
     platforms: Vec<Platform>,
 
+    /// Only say what it would be called, and find out whether it could be done
+    #[arg(long)]
+    dry_run: bool,
+
     /// The name alone, or all that came of it
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
@@ -90,6 +94,7 @@ struct Job {
     changes: Changes,
     layers: Vec<Layer>,
     includes: Vec<Reference>,
+    is_rehearsal: bool,
 }
 
 pub(super) fn run(arguments: Arguments) -> ExitCode {
@@ -97,12 +102,16 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         image,
         to,
         platforms,
+        dry_run,
         output,
         changes,
         surroundings,
     } = arguments;
     let job = match Job::of(image, to, platforms, changes) {
-        Ok(job) => job,
+        Ok(job) => Job {
+            is_rehearsal: dry_run,
+            ..job
+        },
         Err(message) => {
             eprintln!("tidegate: {message}");
             return ExitCode::from(MISCONFIGURED);
@@ -133,6 +142,7 @@ impl Job {
             to,
             platforms,
             changes,
+            is_rehearsal: false,
         })
     }
 
@@ -149,10 +159,13 @@ impl Job {
         let target = name.map_err(|error| Failure::Arguments(error.to_string()))?;
         let destination = destination(&target);
         let standing = core.mirror.standing(&destination);
-        if let Some(standing) = unless_cancelled(progress, standing).await?? {
-            return Ok(Answer::standing(&self.image, &target, &standing));
+        match unless_cancelled(progress, standing).await?? {
+            Some(standing) if self.is_rehearsal => {
+                return Ok(Answer::rehearsed(&self.image, &target, &standing, true));
+            }
+            Some(standing) => return Ok(Answer::standing(&self.image, &target, &standing)),
+            None => core.mirror.may_push(&destination).await?,
         }
-        core.mirror.may_push(&destination).await?;
         let plan = Plan {
             source: self.source(core, digest, overlay).await?,
             version: TagOrDigest::Digest(digest),
@@ -161,6 +174,10 @@ impl Job {
             // They speak of the image as it was.
             referrers: false,
         };
+        if self.is_rehearsal {
+            let digest = unless_cancelled(progress, core.mirror.outcome(&plan)).await??;
+            return Ok(Answer::rehearsed(&self.image, &target, &digest, false));
+        }
         let copied = copy::copy(core, &plan, progress).await?;
         Ok(Answer::copied(&self.image, &target, &copied, false))
     }

@@ -120,12 +120,22 @@ impl Job {
         let caller = caller();
         let digest = core.pull.resolve(&caller, image);
         let digest = unless_cancelled(progress, digest).await??;
-        let destination = destination(target);
+        let plan = Plan {
+            source: Access::by_caller(&caller, image.registry.clone(), image.repository.clone()),
+            version: TagOrDigest::Digest(digest),
+            destination: destination(target),
+            platforms: self.platforms.clone(),
+            referrers: self.referrers,
+        };
         // An image of one platform has a digest that only the index knows.
-        let is_there =
-            self.platforms.is_none() && core.mirror.standing(&destination).await? == Some(digest);
+        let digest = match &plan.platforms {
+            Some(_) => unless_cancelled(progress, core.mirror.outcome(&plan)).await??,
+            None => digest,
+        };
+        let standing = core.mirror.standing(&plan.destination);
+        let is_there = unless_cancelled(progress, standing).await?? == Some(digest);
         if !is_there {
-            core.mirror.may_push(&destination).await?;
+            core.mirror.may_push(&plan.destination).await?;
         }
         if self.is_rehearsal {
             return Ok(Answer::rehearsed(image, target, &digest, is_there));
@@ -133,13 +143,6 @@ impl Job {
         if is_there && !self.referrers {
             return Ok(Answer::standing(image, target, &digest));
         }
-        let plan = Plan {
-            source: Access::by_caller(&caller, image.registry.clone(), image.repository.clone()),
-            version: TagOrDigest::Digest(digest),
-            destination,
-            platforms: self.platforms.clone(),
-            referrers: self.referrers,
-        };
         let copied = copy::copy(core, &plan, progress).await?;
         Ok(Answer::copied(image, target, &copied, is_there))
     }

@@ -240,6 +240,7 @@ mod tests {
                 "freeze alpine quay.io/a/b --platform amd64,arm64 --platform arm/v7",
                 true,
             ),
+            ("freeze alpine quay.io/a/b --dry-run -o json", true),
             ("freeze alpine quay.io/a/b --platform amd64,vax", false),
             ("freeze alpine quay.io/a/b --env A", false),
             ("freeze alpine quay.io/a/b --include -x", false),

@@ -223,6 +223,9 @@ fn one_platform_can_be_copied_alone() {
     let said = scene.user.says(&words).json();
     let arm = &image.manifests[1].digest;
     assert_eq!(said["digest"], *arm, "{said}");
+    assert_eq!(said["cached"], false, "{said}");
+    let again = scene.user.says(&words).json();
+    assert_eq!(again["cached"], true, "{again}");
     let own = format!("{}@{arm}", source.replace(":v1", ""));
     assert_eq!(raw(&format!("{place}/acme/app:v1")), raw(&own));
     let missing = ["mirror", &source, &place, "--platform", "riscv64"];
@@ -294,7 +297,14 @@ fn a_frozen_image_has_what_was_put_on_it() {
         "--workdir",
         "/opt",
     ];
+    let mut rehearsal = words.to_vec();
+    rehearsal.extend(["--dry-run", "-o", "json"]);
+    let rehearsed = scene.user.says(&rehearsal).json();
+    assert_eq!(rehearsed["dryRun"], true, "{rehearsed}");
+    assert_eq!(rehearsed["cached"], false, "{rehearsed}");
+    assert_eq!(scene.source.tags("kept"), [""; 0]);
     let first = scene.user.says(&words).done();
+    assert_eq!(rehearsed["targetImage"], first.name);
     let (repository, tag) = first.name.rsplit_once(':').expect("a tag");
     assert_eq!(repository, place);
     assert_eq!(tag.len(), 16, "{tag}");
