@@ -14,7 +14,7 @@ use std::{
     thread,
 };
 
-use crossbeam::channel::{self, TrySendError};
+use crossbeam_channel::{self as channel, TrySendError};
 
 use crate::telemetry::metrics::{self, Counter};
 

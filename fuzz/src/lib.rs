@@ -9,6 +9,56 @@
 //! monoio-http. Where the two disagree, either we are wrong, or the target lists the difference with its
 //! reason; an unlisted one is a crash. `fuzz/corpus/<target>/` holds a few seeds written by hand.
 
+use std::fmt::Debug;
+
+use tidegate::http::{HeadError, Headers};
+
+/// What became of a head: `None` if it is not whole, else its size as well.
+pub type Outcome<Head> = Result<Option<(Head, usize)>, HeadError>;
+
+/// Of its beginning, a head says nothing else than of itself.
+pub fn cutting_changes_nothing<Head: Debug>(
+    input: &[u8],
+    whole: &Outcome<Head>,
+    parse: impl Fn(&[u8]) -> Outcome<Head>,
+    same: impl Fn(&Head, &Head),
+) {
+    for cut in cuts(input.len()) {
+        match (parse(&input[..cut]), whole) {
+            (Ok(None), Ok(Some((_, size)))) => assert!(cut < *size),
+            (Ok(None), _) => {}
+            (Ok(Some((part, part_size))), Ok(Some((head, size)))) => {
+                assert_eq!(part_size, *size);
+                same(&part, head);
+            }
+            (Err(part), Err(error)) => assert_eq!(part, *error),
+            (part, _) => panic!("{part:?} of {cut} bytes, {whole:?} of all"),
+        }
+    }
+}
+
+pub fn printing_and_parsing_gives_the_same<Head: Debug>(
+    first_line: &str,
+    headers: &Headers,
+    parse: impl Fn(&[u8]) -> Outcome<Head>,
+    same: impl Fn(&Head),
+) {
+    let mut text = format!("{first_line}\r\n");
+    for (name, value) in headers.iter() {
+        text += &format!("{name}: {value}\r\n");
+    }
+    text += "\r\n";
+    match parse(text.as_bytes()) {
+        Ok(Some((again, size))) => {
+            assert_eq!(size, text.len());
+            same(&again);
+        }
+        // Every invalid byte was replaced by three, and a blank put after each colon.
+        Err(HeadError::TooLarge) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Where to cut an input: everywhere in a tiny one, at a dozen places in a larger one. Inputs have all sizes,
 /// so the places vary.
 pub fn cuts(size: usize) -> impl Iterator<Item = usize> {

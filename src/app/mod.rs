@@ -7,6 +7,7 @@ mod scratch;
 mod shared;
 mod standalone;
 mod story;
+mod upkeep;
 mod worker;
 
 pub use standalone::{Core, Ended, Standalone};
@@ -18,7 +19,7 @@ use std::{
     process,
     sync::{Arc, mpsc},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -26,23 +27,19 @@ use crate::{
     config::{BaseUrl, Config, NoDirectory},
     credentials::DirectoryError,
     mirror::jobs,
-    net::{Identity, IdentityError, Renewed, bind, pipes_for_each},
+    net::{IdentityError, bind, pipes_for_each},
     platform::KeysError,
     requests::OpenError,
+    server,
     sys::{self, Signal, Signals},
     telemetry::log,
     toml_file::Problem,
 };
-use runs::RunKeeper;
 use runtime::Choice;
 use shared::Shared;
 
-/// How often expired container requests are swept out.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 /// What mirrors and freezes may take to take back what they have begun at their targets, which is a request or two.
 const JOBS_GRACE: Duration = Duration::from_secs(10);
-/// How often files that others may replace are looked at.
-const RENEWAL_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -120,18 +117,7 @@ pub fn serve(
         core_count,
         pipes_per_core,
     );
-    if let Some(address) = config.listener.clash() {
-        return Err(StartError::Listen {
-            address,
-            setting: "--listen and --admin, or under [listener]",
-            cause: io::Error::new(io::ErrorKind::AddrInUse, "it is named twice"),
-        });
-    }
-    let mut addresses = Vec::new();
-    for &address in &config.listener.addresses {
-        addresses.push(listen(address, "--listen or listener.addresses")?);
-    }
-    let admin = listen(config.listener.admin, "--admin or listener.admin")?;
+    let (addresses, admin) = bind_all(&config.listener)?;
     let url = config.url.clone().unwrap_or_else(|| {
         let port = addresses.first().map_or(5000, SocketAddr::port);
         match config.listener.tls {
@@ -157,52 +143,9 @@ pub fn serve(
             stopped,
             events: events.clone(),
         };
-        thread::Builder::new()
-            .name(format!("core-{core}"))
-            .stack_size(runtime::STACK_SIZE)
-            .spawn(move || worker::run(plan))
-            .map_err(StartError::Thread)?;
+        spawn(&format!("core-{core}"), move || worker::run(plan))?;
     }
-    let sweeping = Arc::clone(&shared);
-    thread::Builder::new()
-        .name("sweeper".to_owned())
-        .spawn(move || sweep(&sweeping))
-        .map_err(StartError::Thread)?;
-    if let Some(client) = &shared.platforms {
-        for (number, endpoint) in config.platform.endpoints.iter().enumerate() {
-            let (requests, client) = (Arc::clone(&shared.api.requests), Arc::clone(client));
-            let tokens = &config.tokens;
-            let interval = (*tokens.run_interval).min(*tokens.refresh_interval);
-            let endpoint = endpoint.clone();
-            let call_timeout = *config.platform.call_timeout;
-            let keep = move || {
-                let keeper = RunKeeper {
-                    requests: &requests,
-                    client: &client,
-                    endpoint: &endpoint,
-                    call_timeout,
-                };
-                keeper.keep(interval);
-            };
-            thread::Builder::new()
-                .name(format!("runs-{number}"))
-                .spawn(keep)
-                .map_err(StartError::Thread)?;
-        }
-    }
-    if let Some(identity) = shared.identity.clone() {
-        thread::Builder::new()
-            .name("certificates".to_owned())
-            .spawn(move || keep_current(&identity))
-            .map_err(StartError::Thread)?;
-    }
-    if !shared.story.docker.is_empty() {
-        let docker = Arc::clone(&shared.story.docker);
-        thread::Builder::new()
-            .name("docker-logins".to_owned())
-            .spawn(move || keep_logins_current(&docker))
-            .map_err(StartError::Thread)?;
-    }
+    upkeep::start(&config, &shared)?;
     for _ in 0..core_count {
         let _ = told.recv();
     }
@@ -220,28 +163,15 @@ pub fn serve(
     shared.set_ready(false);
     let grace = *config.listener.shutdown_grace;
     tracing::info!(grace = %config.listener.shutdown_grace, "stopping: no new connections; running transfers may end");
-    thread::Builder::new()
-        .name("second-signal".to_owned())
-        .spawn(move || {
-            wait_for_the_end(&signals);
-            process::exit(1);
-        })
-        .map_err(StartError::Thread)?;
+    spawn("second-signal", move || {
+        wait_for_the_end(&signals);
+        process::exit(1);
+    })?;
     drop(stops);
     shared.api.jobs.interrupt();
     let began = Instant::now();
     let deadline = began + grace;
-    let mut drained = 0;
-    while drained < core_count {
-        match told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Event::Drained) => drained += 1,
-            Ok(Event::Listening) => {}
-            Err(_) => {
-                tracing::warn!("transfers were still running after shutdown_grace; they are cut");
-                break;
-            }
-        }
-    }
+    drain(&told, core_count, deadline);
     let jobs_deadline = deadline.min(began + JOBS_GRACE);
     let left = jobs_deadline.saturating_duration_since(Instant::now());
     if !shared.api.jobs.wait_until_idle(left) {
@@ -269,85 +199,48 @@ fn wait_for_the_end(signals: &Signals) {
     }
 }
 
-fn listen(address: SocketAddr, setting: &'static str) -> Result<SocketAddr, StartError> {
-    bind(address).map_err(|cause| StartError::Listen {
-        address,
-        setting,
-        cause,
-    })
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a thread of its own, which serves nobody"
-)]
-fn sweep(shared: &Shared) {
-    let taken_up = match shared.platforms {
-        Some(_) => shared.api.requests.take_up_callers(SystemTime::now()),
-        None => Ok(()),
+/// Where clients are served, and the operator.
+fn bind_all(options: &server::Options) -> Result<(Vec<SocketAddr>, SocketAddr), StartError> {
+    if let Some(address) = options.clash() {
+        return Err(StartError::Listen {
+            address,
+            setting: "--listen and --admin, or under [listener]",
+            cause: io::Error::new(io::ErrorKind::AddrInUse, "it is named twice"),
+        });
+    }
+    let listen = |address, setting| {
+        bind(address).map_err(|cause| StartError::Listen {
+            address,
+            setting,
+            cause,
+        })
     };
-    if let Err(error) = taken_up {
-        tracing::warn!(%error, "access tokens of names from before the start may expire before these");
+    let mut addresses = Vec::new();
+    for &address in &options.addresses {
+        addresses.push(listen(address, "--listen or listener.addresses")?);
     }
-    loop {
-        thread::sleep(SWEEP_INTERVAL);
-        let now = SystemTime::now();
-        match shared.api.requests.purge(now) {
-            Ok(0) => {}
-            Ok(count) => tracing::debug!(count, "expired container requests were removed"),
-            Err(error) => tracing::warn!(%error, "expired container requests could not be removed"),
-        }
-        match shared.api.jobs.purge(now) {
-            Ok(0) => {}
-            Ok(count) => tracing::debug!(count, "old records of mirrors and freezes were removed"),
-            Err(error) => {
-                tracing::warn!(%error, "old records of mirrors and freezes could not be removed");
+    let admin = listen(options.admin, "--admin or listener.admin")?;
+    Ok((addresses, admin))
+}
+
+/// Waits until no core serves anybody any more, but not for longer than until `deadline`.
+fn drain(told: &mpsc::Receiver<Event>, core_count: usize, deadline: Instant) {
+    let mut drained = 0;
+    while drained < core_count {
+        match told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Event::Drained) => drained += 1,
+            Ok(Event::Listening) => {}
+            Err(_) => {
+                tracing::warn!("transfers were still running after shutdown_grace; they are cut");
+                return;
             }
-        }
-        match shared.platforms.as_ref().map(|client| client.purge(now)) {
-            None | Some(Ok(0)) => {}
-            Some(Ok(count)) => tracing::debug!(count, "old Platform tokens were removed"),
-            Some(Err(error)) => tracing::warn!(%error, "old Platform tokens could not be removed"),
         }
     }
 }
 
-/// Kubernetes replaces mounted secrets while the server runs.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a thread of its own, which serves nobody"
-)]
-fn keep_logins_current(docker: &crate::credentials::DockerLogins) {
-    loop {
-        thread::sleep(RENEWAL_INTERVAL);
-        docker.renew();
-    }
-}
-
-/// A certificate is replaced while the server runs, by whoever renews it.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a thread of its own, which serves nobody"
-)]
-fn keep_current(identity: &Identity) {
-    let mut last_problem = None;
-    loop {
-        thread::sleep(RENEWAL_INTERVAL);
-        match identity.renew() {
-            Ok(Renewed::Unchanged) => {}
-            Ok(Renewed::Changed) => {
-                last_problem = None;
-                tracing::info!("new connections get the new certificate");
-            }
-            Err(error) => {
-                let problem = error.to_string();
-                if last_problem.as_ref() != Some(&problem) {
-                    tracing::warn!(
-                        "the new certificate is not used, the old one stays: {problem}; put a matching pair into the files of listener.tls"
-                    );
-                }
-                last_problem = Some(problem);
-            }
-        }
-    }
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
+    let thread = thread::Builder::new()
+        .name(name.to_owned())
+        .stack_size(runtime::STACK_SIZE);
+    thread.spawn(work).map(|_| ()).map_err(StartError::Thread)
 }

@@ -14,6 +14,7 @@ use super::{
     StartError,
     runtime::{self, Choice},
     scratch::Scratch,
+    spawn,
     story::{self, Logins, Story},
 };
 use crate::{
@@ -210,13 +211,6 @@ impl Standalone {
         drop(self.scratch);
         Ok(ended)
     }
-}
-
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
-    let thread = thread::Builder::new()
-        .name(name.to_owned())
-        .stack_size(runtime::STACK_SIZE);
-    thread.spawn(work).map(|_| ()).map_err(StartError::Thread)
 }
 
 /// Tells if the core ends without an answer.

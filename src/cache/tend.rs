@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crossbeam::channel;
+use crossbeam_channel as channel;
 
 use super::{
     Shared,

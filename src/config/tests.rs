@@ -135,10 +135,8 @@ fn the_example_breaks_no_rule_but_names_files_that_are_not_there() {
 fn all_keys() -> Vec<(String, String)> {
     let known = |header: &str| -> Vec<String> {
         let text = format!("{header}zzzzzzzz = 1");
-        let Err(problems) = toml_file::load::<Config>(Path::new("tidegate.toml"), &text) else {
-            return Vec::new();
-        };
-        problems
+        toml_file::read::<Config>(Path::new("tidegate.toml"), &text)
+            .problems
             .iter()
             .filter(|problem| problem.message.starts_with("unknown key"))
             .flat_map(|problem| problem.message.split('`').skip(1).step_by(2))

@@ -8,8 +8,8 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Claim, Entry, IdentityError, Keyring,
-    docker::{Effort, Known},
+    Claim, Entry, IdentityError, Keyring, Known,
+    docker::Effort,
     scope::{Scope, closest},
     shown_user,
     tenants::{Line, Reach, Tenant},

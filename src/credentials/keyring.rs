@@ -3,14 +3,14 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    Claim, Directory, DockerLogins, Entry, FindError, IdentityError, Login, OperatorLogin,
+    Claim, Directory, DockerLogins, Entry, FindError, IdentityError, Known, Login, OperatorLogin,
     OwnOptions, Side,
-    docker::{Effort, Known, KnownLogin},
+    docker::{Effort, KnownLogin},
     identity,
     operator::Operator,
     scope::longest_match,
     session_name, shown_user,
-    tenants::{Answer, Found, Reach, Tenant, Tenants},
+    tenants::{Found, Reach, Tenant, Tenants},
 };
 use crate::{
     aws::SessionName,
@@ -227,22 +227,14 @@ impl Keyring {
             Reach::Memory => Effort::Remember,
             Reach::Platform(_) => Effort::Ask,
         };
-        let operators = || self.operator.find(registry, repository, effort);
-        let (session, owner, found) = match caller {
+        let operators = || {
+            let known = self.operator.find(registry, repository, effort);
+            known.map(Found::of_operator)
+        };
+        let (mut side, mut session, mut owner, mut known) = match caller {
             Caller::Anonymous => {
-                let found = match operators() {
-                    Known::Login(login) => Some(Found::of_operator(login)),
-                    Known::None => None,
-                    Known::Unknown => return Ok(None),
-                };
-                return Ok(Some(Login::of(
-                    Side::Operator,
-                    SessionName::own(),
-                    "operator",
-                    found,
-                    registry,
-                    repository,
-                )));
+                let (session, owner) = (SessionName::own(), "operator".to_owned());
+                (Side::Operator, session, owner, operators())
             }
             Caller::User {
                 name,
@@ -253,8 +245,9 @@ impl Keyring {
                 let entries = self.entries_of_user(access_token, *workspace);
                 let (owner, entries) =
                     entries.ok_or_else(|| FindError::CallerRevoked { name: name.clone() })?;
-                let found = longest_match(entries, registry, repository);
-                (session_name(name, *workspace), owner, found.map(Found::of))
+                let found = longest_match(entries, registry, repository).map(Found::of);
+                let session = session_name(name, *workspace);
+                (Side::Tenant, session, owner, found.into())
             }
             Caller::User {
                 name, workspace, ..
@@ -263,43 +256,26 @@ impl Keyring {
                 let (Some(tenants), Some(tenant)) = (&self.tenants, Tenant::of(caller)) else {
                     return Err(FindError::CallerRevoked { name: name.clone() });
                 };
-                let found = tenants.find(&tenant, registry, repository, reach);
-                let found = found.map_err(|error| tenant.failure(name, &error))?;
-                let found = match found {
-                    Answer::Login(found) => Some(found),
-                    Answer::None => None,
-                    Answer::Unknown => return Ok(None),
-                };
-                (session_name(name, *workspace), tenant.owner(name), found)
+                let known = tenants.find(&tenant, registry, repository, reach);
+                let known = known.map_err(|error| tenant.failure(name, &error))?;
+                let session = session_name(name, *workspace);
+                (Side::Tenant, session, tenant.owner(name), known)
             }
         };
-        if found.is_none() && self.own.contains(registry) {
-            let found = match operators() {
-                Known::Login(login) => Some(Found::of_operator(login)),
-                Known::None => None,
-                Known::Unknown => return Ok(None),
-            };
-            if found.is_some() {
-                let owner =
-                    format!("{owner}: none, but the operator has one for his own repositories");
-                return Ok(Some(Login::of(
-                    Side::Operator,
-                    SessionName::own(),
-                    &owner,
-                    found,
-                    registry,
-                    repository,
-                )));
+        if known == Known::None && side == Side::Tenant && self.own.contains(registry) {
+            known = operators();
+            if known != Known::None {
+                (side, session) = (Side::Operator, SessionName::own());
+                owner += ": none, but the operator has one for his own repositories";
             }
         }
-        Ok(Some(Login::of(
-            Side::Tenant,
-            session,
-            &owner,
-            found,
-            registry,
-            repository,
-        )))
+        let found = match known {
+            Known::Login(found) => Some(found),
+            Known::None => None,
+            Known::Unknown => return Ok(None),
+        };
+        let login = Login::of(side, session, &owner, found, registry, repository);
+        Ok(Some(login))
     }
 
     pub(super) fn entries_of_user(

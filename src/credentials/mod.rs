@@ -145,6 +145,31 @@ struct Entry {
     credentials: Credentials,
 }
 
+/// What there is for somebody at a registry, as far as one went to find it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Known<T> {
+    Login(T),
+    None,
+    /// Somebody would have to be asked.
+    Unknown,
+}
+
+impl<T> Known<T> {
+    fn map<U>(self, with: impl FnOnce(T) -> U) -> Known<U> {
+        match self {
+            Self::Login(login) => Known::Login(with(login)),
+            Self::None => Known::None,
+            Self::Unknown => Known::Unknown,
+        }
+    }
+}
+
+impl<T> From<Option<T>> for Known<T> {
+    fn from(login: Option<T>) -> Self {
+        login.map_or(Self::None, Self::Login)
+    }
+}
+
 /// How to ask the user's Platform on his behalf.
 pub fn session_of(user: PlatformUser<'_>) -> Session {
     Session {

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use super::{
-    Entry, OperatorLogin, Scope,
-    docker::{DockerLogins, Effort, Known, KnownLogin},
+    Entry, Known, OperatorLogin, Scope,
+    docker::{DockerLogins, Effort, KnownLogin},
     scope::longest_match,
 };
 use crate::oci::{Registry, Repository};
@@ -59,7 +59,7 @@ impl Operator {
         registry: &Registry,
         repository: &Repository,
         effort: Effort,
-    ) -> Option<Known> {
+    ) -> Option<Known<KnownLogin>> {
         let docker = self.docker.as_ref().filter(|docker| !docker.is_empty())?;
         Some(match docker.narrow(registry, repository) {
             Some(narrow) => Known::Login(narrow),
@@ -72,14 +72,14 @@ impl Operator {
         registry: &Registry,
         repository: &Repository,
         effort: Effort,
-    ) -> Known {
+    ) -> Known<KnownLogin> {
         let table = longest_match(&self.tables, registry, repository).map(|entry| KnownLogin {
             credentials: entry.credentials.clone(),
             source: entry.scope.to_string(),
             prefix_size: entry.scope.prefix_size(),
         });
         let Some(docker) = &self.docker else {
-            return table.map_or(Known::None, Known::Login);
+            return table.into();
         };
         match (table, docker.narrow(registry, repository)) {
             (Some(table), Some(narrow)) if table.prefix_size < narrow.prefix_size => {

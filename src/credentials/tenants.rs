@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    FindError,
+    FindError, Known,
     memory::{Ages, Memory},
     scope::{Scope, closest},
     session_of,
@@ -86,16 +86,6 @@ pub(super) enum Reach {
     Memory,
     /// Until then. Blocks.
     Platform(Instant),
-}
-
-/// What there is for a tenant at a registry.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
-    Login(Found),
-    /// He has none for it.
-    None,
-    /// Nothing is remembered, and nobody was to be asked.
-    Unknown,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -239,9 +229,9 @@ impl Tenants {
         registry: &Registry,
         repository: &Repository,
         reach: Reach,
-    ) -> Result<Answer, CallError> {
+    ) -> Result<Known<Found>, CallError> {
         let Some(list) = self.list(tenant, reach)? else {
-            return Ok(Answer::Unknown);
+            return Ok(Known::Unknown);
         };
         let found = match list.find(registry, repository) {
             None => return self.of_environment(tenant, registry, reach),
@@ -253,10 +243,10 @@ impl Tenants {
                 self.lists
                     .doubt(&tenant.workspace(), Duration::ZERO, Instant::now());
                 let Some(list) = self.list(tenant, reach)? else {
-                    return Ok(Answer::Unknown);
+                    return Ok(Known::Unknown);
                 };
                 match list.find(registry, repository) {
-                    None => Ok(Answer::None),
+                    None => Ok(Known::None),
                     Some(line) => self.login_of(tenant, line, reach),
                 }
             }
@@ -311,17 +301,17 @@ impl Tenants {
         )
     }
 
-    fn login_of(&self, tenant: &Tenant, line: &Line, reach: Reach) -> Result<Answer, CallError> {
-        let Some(credentials) = self.login(tenant, &line.id, reach)? else {
-            return Ok(Answer::Unknown);
-        };
-        Ok(match credentials {
-            Some(credentials) => Answer::Login(Found {
-                reason: format!("{} (\"{}\")", line.registry, line.name),
-                credentials,
-            }),
-            None => Answer::None,
-        })
+    fn login_of(
+        &self,
+        tenant: &Tenant,
+        line: &Line,
+        reach: Reach,
+    ) -> Result<Known<Found>, CallError> {
+        let known = self.login(tenant, &line.id, reach)?;
+        Ok(known.map(|credentials| Found {
+            reason: format!("{} (\"{}\")", line.registry, line.name),
+            credentials,
+        }))
     }
 
     /// For an ECR registry and nothing better: what the run itself is computed with.
@@ -330,9 +320,9 @@ impl Tenants {
         tenant: &Tenant,
         registry: &Registry,
         reach: Reach,
-    ) -> Result<Answer, CallError> {
+    ) -> Result<Known<Found>, CallError> {
         let Some(run) = tenant.run.as_deref().filter(|_| is_ecr(registry)) else {
-            return Ok(Answer::None);
+            return Ok(Known::None);
         };
         let key = (tenant.workspace(), run.to_owned());
         let environment = self.reach(tenant, reach, &self.environments, &key, |deadline| {
@@ -349,19 +339,18 @@ impl Tenants {
             Ok((id, size_of::<Workspace>()))
         })?;
         let id = match environment.as_ref().map(|it| it.as_deref()) {
-            None => return Ok(Answer::Unknown),
-            Some(None) => return Ok(Answer::None),
+            None => return Ok(Known::Unknown),
+            Some(None) => return Ok(Known::None),
             Some(Some(id)) => id,
         };
-        Ok(match self.login(tenant, id, reach) {
-            Ok(None) => Answer::Unknown,
-            Ok(Some(Some(credentials))) => Answer::Login(Found {
-                credentials,
-                reason: format!("the compute environment of run {run}"),
-            }),
-            Ok(Some(None)) | Err(CallError::Denied { .. }) => Answer::None,
-            Err(error) => return Err(error),
-        })
+        let known = match self.login(tenant, id, reach) {
+            Err(CallError::Denied { .. }) => Known::None,
+            known => known?,
+        };
+        Ok(known.map(|credentials| Found {
+            credentials,
+            reason: format!("the compute environment of run {run}"),
+        }))
     }
 
     fn login(
@@ -369,7 +358,7 @@ impl Tenants {
         tenant: &Tenant,
         id: &str,
         reach: Reach,
-    ) -> Result<Option<Option<Credentials>>, CallError> {
+    ) -> Result<Known<Credentials>, CallError> {
         let key = (tenant.workspace(), id.to_owned());
         let login = self.reach(tenant, reach, &self.logins, &key, |deadline| {
             let keys = self
@@ -381,7 +370,7 @@ impl Tenants {
             });
             Ok((credentials, weight))
         })?;
-        Ok(login.map(|login| (*login).clone()))
+        Ok(login.map_or(Known::Unknown, |login| (*login).clone().into()))
     }
 
     fn reach<K: Clone + Eq + std::hash::Hash, V>(

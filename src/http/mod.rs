@@ -28,6 +28,6 @@ pub use head::{
 pub use headers::Headers;
 pub use method::{Method, Version};
 pub use range::{ContentRange, RangeWish, parse_content_range, parse_range};
-pub use target::{Target, TargetForm};
+pub use target::Target;
 pub use url::{Origin, Scheme, Url, UrlError, percent_decode, percent_encode_query};
 pub use websocket::{HandshakeError, accept_websocket};

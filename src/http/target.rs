@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use super::{HeadError, Method, headers::Span, url::split_authority};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TargetForm {
+enum TargetForm {
     /// `/v2/?ns=docker.io`
     Origin,
     /// `http://host/v2/`, as sent to a proxy.
@@ -67,10 +67,6 @@ impl Target {
             path: Span::of(path.as_bytes(), text),
             query: query.map(|query| Span::of(query.as_bytes(), text)),
         })
-    }
-
-    pub fn form(&self) -> TargetForm {
-        self.form
     }
 
     /// As it came.
@@ -166,7 +162,7 @@ mod tests {
             let head = format!("{method} {target} HTTP/1.1\r\nHost: header\r\n\r\n");
             match parse_request(head.as_bytes()) {
                 Ok(Some((head, _))) => {
-                    assert_eq!(head.target.form(), form, "{method} {target}");
+                    assert_eq!(head.target.form, form, "{method} {target}");
                     assert_eq!(head.path(), path, "{method} {target}");
                     assert_eq!(head.query(), query, "{method} {target}");
                     assert_eq!(head.host(), host, "{method} {target}");

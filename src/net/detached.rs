@@ -33,7 +33,7 @@ impl Socket {
             }
         };
         // The runtime's own descriptor may still be part of an operation that was given up.
-        let own = sys::duplicate(&tcp)?;
+        let own = TcpStream::from(sys::duplicate(&tcp)?);
         own.set_nonblocking(true)?;
         let stream = match session {
             None => Stream::Plain(own),

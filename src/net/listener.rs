@@ -62,9 +62,17 @@ impl Listener {
                 }
             }
         }
-        while let Ok(Some(waiting)) = sys::accept_waiting(&self.0) {
-            if let (Ok(peer), Ok(socket)) = (waiting.peer_addr(), TcpStream::from_std(waiting)) {
-                take_prepared(socket, peer, &mut take);
+        let _ = self.take_waiting(&mut take);
+    }
+
+    /// What is left in the queue of a listener that closes would be reset. The error is that nobody waits any more.
+    fn take_waiting(&self, take: &mut impl FnMut(TcpStream, SocketAddr)) -> io::Result<()> {
+        let listener = StdListener::from(sys::duplicate(&self.0)?);
+        listener.set_nonblocking(true)?;
+        loop {
+            let (socket, peer) = listener.accept()?;
+            if let Ok(socket) = TcpStream::from_std(socket) {
+                take_prepared(socket, peer, take);
             }
         }
     }

@@ -26,16 +26,33 @@ const BATCH: usize = 128 << 10;
 
 /// Either side of a TLS session, over a socket that is asked without waiting.
 pub(super) trait Sealing {
+    type Side;
+
     fn tcp(&self) -> &TcpStream;
 
+    fn parts(&mut self) -> (&TcpStream, &mut ConnectionCommon<Self::Side>);
+
     /// Encrypts a copy; `send_sealed` sends it.
-    fn seal(&mut self, bytes: &[u8]) -> io::Result<()>;
+    fn seal(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let (_, session) = self.parts();
+        session.writer().write_all(bytes)
+    }
 
     /// Whether all that was sealed is with the socket.
-    fn is_sent(&self) -> bool;
+    fn is_sent(&mut self) -> bool {
+        let (_, session) = self.parts();
+        !session.wants_write()
+    }
 
     /// Sends what the socket takes now.
-    fn send_sealed(&mut self, more: More) -> io::Result<Sent>;
+    fn send_sealed(&mut self, more: More) -> io::Result<Sent> {
+        let (tcp, session) = self.parts();
+        match session.write_tls(&mut Wire { tcp, more }) {
+            Ok(count) => Ok(Sent::Bytes(count)),
+            Err(error) if is_transient(&error) => Ok(Sent::Full),
+            Err(error) => Err(error),
+        }
+    }
 
     /// Takes what has come while we send, and says whether it was more than the session's own business: the other side's
     /// words, or its end. It matters of registries only.
@@ -172,19 +189,6 @@ impl<'a> Turn<'a> {
                 turned => return turned,
             }
         }
-    }
-}
-
-/// What is sealed, as far as the socket takes it now.
-pub(super) fn send_now<Side>(
-    session: &mut ConnectionCommon<Side>,
-    tcp: &TcpStream,
-    more: More,
-) -> io::Result<Sent> {
-    match session.write_tls(&mut Wire { tcp, more }) {
-        Ok(count) => Ok(Sent::Bytes(count)),
-        Err(error) if is_transient(&error) => Ok(Sent::Full),
-        Err(error) => Err(error),
     }
 }
 

@@ -9,14 +9,16 @@ use monoio::{
     io::{AsyncReadRent as _, AsyncWriteRentExt as _},
     net::TcpStream,
 };
-use rustls::{ClientConnection, pki_types::ServerName};
+use rustls::{
+    ClientConnection, ConnectionCommon, client::ClientConnectionData, pki_types::ServerName,
+};
 
 use super::{
-    sealing::{Sealing, send_now},
+    sealing::Sealing,
     transfer::is_transient,
     trust::{Trust, explain},
 };
-use crate::sys::{self, More, Sent};
+use crate::sys;
 
 /// One read of the socket: four of TLS' largest records.
 const READ_SIZE: usize = 64 << 10;
@@ -143,20 +145,14 @@ fn explained(error: io::Error) -> io::Error {
 }
 
 impl Sealing for TlsStream {
+    type Side = ClientConnectionData;
+
     fn tcp(&self) -> &TcpStream {
         &self.tcp
     }
 
-    fn seal(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.session.writer().write_all(bytes)
-    }
-
-    fn is_sent(&self) -> bool {
-        !self.session.wants_write()
-    }
-
-    fn send_sealed(&mut self, more: More) -> io::Result<Sent> {
-        send_now(&mut self.session, &self.tcp, more)
+    fn parts(&mut self) -> (&TcpStream, &mut ConnectionCommon<ClientConnectionData>) {
+        (&self.tcp, &mut self.session)
     }
 
     /// Tickets for later sessions come at any time.

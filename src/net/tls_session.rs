@@ -4,16 +4,16 @@
 //! is given up loses nothing.
 
 use std::{
-    io::{self, BufRead as _, Write as _},
+    io::{self, BufRead as _},
     sync::Arc,
 };
 
 use monoio::net::TcpStream;
-use rustls::ServerConnection;
+use rustls::{ConnectionCommon, ServerConnection, server::ServerConnectionData};
 
 use super::{
     Identity,
-    sealing::{Sealing, Wire, send_now},
+    sealing::{Sealing, Wire},
     transfer::is_transient,
 };
 use crate::sys::{More, Sent};
@@ -110,19 +110,13 @@ impl TlsSession {
 }
 
 impl Sealing for TlsSession {
+    type Side = ServerConnectionData;
+
     fn tcp(&self) -> &TcpStream {
         &self.tcp
     }
 
-    fn seal(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.session.writer().write_all(bytes)
-    }
-
-    fn is_sent(&self) -> bool {
-        !self.session.wants_write()
-    }
-
-    fn send_sealed(&mut self, more: More) -> io::Result<Sent> {
-        send_now(&mut self.session, &self.tcp, more)
+    fn parts(&mut self) -> (&TcpStream, &mut ConnectionCommon<ServerConnectionData>) {
+        (&self.tcp, &mut self.session)
     }
 }

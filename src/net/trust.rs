@@ -72,9 +72,8 @@ impl Trust {
 
     /// Any certificate: the operator said `insecure`.
     pub fn unchecked() -> Self {
-        let provider = Arc::new(ring::default_provider());
         Self {
-            config: client(Arc::clone(&provider), Unchecked(provider)),
+            config: client(Arc::new(ring::default_provider()), Rule::Any),
             roots: Arc::default(),
             is_unchecked: true,
         }
@@ -92,19 +91,20 @@ impl Trust {
     fn with_roots(store: RootCertStore, roots: Vec<CertificateDer<'static>>) -> Self {
         let provider = Arc::new(ring::default_provider());
         let roots = Arc::new(roots);
-        let listed = Listed::new(store, &roots, &provider);
+        let rule = Rule::listed(store, &roots, &provider);
         Self {
-            config: client(provider, listed),
+            config: client(provider, rule),
             roots,
             is_unchecked: false,
         }
     }
 }
 
-fn client(
-    provider: Arc<CryptoProvider>,
-    verifier: impl ServerCertVerifier + 'static,
-) -> Arc<ClientConfig> {
+fn client(provider: Arc<CryptoProvider>, rule: Rule) -> Arc<ClientConfig> {
+    let verifier = Verifier {
+        rule,
+        provider: Arc::clone(&provider),
+    };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider has the default versions")
@@ -115,31 +115,41 @@ fn client(
     Arc::new(config)
 }
 
-/// Certificates of authorities and what they sign, and the listed certificates themselves. What a registry makes for itself
-/// with one command of openssl says of itself that it signs others, and such a one is no server's for webpki; but whoever lists
-/// it means it. Only here: `ureq`, which asks token servers, takes authorities alone.
+/// Which certificates are good. That the other side holds a certificate's key, it proves in the same way for all.
 #[derive(Debug)]
-struct Listed {
-    authorities: Arc<WebPkiServerVerifier>,
-    listed: Arc<Vec<CertificateDer<'static>>>,
+struct Verifier {
+    rule: Rule,
+    provider: Arc<CryptoProvider>,
 }
 
-impl Listed {
-    fn new(
+#[derive(Debug)]
+enum Rule {
+    Any,
+    /// Certificates of authorities and what they sign, and the listed certificates themselves. What a registry makes for itself
+    /// with one command of openssl says of itself that it signs others, and such a one is no server's for webpki; but whoever lists
+    /// it means it. Only here: `ureq`, which asks token servers, takes authorities alone.
+    Listed {
+        authorities: Arc<WebPkiServerVerifier>,
+        listed: Arc<Vec<CertificateDer<'static>>>,
+    },
+}
+
+impl Rule {
+    fn listed(
         store: RootCertStore,
         listed: &Arc<Vec<CertificateDer<'static>>>,
         provider: &Arc<CryptoProvider>,
     ) -> Self {
         let authorities =
             WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider));
-        Self {
+        Self::Listed {
             authorities: authorities.build().expect("the store is not empty"),
             listed: Arc::clone(listed),
         }
     }
 }
 
-impl ServerCertVerifier for Listed {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -148,17 +158,17 @@ impl ServerCertVerifier for Listed {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified = self.authorities.verify_server_cert(
-            end_entity,
-            intermediates,
-            name,
-            ocsp_response,
-            now,
-        );
-        match verified {
+        let Rule::Listed {
+            authorities,
+            listed,
+        } = &self.rule
+        else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        match authorities.verify_server_cert(end_entity, intermediates, name, ocsp_response, now) {
             // Its time is looked at before what it says of itself.
             Err(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(cause))))
-                if cause.to_string() == SIGNS_OTHERS && self.listed.contains(end_entity) =>
+                if cause.to_string() == SIGNS_OTHERS && listed.contains(end_entity) =>
             {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, name)?;
                 Ok(ServerCertVerified::assertion())
@@ -173,8 +183,8 @@ impl ServerCertVerifier for Listed {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.authorities
-            .verify_tls12_signature(message, certificate, signature)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -183,12 +193,14 @@ impl ServerCertVerifier for Listed {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.authorities
-            .verify_tls13_signature(message, certificate, signature)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.authorities.supported_verify_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -204,46 +216,6 @@ pub(super) fn explain(error: &rustls::Error) -> String {
             "its certificate is one of an authority; if it is right, name it in ca_file".to_owned()
         }
         error => error.to_string(),
-    }
-}
-
-#[derive(Debug)]
-struct Unchecked(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unchecked {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -280,7 +252,8 @@ mod tests {
         let mut store = RootCertStore::empty();
         store.add(listed.clone()).expect("a certificate");
         let provider = Arc::new(ring::default_provider());
-        let verifier = Listed::new(store, &Arc::new(vec![listed.clone()]), &provider);
+        let rule = Rule::listed(store, &Arc::new(vec![listed.clone()]), &provider);
+        let verifier = Verifier { rule, provider };
         for (shown, name, now, expected) in [
             (&listed, "r.example", year(2025), None),
             (

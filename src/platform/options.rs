@@ -96,9 +96,4 @@ impl Options {
         let tokens = self.pairing_tokens.get(endpoint);
         self.allow_any_pairing_token || tokens.is_some_and(|tokens| !tokens.is_empty())
     }
-
-    /// Of requests that name none.
-    pub fn default_endpoint(&self) -> Option<&str> {
-        self.endpoints.first().map(String::as_str)
-    }
 }

@@ -176,9 +176,7 @@ impl Pull {
         access: &Access,
         digest: &Digest,
     ) -> Result<BlobHead, PullError> {
-        let login = self
-            .login(&access.caller, &access.registry, &access.repository)
-            .await?;
+        let login = self.login_for(access).await?;
         Ok(
             match self
                 .upstream
@@ -200,9 +198,7 @@ impl Pull {
     /// no to the question, and is then asked for the blob itself. A redirect is no yes: some registries
     /// redirect whatever they are asked for.
     async fn prove(&self, access: &Access, digest: &Digest) -> Result<bool, PullError> {
-        let login = self
-            .login(&access.caller, &access.registry, &access.repository)
-            .await?;
+        let login = self.login_for(access).await?;
         match self.upstream.blob_head(access.source(&login), digest).await {
             Ok(upstream::BlobHead::Found { size }) => {
                 self.proofs.note_allowed(access, *digest, size);
@@ -382,10 +378,7 @@ impl Pull {
         if first_part(LARGE) == (0..LARGE) {
             return None;
         }
-        let login = self
-            .login(&access.caller, &access.registry, &access.repository)
-            .await
-            .ok()?;
+        let login = self.login_for(access).await.ok()?;
         match self.upstream.blob_head(access.source(&login), digest).await {
             Ok(upstream::BlobHead::Found { size }) => size,
             // Whatever is wrong, the question for the blob itself will tell.
@@ -403,9 +396,7 @@ impl Pull {
             let body = self.fetch_from_web(web, digest, part).await?;
             return Ok(FetchedBlob::Inline(Box::new(body)));
         }
-        let login = self
-            .login(&access.caller, &access.registry, &access.repository)
-            .await?;
+        let login = self.login_for(access).await?;
         let source = access.source(&login);
         Ok(match access.follows_redirects {
             true => self.upstream.blob_wherever(source, digest, part).await?,

@@ -81,9 +81,7 @@ impl Pull {
             metrics::add(Counter::ManifestHits, 1);
             return Ok(self.serve(access, stored));
         }
-        let login = self
-            .login(&access.caller, &access.registry, &access.repository)
-            .await?;
+        let login = self.login_for(access).await?;
         let version = TagOrDigest::Digest(*digest);
         if stored.is_some() || extent == Extent::Head {
             // Without a word from the registry nothing is known of this holder's rights.
@@ -151,9 +149,7 @@ impl Pull {
         extent: Extent,
         is_known: bool,
     ) -> Result<ServedManifest, PullError> {
-        let login = self
-            .login(&access.caller, &access.registry, &access.repository)
-            .await?;
+        let login = self.login_for(access).await?;
         if extent == Extent::Head || is_known {
             let head = self
                 .upstream

@@ -292,9 +292,7 @@ impl Pull {
     }
 
     async fn tags_once(&self, access: &Access, query: Option<&str>) -> Result<List, PullError> {
-        let login = self
-            .login(&access.caller, &access.registry, &access.repository)
-            .await?;
+        let login = self.login_for(access).await?;
         Ok(self.upstream.tags(access.source(&login), query).await?)
     }
 
@@ -314,13 +312,15 @@ impl Pull {
         digest: &Digest,
         query: Option<&str>,
     ) -> Result<List, PullError> {
-        let login = self
-            .login(&access.caller, &access.registry, &access.repository)
-            .await?;
+        let login = self.login_for(access).await?;
         Ok(self
             .upstream
             .referrers(access.source(&login), digest, query)
             .await?)
+    }
+
+    fn login_for(&self, access: &Access) -> impl Future<Output = Result<Login, PullError>> {
+        self.login(&access.caller, &access.registry, &access.repository)
     }
 
     /// Whose credentials serve the caller there, in the form that the registry takes.

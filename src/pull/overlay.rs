@@ -207,9 +207,7 @@ impl Pull {
         let derived = match self.shelf.derived.find(&origin) {
             Some(derived) => derived,
             None => {
-                let login = self
-                    .login(&access.caller, &access.registry, &access.repository)
-                    .await?;
+                let login = self.login_for(access).await?;
                 let base = self.find_or_fetch(access, &login, served.digest).await?;
                 self.derive(access, &login, overlaid.overlay, origin, &base)
                     .await?

@@ -158,31 +158,20 @@ async fn exchange<S: Service>(
         Afterwards::Close
     };
     let mut response = match receive_body(edge, service, socket, &head, buffer).await {
-        Ok(Received::Body(body)) => service.answer(Request { head, body, client }).await,
-        Ok(Received::LeftUnread) => {
-            afterwards = Afterwards::Close;
-            service
-                .answer(Request {
-                    head,
-                    body: Bytes::new(),
-                    client,
-                })
-                .await
+        Ok(received) => {
+            let body = match received {
+                Received::Body(body) => body,
+                Received::LeftUnread => {
+                    afterwards = Afterwards::Close;
+                    Bytes::new()
+                }
+            };
+            service.answer(Request { head, body, client }).await
         }
-        Err(BodyError::Gone(error)) if error.kind() == io::ErrorKind::TimedOut => service
-            .answer_bad_body(408, "the request's body took too long")
-            .closing(),
-        Err(BodyError::Gone(_)) => return Next::Cut,
-        Err(error @ BodyError::TooLarge { .. }) => {
-            service.answer_bad_body(413, &error.to_string()).closing()
-        }
-        Err(error @ BodyError::Malformed) => {
-            service.answer_bad_body(400, &error.to_string()).closing()
-        }
-        Err(error @ BodyError::Busy) => service
-            .answer_bad_body(503, &error.to_string())
-            .field("Retry-After", 1)
-            .closing(),
+        Err(error) => match refusal(service, &error) {
+            Some(refusal) => refusal,
+            None => return Next::Cut,
+        },
     };
     let (status, origin) = (response.status, response.origin);
     metrics::add(of_status(status), 1);
@@ -238,6 +227,21 @@ fn of_status(status: u16) -> Counter {
         400..500 => Counter::Declined,
         500.. => Counter::Failed,
     }
+}
+
+/// `None`: nobody is left to be told.
+fn refusal<S: Service>(service: &S, error: &BodyError) -> Option<Response> {
+    let said = error.to_string();
+    let response = match error {
+        BodyError::Gone(cause) if cause.kind() == io::ErrorKind::TimedOut => {
+            service.answer_bad_body(408, "the request's body took too long")
+        }
+        BodyError::Gone(_) => return None,
+        BodyError::TooLarge { .. } => service.answer_bad_body(413, &said),
+        BodyError::Malformed => service.answer_bad_body(400, &said),
+        BodyError::Busy => service.answer_bad_body(503, &said).field("Retry-After", 1),
+    };
+    Some(response.closing())
 }
 
 enum Received {

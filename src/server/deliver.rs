@@ -65,6 +65,10 @@ pub(super) async fn deliver(
     if response.close || framing == Framing::UntilClose {
         afterwards = Afterwards::Close;
     }
+    let chunk_end: &[u8] = match framing {
+        Framing::Chunked => b"\r\n",
+        Framing::Counted | Framing::UntilClose => b"",
+    };
     let announced = response.length;
     let mut head = encode_head(&response, version, framing, afterwards);
     let mut body = response.body;
@@ -89,16 +93,15 @@ pub(super) async fn deliver(
                 }
                 _ => More::Ends,
             };
-            let is_open_chunk = framing == Framing::Chunked && matches!(piece, Piece::File { .. });
+            if framing == Framing::Chunked {
+                let _ = write!(head, "{length:x}\r\n");
+            }
             match piece {
                 Piece::File {
                     file,
                     range,
                     is_complete,
                 } => {
-                    if framing == Framing::Chunked {
-                        let _ = write!(head, "{length:x}\r\n");
-                    }
                     let part = FilePart {
                         file: &file,
                         range,
@@ -107,22 +110,16 @@ pub(super) async fn deliver(
                     edge.transfer
                         .send_file(socket, &head, part, more, patience)
                         .await?;
+                    head.clear();
+                    // Goes with what comes next.
+                    head.extend_from_slice(chunk_end);
                 }
                 Piece::Bytes(bytes) => {
-                    if framing == Framing::Chunked {
-                        let _ = write!(head, "{:x}\r\n", bytes.len());
-                        head.extend_from_slice(&bytes);
-                        head.extend_from_slice(b"\r\n");
-                    } else {
-                        head.extend_from_slice(&bytes);
-                    }
+                    head.extend_from_slice(&bytes);
+                    head.extend_from_slice(chunk_end);
                     edge.transfer.send(socket, &head, more, patience).await?;
+                    head.clear();
                 }
-            }
-            head.clear();
-            if is_open_chunk {
-                // Goes with what comes next.
-                head.extend_from_slice(b"\r\n");
             }
             body_bytes += length;
             metrics::add(Counter::BytesSent, length);

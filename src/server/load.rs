@@ -75,7 +75,7 @@ impl Load {
         match sys::duplicate(&socket) {
             Ok(socket) => {
                 other.arrivals.put(Arrival {
-                    socket,
+                    socket: socket.into(),
                     peer,
                     place,
                 });

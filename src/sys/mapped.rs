@@ -1,15 +1,10 @@
 //! A file's words, shared by all threads, and by whoever opens the file next.
 
-use std::{
-    fs::File,
-    io,
-    os::fd::AsRawFd,
-    ptr::{self, NonNull},
-    slice,
-    sync::atomic::AtomicU64,
-};
+use std::{fs::File, io, os::fd::AsRawFd, slice, sync::atomic::AtomicU64};
 
-use super::{checked, file::offset_of, file_system::writes_in_place};
+use memmap2::{MmapMut, MmapOptions, MmapRaw, UncheckedAdvice};
+
+use super::{file::offset_of, file_system::writes_in_place};
 
 const WORD_SIZE: usize = size_of::<AtomicU64>();
 
@@ -18,15 +13,9 @@ const WORD_SIZE: usize = size_of::<AtomicU64>();
 /// A store is in the page cache as soon as it is done, so it outlives the process, not the machine. The kernel ends the
 /// process if the file is cut shorter meanwhile or its disk cannot be read.
 pub struct MappedWords {
-    base: NonNull<AtomicU64>,
-    count: usize,
+    mapping: MmapRaw,
     is_file: bool,
 }
-
-// SAFETY: the mapping belongs to no thread.
-unsafe impl Send for MappedWords {}
-// SAFETY: it is only given out as atomics.
-unsafe impl Sync for MappedWords {}
 
 impl MappedWords {
     /// The first `count` words of `file`, which is made that long and gets disk for all of them first: a store to a
@@ -42,62 +31,39 @@ impl MappedWords {
         if error != 0 {
             return Err(io::Error::from_raw_os_error(error));
         }
-        Self::map(size, libc::MAP_SHARED, file.as_raw_fd())
+        Ok(Self {
+            mapping: MmapOptions::new().len(size).map_raw(file)?,
+            is_file: true,
+        })
     }
 
     /// `count` words that are zero and end with this value.
     pub fn anonymous(count: usize) -> io::Result<Self> {
-        let size = size_of_words(count)?;
-        Self::map(size, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
-    }
-
-    fn map(size: usize, flags: i32, descriptor: i32) -> io::Result<Self> {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: the kernel chooses the place, so nothing of ours is replaced.
-        let base = unsafe { libc::mmap(ptr::null_mut(), size, access, flags, descriptor, 0) };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
         Ok(Self {
-            base: NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidInput)?,
-            count: size / WORD_SIZE,
-            is_file: descriptor >= 0,
+            mapping: MmapMut::map_anon(size_of_words(count)?)?.into(),
+            is_file: false,
         })
     }
 
     pub fn words(&self) -> &[AtomicU64] {
-        // SAFETY: `base` is a page-aligned, readable and writable mapping of `count` words that `Drop` unmaps, so it
-        // outlives the borrow. Any bits are a valid `AtomicU64`, and others may change them.
-        unsafe { slice::from_raw_parts(self.base.as_ptr(), self.count) }
+        let count = self.mapping.len() / WORD_SIZE;
+        // SAFETY: the mapping is page-aligned, readable and writable, of this many words, and outlives the borrow. Any
+        // bits are a valid `AtomicU64`, and others may change them.
+        unsafe { slice::from_raw_parts(self.mapping.as_ptr().cast(), count) }
     }
 
     /// Gives the memory of a file's pages back; they come again from the page cache when they are looked at. For after a walk
     /// through all of them.
     pub fn give_pages_back(&self) {
-        if !self.is_file {
-            return;
+        if self.is_file {
+            // SAFETY: the mapping is shared with a file, so what was stored stays in the page cache.
+            let _ = unsafe { self.mapping.unchecked_advise(UncheckedAdvice::DontNeed) };
         }
-        let base = self.base.as_ptr().cast();
-        // SAFETY: the range is the mapping. It is shared with a file, so what was stored stays in the page cache.
-        unsafe { libc::madvise(base, self.count * WORD_SIZE, libc::MADV_DONTNEED) };
     }
 
-    /// Waits until the words from `first` on are on disk; they begin a page.
-    pub fn sync(&self, first: usize, count: usize) -> io::Result<()> {
-        let Some(words) = self.words().get(first..first.saturating_add(count)) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        let base = words.as_ptr().cast_mut().cast();
-        // SAFETY: the range is within the mapping, which `self` keeps.
-        let answer = unsafe { libc::msync(base, size_of_val(words), libc::MS_SYNC) };
-        checked(answer as isize).map(drop)
-    }
-}
-
-impl Drop for MappedWords {
-    fn drop(&mut self) {
-        // SAFETY: this is the mapping that `map` made, and no borrow of it is left.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.count * WORD_SIZE) };
+    /// Waits until the first `count` words are on disk.
+    pub fn sync(&self, count: usize) -> io::Result<()> {
+        self.mapping.flush_range(0, size_of_words(count)?)
     }
 }
 
@@ -128,7 +94,7 @@ mod tests {
             mapped.words()[1023].load(Ordering::Relaxed),
             0x0102_0304_0506_0708
         );
-        mapped.sync(512, 512).expect("on disk");
+        mapped.sync(512).expect("on disk");
         drop(mapped);
         let again = MappedWords::of_file(&file, 1024).expect("mapped again");
         assert_eq!(
@@ -147,8 +113,8 @@ mod tests {
             7,
             "nobody else has it"
         );
-        assert!(mapped.sync(512, 1).is_err());
-        assert!(mapped.sync(usize::MAX, 2).is_err());
+        assert!(mapped.sync(513).is_err());
+        assert!(mapped.sync(usize::MAX).is_err());
         assert!(MappedWords::anonymous(0).is_err());
         assert!(MappedWords::anonymous(usize::MAX).is_err());
     }

@@ -29,8 +29,8 @@ pub use poll::wait_for_either;
 pub use processes::kill_group;
 pub use signals::{Signal, Signals};
 pub use socket::{
-    Liveness, More, accept_waiting, bound_unsent, duplicate, liveness, peek, prepare_accepted,
-    receive, receive_more, reset_on_close, send, send_pieces,
+    Liveness, More, bound_unsent, duplicate, liveness, peek, prepare_accepted, receive,
+    receive_more, reset_on_close, send, send_pieces,
 };
 pub use splice::{Pipe, Sent, send_file};
 pub use terminal::{TerminalSize, terminal_size};

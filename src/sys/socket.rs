@@ -2,8 +2,7 @@
 
 use std::{
     io::{self, IoSlice},
-    net::TcpStream,
-    os::fd::{AsRawFd, FromRawFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use super::checked;
@@ -63,18 +62,29 @@ const fn send_flags(more: More) -> libc::c_int {
 
 /// Receives what is there now into `buffer`; 0 is the end.
 pub fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: the pointer and length are those of `buffer`, which is writable and outlives the call.
-    checked(unsafe {
-        libc::recv(
-            socket.as_raw_fd(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-            libc::MSG_DONTWAIT,
-        )
-    })
+    receive_with(socket, buffer, libc::MSG_DONTWAIT)
 }
 
-/// The same, behind what `buffer` holds, up to its capacity.
+/// Looks at what would be received, and leaves it there.
+pub fn peek(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<usize> {
+    receive_with(socket, buffer, libc::MSG_DONTWAIT | libc::MSG_PEEK)
+}
+
+/// Looks at a connection that should have nothing to say.
+pub fn liveness(socket: &impl AsRawFd) -> Liveness {
+    match peek(socket, &mut [0]) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Liveness::Quiet,
+        _ => Liveness::Stale,
+    }
+}
+
+fn receive_with(socket: &impl AsRawFd, buffer: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
+    let into = buffer.as_mut_ptr().cast();
+    // SAFETY: the pointer and length are those of `buffer`, which is writable and outlives the call.
+    checked(unsafe { libc::recv(socket.as_raw_fd(), into, buffer.len(), flags) })
+}
+
+/// Receives what is there now behind what `buffer` holds, up to its capacity; 0 is the end.
 pub fn receive_more(socket: &impl AsRawFd, buffer: &mut Vec<u8>) -> io::Result<usize> {
     let free = buffer.spare_capacity_mut();
     // SAFETY: the pointer and length are those of the vector's own free memory, which outlives the call.
@@ -90,19 +100,6 @@ pub fn receive_more(socket: &impl AsRawFd, buffer: &mut Vec<u8>) -> io::Result<u
     // SAFETY: `recv` has written `count` bytes behind the old length, and no more than were free.
     unsafe { buffer.set_len(buffer.len() + count) };
     Ok(count)
-}
-
-/// Looks at what would be received, and leaves it there.
-pub fn peek(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: the pointer and length are those of `buffer`, which is writable and outlives the call.
-    checked(unsafe {
-        libc::recv(
-            socket.as_raw_fd(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-            libc::MSG_DONTWAIT | libc::MSG_PEEK,
-        )
-    })
 }
 
 /// The socket counts as writable only while less than `size` bytes wait in it unsent: what a client that reads slowly
@@ -123,18 +120,6 @@ pub fn bound_unsent(socket: &impl AsRawFd, size: libc::c_int) -> io::Result<()> 
     Ok(())
 }
 
-/// Looks at a connection that should have nothing to say.
-pub fn liveness(socket: &impl AsRawFd) -> Liveness {
-    let mut byte = 0_u8;
-    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    // SAFETY: one writable byte, and a length of one.
-    let answer = unsafe { libc::recv(socket.as_raw_fd(), (&raw mut byte).cast(), 1, flags) };
-    match checked(answer) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Liveness::Quiet,
-        _ => Liveness::Stale,
-    }
-}
-
 /// io_uring accepts sockets that block and survive `exec`; ours do neither.
 pub fn prepare_accepted(socket: &impl AsRawFd) -> io::Result<()> {
     let descriptor = socket.as_raw_fd();
@@ -146,41 +131,11 @@ pub fn prepare_accepted(socket: &impl AsRawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// A connection that waits on a listener already, if there is one. Used when the listener closes:
-/// what is left in its queue would be reset.
-pub fn accept_waiting(listener: &impl AsRawFd) -> io::Result<Option<TcpStream>> {
-    let descriptor = listener.as_raw_fd();
-    let mut poll = libc::pollfd {
-        fd: descriptor,
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: one valid `pollfd`, and a timeout of zero.
-    if checked(unsafe { libc::poll(&raw mut poll, 1, 0) } as isize)? == 0 {
-        return Ok(None);
-    }
-    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: the peer's address is not wanted, for which null pointers are the documented way.
-    let accepted = unsafe {
-        libc::accept4(
-            descriptor,
-            std::ptr::null_mut(),
-            std::ptr::null_mut(),
-            flags,
-        )
-    };
-    checked(accepted as isize)?;
-    // SAFETY: `accept4` has just given us this descriptor, and nobody else knows it.
-    Ok(Some(unsafe { TcpStream::from_raw_fd(accepted) }))
-}
-
-/// Another descriptor of the same connection, for another core. The one that is left can be closed.
-pub fn duplicate(socket: &impl AsRawFd) -> io::Result<TcpStream> {
-    // SAFETY: no pointer is passed, and the descriptor is valid for the call.
-    let copy = unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
-    checked(copy as isize)?;
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-    Ok(unsafe { TcpStream::from_raw_fd(copy) })
+/// Another descriptor of the same socket, for another core or for std. The one that is left can be closed.
+pub fn duplicate(socket: &impl AsRawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the descriptor is open for as long as `socket` is borrowed.
+    let socket = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
+    socket.try_clone_to_owned()
 }
 
 /// Makes closing the socket reset the connection, so that what was sent cannot pass for a whole answer.

@@ -2,8 +2,8 @@
 
 use std::{
     fs::File,
-    io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    io::{self, PipeReader, PipeWriter},
+    os::fd::AsRawFd,
 };
 
 use super::{checked, file::offset_of};
@@ -20,8 +20,8 @@ pub enum Sent {
 ///
 /// Whoever drops one with bytes in it closes them with it: a pipe that is used again is always empty.
 pub struct Pipe {
-    reader: OwnedFd,
-    writer: OwnedFd,
+    reader: PipeReader,
+    writer: PipeWriter,
     capacity: usize,
     held: usize,
 }
@@ -30,15 +30,7 @@ impl Pipe {
     /// Fails if the pipe would be smaller than `smallest`: beyond its user's budget the kernel hands out pipes
     /// of two pages, which are slower than `sendfile`.
     pub fn with_capacity(wanted: usize, smallest: usize) -> io::Result<Self> {
-        let mut ends = [0; 2];
-        // SAFETY: `ends` is the writable array of two that `pipe2` fills.
-        let made = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) };
-        checked(made as isize)?;
-        let [reader, writer] = ends;
-        // SAFETY: `pipe2` has just given us this descriptor, and nobody else knows it.
-        let reader = unsafe { OwnedFd::from_raw_fd(reader) };
-        // SAFETY: likewise.
-        let writer = unsafe { OwnedFd::from_raw_fd(writer) };
+        let (reader, writer) = io::pipe()?;
         let wanted = libc::c_int::try_from(wanted).map_err(|_| io::ErrorKind::InvalidInput)?;
         // A refusal leaves the size as it was, which is looked at next.
         // SAFETY: plain values only.

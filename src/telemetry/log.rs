@@ -46,9 +46,7 @@ pub fn start(options: &Options) -> Log {
         .with_target("tidegate", level)
         .with_target(ACCESS, access);
     let registry = tracing_subscriber::registry().with(filter);
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(writer)
-        .with_ansi(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     match options.format {
         Format::Text => {
             let fields = debug_fn(|writer: &mut Writer<'_>, field, value| {

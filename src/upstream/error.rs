@@ -126,27 +126,17 @@ impl std::fmt::Display for Said {
 const LONGEST: usize = 200;
 
 impl Said {
-    /// The same without what repeats a secret that was sent: then it says nothing.
-    pub(super) fn parse_without(content_type: Option<&str>, body: &[u8], secrets: &[&str]) -> Self {
+    /// Reads `{"errors":[{"code","message"}]}`, `{"details"}`, or a line of plain text. What repeats a secret that was sent
+    /// says nothing.
+    pub(super) fn parse(content_type: Option<&str>, body: &[u8], secrets: &[&str]) -> Self {
         /// Whoever has a shorter password has no secret, and would get no message.
         const SHORTEST: usize = 4;
         let text = words(content_type, body).filter(|text| {
             let repeats = |secret: &&str| secret.len() >= SHORTEST && text.contains(secret);
             !secrets.iter().any(repeats)
         });
-        Self::of(text)
-    }
-
-    /// Reads `{"errors":[{"code","message"}]}`, `{"details"}`, or a line of plain text.
-    pub fn parse(content_type: Option<&str>, body: &[u8]) -> Self {
-        Self::of(words(content_type, body))
-    }
-
-    fn of(text: Option<String>) -> Self {
-        Self(
-            text.map(|text| clean(&text))
-                .filter(|text| !text.is_empty()),
-        )
+        let text = text.map(|text| clean(&text));
+        Self(text.filter(|text| !text.is_empty()))
     }
 }
 
@@ -250,14 +240,14 @@ mod tests {
             ("text/plain", "", None),
         ] {
             assert_eq!(
-                Said::parse(Some(content_type), body.as_bytes())
+                Said::parse(Some(content_type), body.as_bytes(), &[])
                     .0
                     .as_deref(),
                 expected,
                 "{body}"
             );
         }
-        let long = Said::parse(Some("text/plain"), "x".repeat(1000).as_bytes());
+        let long = Said::parse(Some("text/plain"), "x".repeat(1000).as_bytes(), &[]);
         assert_eq!(long.0.map(|text| text.chars().count()), Some(LONGEST + 1));
     }
 
@@ -270,12 +260,12 @@ mod tests {
             (r#"{"errors":[{"code":"hunter2","message":"x"}]}"#, false),
             ("hunter2", false),
         ] {
-            let said = Said::parse_without(Some("text/plain"), body.as_bytes(), &["a", "hunter2"]);
+            let said = Said::parse(Some("text/plain"), body.as_bytes(), &["a", "hunter2"]);
             assert_eq!(said.0.is_some(), is_kept, "{body}");
         }
         // Also where only its start would have been shown.
         let long = format!("{}hunter2", "x".repeat(LONGEST - 3));
-        let said = Said::parse_without(Some("text/plain"), long.as_bytes(), &["hunter2"]);
+        let said = Said::parse(Some("text/plain"), long.as_bytes(), &["hunter2"]);
         assert_eq!(said, Said(None));
     }
 }

@@ -295,7 +295,7 @@ impl Answer {
                 pair = basic(credentials);
             }
             let pair = pair.expose().trim_start_matches("Basic ");
-            Said::parse_without(self.content_type.as_deref(), &self.body, &[password, pair])
+            Said::parse(self.content_type.as_deref(), &self.body, &[password, pair])
         };
         let who = if request.credentials.is_some() {
             "these credentials"

@@ -403,7 +403,7 @@ impl Refusal {
             is_moved: false,
             challenges,
             retry_after,
-            said: Said::parse_without(content_type.as_deref(), &body, secrets),
+            said: Said::parse(content_type.as_deref(), &body, secrets),
         }
     }
 

@@ -1,219 +1,65 @@
-//! The modules import downwards only, in the layers that `src/lib.rs` lists, and the kinds of code stay where they belong.
+//! The modules import downwards only, in the layers that `src/lib.rs` lists, and what ARCHITECTURE.md says of each; the kinds
+//! of code stay where they belong.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 
-/// Who may import whom. `config`, `app` and `cli` compose the rest and may import all that is listed before them.
-const LAYERS: [(&str, &[&str]); 28] = [
-    ("units", &[]),
-    ("secret", &[]),
-    ("seal", &["secret"]),
-    ("database", &["seal"]),
-    ("sys", &[]),
-    ("toml_file", &[]),
-    ("sharded", &["blocking"]),
-    // A password is part of `Credentials`.
-    ("oci", &["secret"]),
-    ("http", &["units"]),
-    ("telemetry", &["units"]),
-    ("blocking", &["telemetry"]),
-    ("augment", &["oci"]),
-    ("limits", &["units", "telemetry"]),
-    ("net", &["sys", "units", "secret", "telemetry", "blocking"]),
-    (
-        "cache",
-        &["sharded", "oci", "sys", "units", "telemetry", "blocking"],
-    ),
-    (
-        "upstream",
-        &[
-            "http",
-            "net",
-            "oci",
-            "units",
-            "secret",
-            "telemetry",
-            "blocking",
-        ],
-    ),
-    // Of `net`: which roots are trusted, and how names are looked up.
-    ("aws", &["net", "blocking", "units", "secret", "telemetry"]),
-    (
-        "platform",
-        &[
-            "http",
-            "net",
-            "seal",
-            "sys",
-            "units",
-            "secret",
-            "telemetry",
-            "blocking",
-        ],
-    ),
-    (
-        "requests",
-        &[
-            "sharded",
-            "blocking",
-            "augment",
-            "database",
-            "oci",
-            "seal",
-            "units",
-            "secret",
-            "telemetry",
-        ],
-    ),
-    (
-        "credentials",
-        &[
-            "sys",
-            "toml_file",
-            "platform",
-            "aws",
-            "requests",
-            "sharded",
-            "blocking",
-            "oci",
-            "units",
-            "secret",
-            "telemetry",
-        ],
-    ),
-    (
-        "pull",
-        &[
-            "sharded",
-            "credentials",
-            "requests",
-            "upstream",
-            // A piece of a body.
-            "net",
-            "cache",
-            "aws",
-            "augment",
-            "blocking",
-            "oci",
-            "units",
-            "telemetry",
-        ],
-    ),
-    (
-        "mirror",
-        &[
-            "pull",
-            "sharded",
-            "credentials",
-            "requests",
-            "database",
-            "upstream",
-            "cache",
-            "net",
-            "augment",
-            "blocking",
-            "http",
-            "oci",
-            "units",
-            "secret",
-            "seal",
-            "telemetry",
-        ],
-    ),
-    (
-        "api",
-        &[
-            "augment",
-            "pull",
-            // The operator's requests; all others take the way through the story.
-            "cache",
-            "mirror",
-            "credentials",
-            "requests",
-            "platform",
-            "limits",
-            "blocking",
-            "sys",
-            "http",
-            "oci",
-            "units",
-            "telemetry",
-            "secret",
-        ],
-    ),
-    (
-        "server",
-        &[
-            "blocking",
-            "sys",
-            "api",
-            "http",
-            "net",
-            "limits",
-            "units",
-            "telemetry",
-        ],
-    ),
-    ("config", &COMPOSED),
-    ("app", &EVERYTHING),
-    ("cli", &EVERYTHING),
-    ("main", &EVERYTHING),
-];
+/// A module's row in the table of ARCHITECTURE.md.
+struct Row {
+    module: String,
+    layer: u32,
+    /// What it imports.
+    names: Vec<String>,
+    /// All of these as well, as it needs them.
+    layers: RangeInclusive<u32>,
+}
 
-const COMPOSED: [&str; 22] = [
-    "toml_file",
-    "oci",
-    "units",
-    "seal",
-    "secret",
-    "sys",
-    "http",
-    "telemetry",
-    "blocking",
-    "augment",
-    "limits",
-    "net",
-    "cache",
-    "upstream",
-    "aws",
-    "platform",
-    "requests",
-    "credentials",
-    "pull",
-    "mirror",
-    "api",
-    "server",
-];
+fn table() -> Vec<Row> {
+    let text = read("ARCHITECTURE.md");
+    let rows = text
+        .lines()
+        .skip_while(|line| !line.starts_with("| layer |"));
+    let mut layer = None;
+    let mut table = Vec::new();
+    for line in rows.skip(2).take_while(|line| line.starts_with('|')) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, number, modules, _, _, imports, _] = cells[..] else {
+            panic!("five columns: {line}");
+        };
+        layer = number
+            .chars()
+            .next()
+            .and_then(|it| it.to_digit(10))
+            .or(layer);
+        let layers = imports.split_once("layers ").and_then(|(_, range)| {
+            let mut ends = range.split(" to ").map(|end| identifier(end).parse());
+            Some(ends.next()?.ok()?..=ends.next()?.ok()?)
+        });
+        for module in quoted(modules) {
+            table.push(Row {
+                module,
+                layer: layer.expect("a layer before it"),
+                names: quoted(imports).collect(),
+                #[expect(clippy::reversed_empty_ranges, reason = "no layer at all")]
+                layers: layers.clone().unwrap_or(1..=0),
+            });
+        }
+    }
+    assert!(table.len() > 10, "the table was not found");
+    table
+}
 
-const EVERYTHING: [&str; 24] = [
-    "toml_file",
-    "oci",
-    "units",
-    "seal",
-    "secret",
-    "sys",
-    "http",
-    "telemetry",
-    "blocking",
-    "augment",
-    "limits",
-    "net",
-    "cache",
-    "upstream",
-    "aws",
-    "platform",
-    "requests",
-    "credentials",
-    "pull",
-    "mirror",
-    "api",
-    "server",
-    "config",
-    "app",
-];
+fn quoted(text: &str) -> impl Iterator<Item = String> {
+    text.split('`').skip(1).step_by(2).map(str::to_owned)
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect("a readable file")
+}
 
 struct Source {
     path: PathBuf,
@@ -237,6 +83,13 @@ fn sources() -> Vec<Source> {
             if path.extension().is_none_or(|extension| extension != "rs") {
                 continue;
             }
+            let below = path.strip_prefix(&root).expect("a path below src");
+            if below
+                .iter()
+                .any(|part| part == "tests" || part == "tests.rs")
+            {
+                continue;
+            }
             let text = fs::read_to_string(&path).expect("a readable file");
             let text = text
                 .split("#[cfg(test)]\nmod tests")
@@ -247,7 +100,6 @@ fn sources() -> Vec<Source> {
                 .map(|line| line.split("//").next().unwrap_or_default())
                 .collect::<Vec<_>>()
                 .join("\n");
-            let below = path.strip_prefix(&root).expect("a path below src");
             let first = below.iter().next().expect("a name").to_string_lossy();
             let module = first.trim_end_matches(".rs").to_owned();
             let path = below.to_owned();
@@ -308,21 +160,37 @@ fn imports_are_found_in_all_their_forms() {
 }
 
 #[test]
-fn modules_import_downwards_only() {
-    let allowed: BTreeMap<_, _> = LAYERS.into_iter().collect();
+fn modules_import_what_the_table_says() {
+    let table = table();
+    let mut imported = BTreeMap::<_, BTreeSet<_>>::new();
     let mut wrong = Vec::new();
     for source in sources() {
-        if source.module == "lib" {
+        if matches!(source.module.as_str(), "lib" | "main") {
             continue;
         }
-        let Some(allowed) = allowed.get(source.module.as_str()) else {
+        let Some(row) = table.iter().find(|row| row.module == source.module) else {
             wrong.push(format!("{} is in no layer", source.path.display()));
             continue;
         };
         for import in imports(&source.code) {
-            if import != source.module && !allowed.contains(&import.as_str()) {
+            let is_in_layers =
+                |other: &Row| other.module == import && row.layers.contains(&other.layer);
+            if import != source.module
+                && !row.names.contains(&import)
+                && !table.iter().any(is_in_layers)
+            {
                 wrong.push(format!("{} imports {import}", source.path.display()));
             }
+            imported
+                .entry(row.module.as_str())
+                .or_default()
+                .insert(import);
+        }
+    }
+    for row in &table {
+        let imported = imported.remove(row.module.as_str()).unwrap_or_default();
+        for name in row.names.iter().filter(|&name| !imported.contains(name)) {
+            wrong.push(format!("{} does not import {name}", row.module));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -331,8 +199,7 @@ fn modules_import_downwards_only() {
 /// `lib.rs` is the map: a comment with a number begins each layer.
 #[test]
 fn the_map_lists_every_module_in_its_layer() {
-    let map = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs");
-    let text = fs::read_to_string(map).expect("a readable file");
+    let text = read("src/lib.rs");
     let mut layer = None;
     let mut layers = BTreeMap::new();
     for line in text.lines() {
@@ -346,6 +213,10 @@ fn the_map_lists_every_module_in_its_layer() {
         {
             layers.insert(identifier(module), layer.expect("a layer before it"));
         }
+    }
+    for row in table() {
+        let layer = layers.get(&row.module);
+        assert_eq!(layer, Some(&row.layer), "{} in ARCHITECTURE.md", row.module);
     }
     for source in sources() {
         let Some(own) = layers.get(&source.module) else {

@@ -4,7 +4,6 @@ use std::{
     fs,
     io::Read as _,
     net::TcpStream,
-    os::unix::fs::FileExt as _,
     process::{Command, Output},
 };
 
@@ -12,6 +11,7 @@ use serde_json::Value;
 
 use crate::support::{
     content::{Content, digest},
+    damage,
     http::Connection,
     programs::{self, wait_until},
     scene::{Blob, REPOSITORY, Scene},
@@ -100,25 +100,13 @@ fn sorted(blobs: &[Blob]) -> Vec<String> {
 
 /// One byte in the middle, as a failing disk changes it: neither the size nor the time tells.
 fn rot(scene: &Scene, blob: &Blob) {
-    let path = scene
-        .tidegate
-        .stored(&blob.digest)
-        .expect("the blob's file");
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&path)
-        .expect("a writable file");
+    let file = damage::open_stored(&scene.tidegate, &blob.digest);
     let modified = file
         .metadata()
         .and_then(|metadata| metadata.modified())
         .expect("a time");
-    let place = blob.size() / 2;
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, place).expect("a byte");
-    file.write_all_at(&[byte[0] ^ 1], place)
-        .and_then(|()| file.set_modified(modified))
-        .expect("a writable file");
+    damage::flip(&file, blob.size() / 2);
+    file.set_modified(modified).expect("a writable file");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::{
 
 use crate::support::{
     content::Content,
+    damage::open_stored,
     http::End,
     image::file_digest,
     liar::{Behaviour, Gate, Liar, blob_path},
@@ -187,11 +188,7 @@ fn a_blob_that_was_cut_short_on_disk_is_not_served_as_the_whole() {
     let grant = tidegate.grant(&liar.reference("acme/app", "v1"));
     assert_arrives(&tidegate, &grant, &image.layers[0]);
     tidegate.kill();
-    let path = tidegate.stored(&image.layers[0]).expect("the blob's file");
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .open(path)
-        .expect("a writable file");
+    let file = open_stored(&tidegate, &image.layers[0]);
     file.set_len(SIZE / 2).expect("a writable file");
     tidegate.restart();
     // From the manifest it can know how long the blob is.

@@ -3,6 +3,7 @@
 use std::{fs, os::unix::fs::FileExt as _};
 
 use crate::support::{
+    damage::{flip, open, open_stored},
     http::End,
     programs::wait_until,
     scene::{Blob, Scene},
@@ -26,25 +27,9 @@ fn damaged(damage: impl FnOnce(&fs::File)) -> (Scene, Blob) {
     let (mut scene, blob) = stored(1);
     scene.tidegate.signal("TERM");
     scene.tidegate.wait();
-    let path = scene
-        .tidegate
-        .stored(&blob.digest)
-        .expect("the blob's file");
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .expect("a writable file");
-    damage(&file);
+    damage(&open_stored(&scene.tidegate, &blob.digest));
     scene.tidegate.restart();
     (scene, blob)
-}
-
-fn flip(file: &fs::File, place: u64) {
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, place).expect("a byte");
-    file.write_all_at(&[byte[0] ^ 0x80], place)
-        .expect("a writable file");
 }
 
 #[test]
@@ -121,15 +106,15 @@ fn a_damaged_index_is_rebuilt_from_the_files() {
         ("empty", |path| fs::write(path, b"")),
         ("foreign", |path| fs::write(path, vec![0xa5; 1 << 20])),
         ("cut", |path| {
-            let file = fs::OpenOptions::new().write(true).open(path)?;
+            let file = open(path);
             file.set_len(file.metadata()?.len() / 2)
         }),
         ("another head", |path| {
-            let file = fs::OpenOptions::new().write(true).open(path)?;
+            let file = open(path);
             file.write_all_at(&[0xff; 16], 0)
         }),
         ("scribbled over", |path| {
-            let file = fs::OpenOptions::new().write(true).open(path)?;
+            let file = open(path);
             let length = file.metadata()?.len();
             for place in (4096..length.min(1 << 20)).step_by(1000) {
                 file.write_all_at(&[0x5a; 24], place)?;

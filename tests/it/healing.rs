@@ -1,10 +1,9 @@
 //! What scrubbing finds damaged is fetched again before anybody has to wait for it, if that needs nobody's own login.
 
-use std::{fs, os::unix::fs::FileExt as _, path::Path};
-
 use crate::support::{
     accounts::Accounts,
     content::Content,
+    damage::{flip, open_stored},
     http::End,
     image::file_digest,
     liar::{Auth, Behaviour, Liar, blob_path},
@@ -15,18 +14,6 @@ use crate::support::{
 
 const MIB: u64 = 1 << 20;
 const SCRUBBING: &str = "[cache]\nscrub_interval = \"1s\"";
-
-fn flip(path: &Path, place: u64) {
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .expect("a file of the cache");
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, place).expect("a byte");
-    file.write_all_at(&[byte[0] ^ 0x80], place)
-        .expect("a writable file");
-}
 
 #[test]
 fn what_scrubbing_finds_damaged_is_fetched_again_before_anybody_asks() {
@@ -39,8 +26,8 @@ fn what_scrubbing_finds_damaged_is_fetched_again_before_anybody_asks() {
     for blob in &blobs {
         scene.assert_arrives(blob, "the first pull");
         scene.tidegate.wait_until_stored(&blob.digest);
-        let path = scene.tidegate.stored(&blob.digest).expect("its file");
-        flip(&path, blob.size() / 2);
+        let file = open_stored(&scene.tidegate, &blob.digest);
+        flip(&file, blob.size() / 2);
     }
     wait_until("all of them to be healed", || {
         scene.tidegate.metric("tidegate_blobs_healed_total") == blobs.len() as u64
@@ -68,8 +55,7 @@ fn what_cannot_be_fetched_again_is_left_to_the_next_pull() {
         scene.assert_arrives(&blob, "the first pull");
         scene.tidegate.wait_until_stored(&blob.digest);
         scene.misbehave(&blob, behaviour);
-        let path = scene.tidegate.stored(&blob.digest).expect("its file");
-        flip(&path, 0);
+        flip(&open_stored(&scene.tidegate, &blob.digest), 0);
         let told = |line: &str| line.contains("is left to the next pull");
         assert!(scene.tidegate.log().wait_for(told).is_some());
         assert_eq!(scene.tidegate.stored(&blob.digest), None);
@@ -101,7 +87,7 @@ fn nobodys_login_is_used_without_him() {
     assert_eq!(&tidegate.pull(&grant.blob(layer)).digest, layer);
     tidegate.wait_until_stored(layer);
     let before = liar.requests().len();
-    flip(&tidegate.stored(layer).expect("its file"), 7);
+    flip(&open_stored(&tidegate, layer), 7);
     let told = |line: &str| line.contains("is left to the next pull");
     assert!(tidegate.log().wait_for(told).is_some());
     assert_eq!(tidegate.stored(layer), None, "it is not served again");

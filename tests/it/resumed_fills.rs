@@ -1,11 +1,12 @@
 //! Fills that are interrupted: by the upstream, by clients who all leave, by a stop or a kill of tidegate. What was
 //! received is not fetched again, and what comes of it is right.
 
-use std::{fs, os::unix::fs::FileExt as _, thread};
+use std::{fs, thread};
 
 use serde_json::Value;
 
 use crate::support::{
+    damage,
     http::{Connection, End},
     liar::{Behaviour, Gate, sent_again},
     programs::wait_until,
@@ -254,16 +255,7 @@ fn a_partial_that_was_damaged_while_it_lay_there_never_becomes_a_whole() {
             .into_iter()
             .max_by_key(|(_, metadata)| metadata.len());
         let (path, _) = largest.expect("a partial");
-        let file = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .expect("a writable file");
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, place)
-            .expect("a byte that was received");
-        file.write_all_at(&[byte[0] ^ 0x10], place)
-            .expect("a writable file");
+        damage::flip(&damage::open(&path), place);
         scene.tidegate.restart();
         let pulled = scene.pull(&blob);
         if pulled.digest != blob.digest {
@@ -284,12 +276,7 @@ fn partials_that_are_cut_short_or_garbage_are_no_obstacle() {
         abandon(&scene, &blob, 12 * MIB, None);
         scene.tidegate.kill();
         for (path, metadata) in scene.tidegate.fill_files() {
-            let cut = |length| {
-                fs::OpenOptions::new()
-                    .write(true)
-                    .open(&path)
-                    .and_then(|file| file.set_len(length))
-            };
+            let cut = |length| damage::open(&path).set_len(length);
             match damage {
                 "empty" => cut(0),
                 "half" => cut(metadata.len() / 2),

@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::support::{
     authority::Authority,
     content::{Content, digest},
+    damage::open_stored,
     http::{Connection, End, Response},
     liar::Liar,
     programs::{command, output, require, run, wait_until},
@@ -357,11 +358,7 @@ fn a_blob_that_was_cut_short_on_disk_costs_its_connection_only() {
     let head = connection.head().expect("an answer");
     let mut body = connection.body("GET", &head);
     let start = body.read_exactly(100_000);
-    let file = scene.tidegate.stored(&scene.layers[0]).expect("stored");
-    let file = fs::OpenOptions::new()
-        .write(true)
-        .open(file)
-        .expect("a file");
+    let file = open_stored(&scene.tidegate, &scene.layers[0]);
     file.set_len(3 * MIB).expect("shortened");
     let mut rest = Vec::new();
     body.read_to_end(&mut rest).expect("a readable body");

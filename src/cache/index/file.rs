@@ -221,16 +221,16 @@ impl Index {
 
     /// The next start may trust it, whatever happens to the machine. Nothing may be inserted or removed afterwards.
     pub fn close(&self, _: &mut Pen) -> io::Result<()> {
-        self.map.sync(0, self.map.words().len())?;
+        self.map.sync(self.map.words().len())?;
         self.header().close(Totals {
             blobs: self.blob_count(),
             bytes: self.bytes(),
         });
-        self.map.sync(0, HEADER_WORDS)
+        self.map.sync(HEADER_WORDS)
     }
 
     fn sync_header(&self) {
-        if let Err(error) = self.map.sync(0, HEADER_WORDS) {
+        if let Err(error) = self.map.sync(HEADER_WORDS) {
             tracing::warn!(%error, "the head of the cache's index cannot be written");
         }
     }

@@ -65,13 +65,6 @@ pub struct Sighting {
     control: Control,
 }
 
-impl Sighting {
-    /// It may be removed at any moment.
-    pub fn is_going(&self) -> bool {
-        self.control.state() == State::Removing
-    }
-}
-
 /// All that a slot says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {

@@ -21,7 +21,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use self::helper::Helpers;
-use super::password::exposure;
+use super::{Known, password::exposure};
 use crate::{
     oci::{Credentials, Registry, Repository},
     units::{HumanDuration, MIB},
@@ -68,15 +68,6 @@ pub(super) struct KnownLogin {
     pub source: String,
     /// For how much of a registry: the length of its repository prefix.
     pub prefix_size: usize,
-}
-
-/// What is known about a login.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Known {
-    Login(KnownLogin),
-    None,
-    /// A helper has to be asked.
-    Unknown,
 }
 
 /// How far one goes for a login.
@@ -182,7 +173,7 @@ impl DockerLogins {
     }
 
     /// The login for all of the registry: of each file in turn, what its helper knows, and what it says itself.
-    pub(super) fn wide(&self, registry: &Registry, effort: Effort) -> Known {
+    pub(super) fn wide(&self, registry: &Registry, effort: Effort) -> Known<KnownLogin> {
         for file in &self.files {
             let config = file.config();
             let login = |credentials, source| {

@@ -7,7 +7,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     ops::Range,
     sync::{Arc, Condvar, Mutex, MutexGuard},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::json;
@@ -16,7 +16,7 @@ use super::{
     accounts::Accounts,
     aws_double::{Passwords, Standing},
     content::{Content, digest},
-    server::{Next, Request, Server, head, respond},
+    server::{Next, Request, Server, head, respond, respond_json},
     token_server::{Issued, SERVICE},
 };
 
@@ -408,21 +408,15 @@ impl Liar {
     }
 
     fn wait_while(&self, what: &str, is_missing: impl Fn(&Seen) -> bool) {
-        let until = Instant::now() + PATIENCE;
-        let mut seen = self.state.seen();
-        while is_missing(&seen) {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                // The liar's own threads go on.
-                drop(seen);
-                panic!("{what} never arrived");
-            }
-            (seen, _) = self
-                .state
-                .arrived
-                .wait_timeout(seen, left)
-                .expect("no panic holds it");
-        }
+        let seen = self.state.seen();
+        let (seen, waited) = self
+            .state
+            .arrived
+            .wait_timeout_while(seen, PATIENCE, |seen| is_missing(seen))
+            .expect("no panic holds it");
+        // The liar's own threads go on.
+        drop(seen);
+        assert!(!waited.timed_out(), "{what} never arrived");
     }
 
     fn put(&self, path: String, content: Content, content_type: &str, digest: &str) {
@@ -493,13 +487,11 @@ impl State {
         self.seen().requests.push(request.clone());
         self.arrived.notify_all();
         if let Some(refusal) = self.refusal(request) {
-            let mut headers = vec![("Content-Type", "application/json")];
-            if let Some(challenge) = &refusal.challenge {
-                headers.push(("WWW-Authenticate", challenge));
-            }
+            let challenge = refusal.challenge.as_deref();
+            let headers = challenge.map(|challenge| ("WWW-Authenticate", challenge));
             let (code, message) = refusal.said;
-            let body = json!({"errors": [{"code": code, "message": message}]}).to_string();
-            return respond(request, stream, refusal.status, &headers, body.as_bytes());
+            let body = json!({"errors": [{"code": code, "message": message}]});
+            return respond_json(request, stream, refusal.status, headers.as_slice(), &body);
         }
         let behaviour = self.next_behaviour(request);
         match behaviour {
@@ -531,9 +523,8 @@ impl State {
             } else {
                 "BLOB_UNKNOWN"
             };
-            let body = json!({"errors": [{"code": code, "message": "not here"}]}).to_string();
-            let headers = [("Content-Type", "application/json")];
-            return respond(request, stream, 404, &headers, body.as_bytes());
+            let body = json!({"errors": [{"code": code, "message": "not here"}]});
+            return respond_json(request, stream, 404, &[], &body);
         };
         resource.send(self, request, behaviour, stream)
     }
@@ -654,12 +645,9 @@ impl State {
             let next = format!("/v2/{repository}/tags/list?n={page_size}&last={last}");
             link = Some(format!("<{next}>; rel=\"next\""));
         }
-        let body = json!({"name": repository, "tags": tags}).to_string();
-        let mut headers = vec![("Content-Type", "application/json")];
-        if let Some(link) = &link {
-            headers.push(("Link", link));
-        }
-        respond(request, stream, 200, &headers, body.as_bytes())
+        let headers = link.as_deref().map(|link| ("Link", link));
+        let body = json!({"name": repository, "tags": tags});
+        respond_json(request, stream, 200, headers.as_slice(), &body)
     }
 }
 

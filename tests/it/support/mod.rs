@@ -6,6 +6,7 @@ pub mod authority;
 pub mod aws_double;
 pub mod content;
 pub mod copying;
+pub mod damage;
 pub mod docker_registry;
 pub mod fake_platform;
 pub mod http;

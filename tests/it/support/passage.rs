@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
@@ -203,30 +203,21 @@ impl Passage {
 
     /// Waits until so many have come to their gates.
     pub fn wait_for_halted(&self, count: usize) {
-        self.wait_while("uploads at their gates", |seen| seen.halted < count);
+        let seen = self.state.seen();
+        let (seen, waited) = self
+            .state
+            .changed
+            .wait_timeout_while(seen, PATIENCE, |seen| seen.halted < count)
+            .expect("no panic holds it");
+        let requests = seen.requests.clone();
+        // Its own threads go on.
+        drop(seen);
+        assert!(!waited.timed_out(), "nobody at the gates: {requests:#?}");
     }
 
     /// Requests that wait at their gates.
     pub fn at_gates(&self) -> usize {
         self.state.seen().at_gates
-    }
-
-    fn wait_while(&self, what: &str, is_missing: impl Fn(&Seen) -> bool) {
-        let until = Instant::now() + PATIENCE;
-        let mut seen = self.state.seen();
-        while is_missing(&seen) {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let requests = seen.requests.clone();
-                drop(seen);
-                panic!("{what} never came: {requests:#?}");
-            }
-            (seen, _) = self
-                .state
-                .changed
-                .wait_timeout(seen, left)
-                .expect("no panic holds it");
-        }
     }
 }
 

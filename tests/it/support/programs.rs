@@ -137,22 +137,15 @@ impl Log {
 
     /// The first such line, when it has been written; `None` if the process ended without it.
     pub fn wait_for(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
-        let until = Instant::now() + PATIENCE;
-        let mut state = self.0.0.lock().expect("no panic holds it");
-        loop {
-            if let Some(line) = state.lines.iter().find(|line| wanted(line)) {
-                return Some(line.clone());
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if state.open_streams == 0 || left.is_zero() {
-                return None;
-            }
-            (state, _) = self
-                .0
-                .1
-                .wait_timeout(state, left)
-                .expect("no panic holds it");
-        }
+        let (lines, changed) = &*self.0;
+        let find = |state: &Lines| state.lines.iter().find(|line| wanted(line)).cloned();
+        let state = lines.lock().expect("no panic holds it");
+        let (state, _) = changed
+            .wait_timeout_while(state, PATIENCE, |state| {
+                state.open_streams > 0 && find(state).is_none()
+            })
+            .expect("no panic holds it");
+        find(&state)
     }
 
     /// Waits until the process has closed its streams: all it will ever say.

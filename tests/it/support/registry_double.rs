@@ -21,7 +21,7 @@ use super::{
     accounts::Accounts,
     content::{Content, digest},
     liar::{OCI_CONFIG, OCI_LAYER, OCI_MANIFEST},
-    server::{Next, Request, Server, respond},
+    server::{Next, Request, Server, respond, respond_json},
 };
 
 /// What one kind of registry does. `"{host}"` in a text is the double's own host and port, `"{realm}"` where its realm is.
@@ -528,14 +528,7 @@ impl State {
             "POST" => self.token_by_post(request),
             _ => self.token_by_get(request),
         };
-        let headers = [("Content-Type", "application/json")];
-        respond(
-            request,
-            stream,
-            status,
-            &headers,
-            body.to_string().as_bytes(),
-        )
+        respond_json(request, stream, status, &[], &body)
     }
 
     fn token_by_get(&self, request: &Request) -> (u16, Value) {
@@ -675,10 +668,8 @@ fn error(
     code: &str,
     message: &str,
 ) -> io::Result<Next> {
-    let body = json!({"errors": [{"code": code, "message": message}]}).to_string();
-    let mut all = vec![("Content-Type", "application/json")];
-    all.extend_from_slice(headers);
-    respond(request, stream, status, &all, body.as_bytes())
+    let body = json!({"errors": [{"code": code, "message": message}]});
+    respond_json(request, stream, status, headers, &body)
 }
 
 fn repository(path: &str) -> Option<&str> {

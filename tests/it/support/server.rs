@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
+
 /// No connection of a test outlives this.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -230,6 +232,19 @@ pub fn respond(
     }
     stream.write_all(&bytes)?;
     Ok(Next::Keep)
+}
+
+/// The same with a body of JSON.
+pub fn respond_json(
+    request: &Request,
+    stream: &mut TcpStream,
+    status: u16,
+    headers: &[(&str, &str)],
+    body: &Value,
+) -> io::Result<Next> {
+    let mut all = vec![("Content-Type", "application/json")];
+    all.extend_from_slice(headers);
+    respond(request, stream, status, &all, body.to_string().as_bytes())
 }
 
 /// A response's head; without a length its body ends with the connection or says how long it is itself.

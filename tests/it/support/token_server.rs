@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use super::{
     accounts::Accounts,
-    server::{Request, Server, respond},
+    server::{Request, Server, respond_json},
 };
 
 pub const ISSUER: &str = "tests";
@@ -93,14 +93,7 @@ impl TokenServer {
         let shared = Arc::clone(&state);
         let server = Server::start_on(host, move |request, stream| {
             let (status, body) = shared.answer(request);
-            let headers = [("Content-Type", "application/json")];
-            respond(
-                request,
-                stream,
-                status,
-                &headers,
-                body.to_string().as_bytes(),
-            )
+            respond_json(request, stream, status, &[], &body)
         });
         Self {
             server,
