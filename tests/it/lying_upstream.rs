@@ -185,6 +185,44 @@ fn an_upstream_that_only_breaks_is_not_asked_for_ever() {
     }
 }
 
+/// It has been asked for all of the blob, so there is nothing else to ask it for.
+#[test]
+fn an_upstream_that_has_but_a_part_of_the_blob_is_not_asked_for_ever() {
+    for size in [3_000, SIZE, 20_000_000] {
+        for unasked in [1..size, 500..size] {
+            let scene = Scene::with(size);
+            scene.liar.misbehave(
+                &scene.upstream_path(),
+                Behaviour::UnaskedPart(unasked.clone()),
+            );
+            scene.assert_breaks(&format!("{unasked:?} of {size} bytes"));
+            let gets = scene.liar.blob_gets("acme/app", &scene.digest);
+            assert!(gets <= 5, "asked {gets} times for {size} bytes");
+            scene.liar.behave(&scene.upstream_path());
+            scene.assert_arrives("when the upstream has come to its senses");
+        }
+    }
+}
+
+/// Of a blob whose size nobody has said, the rest is asked for where it broke.
+#[test]
+fn an_upstream_that_leaves_out_some_of_the_rest_is_not_asked_for_ever() {
+    let scene = Scene::new();
+    let broken = vec![Behaviour::Chunked, Behaviour::CutAfter(1_000_000)];
+    scene.liar.misbehave_in_the_end(
+        &scene.upstream_path(),
+        &[Behaviour::All(broken)],
+        Behaviour::PartFromLater(500),
+    );
+    let pulled = scene.tidegate.pull(&scene.grant.blob(&scene.digest));
+    assert!(
+        pulled.head.status == 502 || pulled.end == End::Cut,
+        "{pulled:?}"
+    );
+    let gets = scene.liar.blob_gets("acme/app", &scene.digest);
+    assert!(gets <= 5, "asked {gets} times");
+}
+
 #[test]
 fn a_passing_outage_is_absorbed() {
     let busy = vec![("Retry-After".to_owned(), "0".to_owned())];

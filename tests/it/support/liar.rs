@@ -59,6 +59,8 @@ pub enum Behaviour {
     IgnoreRange,
     /// A part that starts so much before what was asked for, and says so.
     PartFromEarlier(u64),
+    /// One that starts so much behind it.
+    PartFromLater(u64),
     /// A part of no more than this, and it says so.
     ShorterPart(u64),
     /// A part of what it says is a blob of this size.
@@ -670,6 +672,7 @@ struct Manners {
     ignores_range: bool,
     unasked: Option<Range<u64>>,
     earlier: u64,
+    later: u64,
     longest: Option<u64>,
     /// What stands after the slash of `Content-Range`.
     total: Option<String>,
@@ -723,6 +726,7 @@ impl Manners {
             Behaviour::StatedLength(length) => self.framing = Framing::Stated(length),
             Behaviour::IgnoreRange => self.ignores_range = true,
             Behaviour::PartFromEarlier(count) => self.earlier = count,
+            Behaviour::PartFromLater(count) => self.later = count,
             Behaviour::ShorterPart(count) => self.longest = Some(count),
             Behaviour::PartOfOther(size) => self.total = Some(size.to_string()),
             Behaviour::PartOfUnknown => self.total = Some("*".to_owned()),
@@ -744,7 +748,7 @@ impl Manners {
             return None;
         }
         let asked = asked.or_else(|| self.unasked.clone())?;
-        let start = asked.start.saturating_sub(self.earlier);
+        let start = asked.start.saturating_sub(self.earlier) + self.later;
         let longest = self.longest.unwrap_or(u64::MAX);
         Some(start..asked.end.min(size).min(start.saturating_add(longest)))
     }
