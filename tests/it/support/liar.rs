@@ -47,6 +47,8 @@ pub enum Behaviour {
     Gated(u64, Gate),
     /// This much is sent, then a little now and then until the gate is open or the client leaves.
     Trickling(u64, Gate),
+    /// This much is sent, then single bytes until the client leaves.
+    Dripping(u64),
     /// Of the blob these bytes are sent at once, all others only when the gate is open.
     GatedOutside(Range<u64>, Gate),
     /// No length: chunks.
@@ -687,7 +689,7 @@ struct Manners {
     ends_after: Option<u64>,
     stalls: bool,
     gate: Option<(u64, Gate)>,
-    trickle: Option<(u64, Gate)>,
+    trickle: Option<Trickle>,
     /// Places in the blob.
     gate_outside: Option<(Range<u64>, Gate)>,
 }
@@ -719,7 +721,21 @@ impl Manners {
                 self.stalls = true;
             }
             Behaviour::Gated(count, gate) => self.gate = Some((count, gate)),
-            Behaviour::Trickling(count, gate) => self.trickle = Some((count, gate)),
+            Behaviour::Trickling(count, gate) => {
+                self.trickle = Some(Trickle {
+                    count,
+                    gate,
+                    drip: DRIP,
+                });
+            }
+            Behaviour::Dripping(count) => {
+                let gate = Gate::default();
+                self.trickle = Some(Trickle {
+                    count,
+                    gate,
+                    drip: 1,
+                });
+            }
             Behaviour::GatedOutside(span, gate) => self.gate_outside = Some((span, gate)),
             Behaviour::Chunked => self.framing = Framing::Chunked,
             Behaviour::UntilClose => self.framing = Framing::UntilClose,
@@ -880,12 +896,12 @@ fn send_body(
     while position < end {
         let mut until = manners.pass_gates(&body, position)?.min(end);
         match &manners.trickle {
-            Some((count, gate)) if !gate.is_open() => {
+            Some(Trickle { count, gate, drip }) if !gate.is_open() => {
                 let free = body.start + count;
                 if position < free {
                     until = until.min(free);
                 } else {
-                    until = until.min(position + DRIP);
+                    until = until.min(position + drip);
                     if has_left(stream)? {
                         state.note_leave(request.path());
                         return Err(io::ErrorKind::BrokenPipe.into());
@@ -913,6 +929,14 @@ fn send_body(
         }
     }
     Ok(())
+}
+
+struct Trickle {
+    /// What is sent at once.
+    count: u64,
+    gate: Gate,
+    /// What is sent at a time behind it.
+    drip: u64,
 }
 
 /// Sent at a time by an answer that trickles.
