@@ -200,7 +200,14 @@ impl Folder {
     pub(super) fn retire(&self, key: &Key) -> Option<PathBuf> {
         let number = self.next_gone.fetch_add(1, Ordering::Relaxed);
         let path = self.gone.join(number.to_string());
-        match fs::rename(self.path(key), &path) {
+        let renamed = match fs::rename(self.path(key), &path) {
+            // The blob, or the folder for what is gone, if somebody has emptied the cache's by hand.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                create_folder(&self.gone).and_then(|()| fs::rename(self.path(key), &path))
+            }
+            renamed => renamed,
+        };
+        match renamed {
             Ok(()) => {
                 self.tidy(key);
                 Some(path)

@@ -126,10 +126,7 @@ impl Partials {
         doubts: Arc<Doubts>,
         count: impl Fn(u64) -> Option<Reservation>,
     ) -> io::Result<Self> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)?;
+        create_folder(&folder)?;
         let partials = Self {
             boot: fs::read_to_string("/proc/sys/kernel/random/boot_id")
                 .map(|text| text.trim().to_owned())
@@ -212,7 +209,14 @@ impl Partials {
     pub(super) fn create(&self, reservation: Reservation) -> io::Result<Draft> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = self.folder.join(number.to_string());
-        let file = open(&path, true)?;
+        let file = match open(&path, true) {
+            // Somebody has emptied the cache's folder by hand.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                create_folder(&self.folder)?;
+                open(&path, true)?
+            }
+            opened => opened?,
+        };
         Ok(Draft {
             path,
             file: Arc::new(file),
@@ -345,6 +349,10 @@ fn oldest(kept: &HashMap<Key, Partial>) -> Option<Key> {
     kept.iter()
         .min_by_key(|(_, partial)| partial.since)
         .map(|(key, _)| key.clone())
+}
+
+fn create_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 fn open(path: &Path, is_new: bool) -> io::Result<File> {

@@ -146,7 +146,7 @@ impl Summary {
             self.config(config);
         }
         let layers = container.layers();
-        let total = layers.iter().map(|layer| layer.size).sum();
+        let total = container.size_of_layers();
         self.line(
             "layers",
             &format!("{}, {}", layers.len(), ByteSize(total).rounded()),

@@ -123,7 +123,7 @@ impl Filler {
         let mut source = first;
         loop {
             let answer = match source.take() {
-                Some(body) => Ok(self.accept(&run, body)),
+                Some(body) => self.accept(&run, body).map_err(PullError::from),
                 None => self.ask(&run).await,
             };
             let stop = match answer {
@@ -159,7 +159,7 @@ impl Filler {
             Ok(FetchedBlob::Inline(body)) if body.coding.is_some() && !run.is_sealed() => {
                 Err(self.malformed("encoded bytes").into())
             }
-            Ok(FetchedBlob::Inline(body)) => Ok(self.accept(run, body)),
+            Ok(FetchedBlob::Inline(body)) => Ok(self.accept(run, body)?),
             Ok(FetchedBlob::Redirect { .. }) => {
                 Err(self.malformed("a redirect instead of the rest").into())
             }
@@ -185,20 +185,24 @@ impl Filler {
     }
 
     /// Containerd and others do not check what part they were sent; we do.
-    fn accept(&self, run: &Run, body: Box<BlobBody>) -> Answer {
+    fn accept(&self, run: &Run, body: Box<BlobBody>) -> Result<Answer, FetchError> {
         let (part, size) = (run.part(), run.size());
         let is_another_size =
             matches!((size, body.size), (Some(size), Some(stated)) if size != stated);
         if body.start > part.start || (is_another_size && body.start > 0) {
-            return Answer::Turn(run.cannot_be_divided());
+            // It was not asked for a part, or for all that is left; asking so once more would go on for ever.
+            if !run.is_divisible() {
+                return Err(self.malformed("another part than it was asked for"));
+            }
+            return Ok(Answer::Turn(run.cannot_be_divided()));
         }
         if body.start + MOST_SKIPPED < part.start && run.is_divisible() {
             // All of it, although a part was asked for. If another run is on the way, this one is not needed.
             if let course @ (Course::Done | Course::Complete) = run.cannot_be_divided() {
-                return Answer::Turn(course);
+                return Ok(Answer::Turn(course));
             }
         }
-        Answer::Body(body)
+        Ok(Answer::Body(body))
     }
 
     async fn copy(&self, run: &mut Run, body: BlobBody, gain: &mut Gain, started: Instant) -> Stop {

@@ -35,6 +35,9 @@ const HEAD_BUFFER: usize = 8 << 10;
 const PIECE: usize = 1 << 20;
 /// The first read brings less, each one twice as much as the one before: who waits for a first byte has it sooner.
 const FIRST_PIECE: usize = 64 << 10;
+/// A body that brings less while it is waited for holds up others for as long as its sender likes. A guess, of a tenth of
+/// the slowest lines.
+const SLOWEST_PER_SECOND: u64 = 1 << 10;
 /// What is read of a body that nobody wants, to keep its connection.
 const MOST_DISCARDED: u64 = 64 << 10;
 
@@ -247,6 +250,8 @@ impl Exchange {
             piece: Vec::new(),
             piece_limit: FIRST_PIECE,
             patience: *self.options.body_timeout,
+            received: 0,
+            waited: Duration::ZERO,
         };
         Response { head, body }
     }
@@ -361,6 +366,9 @@ pub struct Body {
     /// What the next read may bring.
     piece_limit: usize,
     patience: Duration,
+    received: u64,
+    /// How long for the other side, and not for whoever takes the pieces.
+    waited: Duration,
 }
 
 impl Body {
@@ -369,6 +377,7 @@ impl Body {
         self.piece.clear();
         loop {
             if self.take_fresh()? {
+                self.received += self.piece.len() as u64;
                 return Ok(Some(&self.piece));
             }
             if self.is_over() {
@@ -472,7 +481,15 @@ impl Body {
         let wanted = wanted.min(self.piece_limit);
         self.piece_limit = PIECE.min(self.piece_limit * 2);
         buffer.reserve(wanted.max(1));
-        match connection.stream.read(buffer, self.patience).await {
+        let asked = Instant::now();
+        let read = connection.stream.read(buffer, self.patience).await;
+        self.waited += asked.elapsed();
+        match read {
+            Ok((count, _)) if count > 0 && self.is_crawling(count) => {
+                self.connection = None;
+                let problem = "it sends next to nothing";
+                Err(io::Error::new(io::ErrorKind::TimedOut, problem))
+            }
             Ok((count, buffer)) => {
                 self.fresh = buffer;
                 Ok(count)
@@ -482,6 +499,13 @@ impl Body {
                 Err(error)
             }
         }
+    }
+
+    /// `fresh`: bytes that have come just now.
+    fn is_crawling(&self, fresh: usize) -> bool {
+        let received = self.received + fresh as u64;
+        self.waited > self.patience * 2
+            && received / self.waited.as_secs().max(1) < SLOWEST_PER_SECOND
     }
 
     /// The connection goes back, unless it said more than it should.

@@ -187,12 +187,13 @@ impl Upstream {
         source: Source<'_>,
         digest: &Digest,
     ) -> Result<FetchedBlob, FetchError> {
+        let part = wish.part.clone();
         let response = self.send(source, wish).await?;
         if let Some((status, location)) = self.redirect(source, &response.head)? {
             response.body.discard().await;
             return Ok(FetchedBlob::Redirect { status, location });
         }
-        let body = blob_body(source.registry, digest, response)?;
+        let body = blob_body(source.registry, digest, part.as_ref(), response)?;
         Ok(FetchedBlob::Inline(Box::new(body)))
     }
 
@@ -359,9 +360,11 @@ impl Upstream {
     }
 }
 
+/// `part`: what was asked for.
 pub(super) fn blob_body(
     registry: &Registry,
     digest: &Digest,
+    part: Option<&Range<u64>>,
     response: Response,
 ) -> Result<BlobBody, FetchError> {
     let malformed = |problem: String| FetchError::Malformed {
@@ -379,6 +382,11 @@ pub(super) fn blob_body(
             if content_length(head).is_some_and(|stated| stated != length) {
                 return Err(malformed(format!(
                     "another length than its range has for {digest}"
+                )));
+            }
+            if part.is_none() && range.start > 0 {
+                return Err(malformed(format!(
+                    "a part of {digest} to whoever asked for all of it"
                 )));
             }
             (range.start, range.size)

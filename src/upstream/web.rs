@@ -53,7 +53,7 @@ impl Upstream {
                 (Err(Problem::Exchange(error)), Some(pause)) if is_passing(&error) => pause,
                 (Err(problem), _) => return Err(problem.into_error(&place.server)),
                 (Ok(response), _) if matches!(response.head.status, 200 | 206) => {
-                    return blob_body(&place.server, digest, response);
+                    return blob_body(&place.server, digest, part.as_ref(), response);
                 }
                 (Ok(response), Some(pause))
                     if matches!(response.head.status, 429 | 500 | 502 | 503 | 504)

@@ -67,6 +67,32 @@ fn a_file_that_is_gone_is_fetched_again() {
     scene.assert_arrives(&blob, "gone while it ran");
 }
 
+/// An operator who needs room and does not know how to ask for it.
+#[test]
+fn a_folder_that_was_emptied_by_hand_is_filled_again_and_kept_below_its_cap() {
+    let cap = "[cache]\nmax_size = \"64MiB\"\nscrub_interval = \"0s\"";
+    let scene = Scene::with(Setup::new().section(cap));
+    let first = scene.layer(1, SIZE);
+    scene.assert_arrives(&first, "the first pull");
+    scene.tidegate.wait_until_stored(&first.digest);
+    for part in ["blobs", "fills", "gone"] {
+        fs::remove_dir_all(scene.tidegate.cache_folder().join(part)).expect("a folder");
+    }
+    for seed in 2..16 {
+        let blob = scene.layer(seed, SIZE);
+        scene.assert_arrives(&blob, "a pull after that");
+        scene.tidegate.wait_until_stored(&blob.digest);
+        scene.assert_is_a_hit(&blob);
+    }
+    // Files that are gone are removed behind those who evict.
+    let size = || {
+        let files = files_below(&scene.tidegate.cache_folder());
+        let blobs = files.iter().filter(|(path, _)| !path.ends_with("index"));
+        blobs.map(|(_, metadata)| metadata.len()).sum::<u64>()
+    };
+    wait_until("a cache below its cap", || size() <= 64 * MIB);
+}
+
 #[test]
 fn what_verify_has_found_wrong_is_fetched_again_and_right() {
     for place in [0, SIZE / 2, SIZE - 1] {

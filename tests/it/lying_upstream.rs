@@ -12,6 +12,7 @@ const SIZE: u64 = 3_000_000;
 struct Scene {
     liar: Liar,
     digest: String,
+    manifest: String,
     tidegate: Tidegate,
     grant: Grant,
 }
@@ -35,6 +36,7 @@ impl Scene {
         Self {
             liar,
             digest: image.layers[0].clone(),
+            manifest: image.manifest,
             tidegate,
             grant,
         }
@@ -183,6 +185,66 @@ fn an_upstream_that_only_breaks_is_not_asked_for_ever() {
         let gets = scene.liar.blob_gets("acme/app", &scene.digest);
         assert!(gets <= 5, "asked {gets} times");
     }
+}
+
+/// Whoever sends a byte now and then would hold a connection, and room in the cache, for as long as he likes.
+#[test]
+fn an_upstream_that_sends_next_to_nothing_is_given_up() {
+    for size in [10_000, SIZE] {
+        let scene = Scene::with(size);
+        let path = scene.upstream_path();
+        scene.liar.misbehave(&path, Behaviour::Dripping(1_000));
+        scene.assert_breaks(&format!("{size} bytes"));
+        scene.liar.wait_for_leavers(&path, 3);
+        scene.liar.behave(&path);
+        scene.assert_arrives("when the upstream has come to its senses");
+    }
+    let scene = Scene::new();
+    let by_digest = scene.grant.manifest(&scene.manifest);
+    let path = manifest_path("acme/app", &scene.manifest);
+    scene.liar.misbehave(&path, Behaviour::Dripping(10));
+    assert_eq!(scene.tidegate.get(&by_digest).status(), 502);
+    scene.liar.wait_for_leavers(&path, 1);
+    scene.liar.behave(&path);
+    assert_eq!(scene.tidegate.get(&by_digest).status(), 200);
+}
+
+/// It has been asked for all of the blob, so there is nothing else to ask it for.
+#[test]
+fn an_upstream_that_has_but_a_part_of_the_blob_is_not_asked_for_ever() {
+    for size in [3_000, SIZE, 20_000_000] {
+        for unasked in [1..size, 500..size] {
+            let scene = Scene::with(size);
+            scene.liar.misbehave(
+                &scene.upstream_path(),
+                Behaviour::UnaskedPart(unasked.clone()),
+            );
+            scene.assert_breaks(&format!("{unasked:?} of {size} bytes"));
+            let gets = scene.liar.blob_gets("acme/app", &scene.digest);
+            assert!(gets <= 5, "asked {gets} times for {size} bytes");
+            scene.liar.behave(&scene.upstream_path());
+            scene.assert_arrives("when the upstream has come to its senses");
+        }
+    }
+}
+
+/// Of a blob whose size nobody has said, the rest is asked for where it broke.
+#[test]
+fn an_upstream_that_leaves_out_some_of_the_rest_is_not_asked_for_ever() {
+    let scene = Scene::new();
+    let broken = vec![Behaviour::Chunked, Behaviour::CutAfter(1_000_000)];
+    scene.liar.misbehave_in_the_end(
+        &scene.upstream_path(),
+        &[Behaviour::All(broken)],
+        Behaviour::PartFromLater(500),
+    );
+    let pulled = scene.tidegate.pull(&scene.grant.blob(&scene.digest));
+    assert!(
+        pulled.head.status == 502 || pulled.end == End::Cut,
+        "{pulled:?}"
+    );
+    let gets = scene.liar.blob_gets("acme/app", &scene.digest);
+    assert!(gets <= 5, "asked {gets} times");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::support::{
     http::Response,
     image::Image,
     layer::Layer,
-    liar::{Auth, Liar},
+    liar::{Auth, Liar, OCI_CONFIG, OCI_MANIFEST},
     programs::{command, output, require},
     tidegate::{Directory, Setup, Tidegate},
 };
@@ -235,6 +235,31 @@ fn an_image_is_shown_with_its_layers_and_an_index_with_its_platforms() {
     for part in [&image, "linux/arm64", "Layers, ", "sha256:", "What runs"] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
+}
+
+/// What is written in a manifest is whatever its author likes.
+#[test]
+fn layers_that_claim_to_be_larger_than_anything_are_shown() {
+    let liar = Liar::open();
+    let config = liar.blob("acme/app", Content::of("{}"));
+    let layer = json!({"digest": config, "size": u64::MAX});
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": OCI_CONFIG, "digest": config, "size": 2},
+        "layers": [layer, layer],
+    });
+    liar.manifest(
+        "acme/app",
+        "v1",
+        OCI_MANIFEST,
+        manifest.to_string().as_bytes(),
+    );
+    let tidegate = Setup::new().liar(&liar).start();
+    let image = liar.reference("acme/app", "v1");
+    let page = tidegate.get(&format!("/view/inspect?image={image}"));
+    assert_eq!(page.status(), 200, "{}", page.text());
+    let text = assert_self_contained(&page);
+    assert!(text.contains("<h2>Layers, 16777215TiB</h2>"), "{text}");
 }
 
 #[test]

@@ -141,7 +141,7 @@ fn of_container(html: &mut Html, container: &Container) {
     }
     let layers = container.layers();
     if !layers.is_empty() {
-        let total = layers.iter().map(|layer| layer.size).sum();
+        let total = container.size_of_layers();
         html.raw("<section>\n<h2>Layers, ");
         html.text(&ByteSize(total).rounded()).raw("</h2>\n");
         html.table(

@@ -98,6 +98,12 @@ impl Container {
             .and_then(|manifest| manifest.layers.as_deref())
             .unwrap_or_default()
     }
+
+    /// Together. Sizes are what a registry says, and may add up to more than there is.
+    pub fn size_of_layers(&self) -> u64 {
+        let sizes = self.layers().iter().map(|layer| layer.size);
+        sizes.fold(0, u64::saturating_add)
+    }
 }
 
 impl ImageConfig {

@@ -47,6 +47,8 @@ pub enum Behaviour {
     Gated(u64, Gate),
     /// This much is sent, then a little now and then until the gate is open or the client leaves.
     Trickling(u64, Gate),
+    /// This much is sent, then single bytes until the client leaves.
+    Dripping(u64),
     /// Of the blob these bytes are sent at once, all others only when the gate is open.
     GatedOutside(Range<u64>, Gate),
     /// No length: chunks.
@@ -59,6 +61,8 @@ pub enum Behaviour {
     IgnoreRange,
     /// A part that starts so much before what was asked for, and says so.
     PartFromEarlier(u64),
+    /// One that starts so much behind it.
+    PartFromLater(u64),
     /// A part of no more than this, and it says so.
     ShorterPart(u64),
     /// A part of what it says is a blob of this size.
@@ -658,6 +662,7 @@ struct Manners {
     ignores_range: bool,
     unasked: Option<Range<u64>>,
     earlier: u64,
+    later: u64,
     longest: Option<u64>,
     /// What stands after the slash of `Content-Range`.
     total: Option<String>,
@@ -672,7 +677,7 @@ struct Manners {
     ends_after: Option<u64>,
     stalls: bool,
     gate: Option<(u64, Gate)>,
-    trickle: Option<(u64, Gate)>,
+    trickle: Option<Trickle>,
     /// Places in the blob.
     gate_outside: Option<(Range<u64>, Gate)>,
 }
@@ -704,13 +709,28 @@ impl Manners {
                 self.stalls = true;
             }
             Behaviour::Gated(count, gate) => self.gate = Some((count, gate)),
-            Behaviour::Trickling(count, gate) => self.trickle = Some((count, gate)),
+            Behaviour::Trickling(count, gate) => {
+                self.trickle = Some(Trickle {
+                    count,
+                    gate,
+                    drip: DRIP,
+                });
+            }
+            Behaviour::Dripping(count) => {
+                let gate = Gate::default();
+                self.trickle = Some(Trickle {
+                    count,
+                    gate,
+                    drip: 1,
+                });
+            }
             Behaviour::GatedOutside(span, gate) => self.gate_outside = Some((span, gate)),
             Behaviour::Chunked => self.framing = Framing::Chunked,
             Behaviour::UntilClose => self.framing = Framing::UntilClose,
             Behaviour::StatedLength(length) => self.framing = Framing::Stated(length),
             Behaviour::IgnoreRange => self.ignores_range = true,
             Behaviour::PartFromEarlier(count) => self.earlier = count,
+            Behaviour::PartFromLater(count) => self.later = count,
             Behaviour::ShorterPart(count) => self.longest = Some(count),
             Behaviour::PartOfOther(size) => self.total = Some(size.to_string()),
             Behaviour::PartOfUnknown => self.total = Some("*".to_owned()),
@@ -732,7 +752,7 @@ impl Manners {
             return None;
         }
         let asked = asked.or_else(|| self.unasked.clone())?;
-        let start = asked.start.saturating_sub(self.earlier);
+        let start = asked.start.saturating_sub(self.earlier) + self.later;
         let longest = self.longest.unwrap_or(u64::MAX);
         Some(start..asked.end.min(size).min(start.saturating_add(longest)))
     }
@@ -864,12 +884,12 @@ fn send_body(
     while position < end {
         let mut until = manners.pass_gates(&body, position)?.min(end);
         match &manners.trickle {
-            Some((count, gate)) if !gate.is_open() => {
+            Some(Trickle { count, gate, drip }) if !gate.is_open() => {
                 let free = body.start + count;
                 if position < free {
                     until = until.min(free);
                 } else {
-                    until = until.min(position + DRIP);
+                    until = until.min(position + drip);
                     if has_left(stream)? {
                         state.note_leave(request.path());
                         return Err(io::ErrorKind::BrokenPipe.into());
@@ -897,6 +917,14 @@ fn send_body(
         }
     }
     Ok(())
+}
+
+struct Trickle {
+    /// What is sent at once.
+    count: u64,
+    gate: Gate,
+    /// What is sent at a time behind it.
+    drip: u64,
 }
 
 /// Sent at a time by an answer that trickles.
