@@ -14,7 +14,7 @@ use std::{
     thread,
 };
 
-use crossbeam_channel::{self as channel, TrySendError};
+use crossbeam::channel::{self, TrySendError};
 
 use crate::telemetry::metrics::{self, Counter};
 

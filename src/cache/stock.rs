@@ -5,7 +5,7 @@
 
 use std::{io, sync::Weak, thread, time::Instant};
 
-use crossbeam_channel::{self as channel, Receiver};
+use crossbeam::channel::{self, Receiver};
 
 use super::{Key, folder::Folder, store::Store};
 use crate::oci::Registry;

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crossbeam_channel as channel;
+use crossbeam::channel;
 
 use super::{
     Shared,

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener as StdListener},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use monoio::{
@@ -18,6 +18,8 @@ use crate::sys;
 const MOST_UNSENT: i32 = 1 << 20;
 /// Out of descriptors: `accept` would fail again at once.
 const PAUSE: Duration = Duration::from_millis(20);
+/// And it fails until somebody goes: once is enough to know.
+const TELLING_INTERVAL: Duration = Duration::from_secs(10);
 
 pub struct Listener(TcpListener);
 
@@ -40,6 +42,7 @@ impl Listener {
         mut take: impl FnMut(TcpStream, SocketAddr),
     ) {
         let mut stop = std::pin::pin!(stop);
+        let mut told = None;
         loop {
             let canceller = Canceller::new();
             let mut accepting = std::pin::pin!(self.0.cancelable_accept(canceller.handle()));
@@ -50,7 +53,10 @@ impl Listener {
             match accepted {
                 Some(Ok((socket, peer))) => take_prepared(socket, peer, &mut take),
                 Some(Err(error)) => {
-                    tracing::warn!(%error, "a connection could not be accepted; raise the limit of open files if this goes on");
+                    if told.is_none_or(|at: Instant| at.elapsed() > TELLING_INTERVAL) {
+                        told = Some(Instant::now());
+                        tracing::warn!(%error, "connections cannot be accepted; raise the limit of open files if this goes on");
+                    }
                     monoio::time::sleep(PAUSE).await;
                 }
                 None => {
