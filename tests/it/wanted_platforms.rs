@@ -107,7 +107,9 @@ fn a_platform_that_an_image_has_not_is_refused_with_those_that_it_has() {
         let (status, body) = scene.ask(tag, kind, platform);
         assert_eq!(status, 400, "{tag} {kind} {platform:?}: {body}");
         let message = body["message"].as_str().unwrap_or_default();
-        let expected = format!("no image for {wanted}, only for {present}; ask for one of these");
+        let expected = format!(
+            "containerImage: it has no image for {wanted}, only for {present}; ask for one of these"
+        );
         assert!(
             message.contains(&expected),
             "{tag} {kind} {platform:?}: {message}"
