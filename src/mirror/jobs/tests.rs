@@ -740,3 +740,29 @@ fn how_a_job_ended_is_known_before_it_is_written() {
     let again = scene.submit(wish("r.example/a:v2"));
     assert_eq!(again.ok(), Some(Taken::Failed(failed)));
 }
+
+#[test]
+fn what_is_given_up_gets_no_turn_before_it_has_ended() {
+    let scene = Scene::new();
+    let jobs = scene.jobs();
+    let pausing = scene.going(wish("r.example/a:v2"));
+    assert!(scene.attempted(&pausing, busy()).is_some());
+    let running = scene.going(wish("r.example/a:v1"));
+    let behind = scene.going(moved());
+    let lives = [&pausing, &behind].map(|id| jobs.live(id).expect("it is not over"));
+    for live in &lives {
+        assert_eq!(jobs.take_out(live, &Outcome::Cancelled), GivenUp::Ended);
+    }
+    // Its pause is over just now, and the target is free.
+    jobs.resume(&lives[0]);
+    assert!(scene.attempted(&running, copied()).is_none());
+    for live in &lives {
+        jobs.end(live, Outcome::Cancelled, SystemTime::now());
+    }
+    jobs.dispatch();
+    let none = Counts {
+        waiting: 0,
+        running: 0,
+    };
+    assert_eq!(jobs.counts(), none);
+}
