@@ -743,26 +743,44 @@ fn how_a_job_ended_is_known_before_it_is_written() {
 
 #[test]
 fn what_is_given_up_gets_no_turn_before_it_has_ended() {
-    let scene = Scene::new();
+    let scene = Scene::with(Options {
+        max_running: 1,
+        ..Options::default()
+    });
     let jobs = scene.jobs();
     let pausing = scene.going(wish("r.example/a:v2"));
     assert!(scene.attempted(&pausing, busy()).is_some());
     let running = scene.going(wish("r.example/a:v1"));
     let behind = scene.going(moved());
-    let lives = [&pausing, &behind].map(|id| jobs.live(id).expect("it is not over"));
-    for live in &lives {
+    let live = |id| jobs.live(id).expect("it is not over");
+    let [pausing, behind, running] = [&pausing, &behind, &running].map(live);
+    for live in [&pausing, &behind] {
         assert_eq!(jobs.take_out(live, &Outcome::Cancelled), GivenUp::Ended);
     }
-    // Its pause is over just now, and the target is free.
-    jobs.resume(&lives[0]);
-    assert!(scene.attempted(&running, copied()).is_none());
-    for live in &lives {
-        jobs.end(live, Outcome::Cancelled, SystemTime::now());
+    // The pause is over just now, and the target is free.
+    jobs.resume(&pausing);
+    assert!(jobs.stop(&running, Phase::Pausing));
+    let now = SystemTime::now();
+    for live in [&pausing, &behind, &running] {
+        jobs.end(live, Outcome::Cancelled, now);
     }
-    jobs.dispatch();
     let none = Counts {
         waiting: 0,
         running: 0,
     };
     assert_eq!(jobs.counts(), none);
+}
+
+#[test]
+fn what_is_given_up_while_its_attempt_ends_does_not_pause() {
+    let scene = Scene::new();
+    let jobs = scene.jobs();
+    let id = scene.going(wish("r.example/a:v1"));
+    let live = jobs.live(&id).expect("it is not over");
+    assert_eq!(jobs.put_off(&live), None, "nobody gave it up");
+    jobs.resume(&live);
+    assert!(scene.is_running(&id));
+    // After it was looked whether it is given up.
+    assert!(jobs.cancel(&id, SystemTime::now()));
+    assert_eq!(jobs.put_off(&live), Some(Outcome::Cancelled));
 }
