@@ -35,7 +35,7 @@ use std::{
 use self::{
     journal::Journal,
     live::{Live, Phase},
-    queue::{Limits, Queue},
+    queue::{Away, Limits, Queue},
     store::Store,
     succession::GivenUp,
 };
@@ -225,7 +225,7 @@ impl Jobs {
             None => 1,
         };
         let tenant = wish.tenant();
-        lock(&self.table).queue.admit(&tenant)?;
+        lock(&self.table).admit(&tenant)?;
         let id = JobId::random(wish.kind, number);
         let live = Arc::new(self.begin(wish, id.clone(), key, tenant, now)?);
         self.supersede_others(&live.job, now);
@@ -458,6 +458,18 @@ impl Jobs {
 }
 
 impl Table {
+    /// Whether there is room for one more.
+    fn admit(&self, tenant: &Tenant) -> Result<(), Full> {
+        let mut away = Away::default();
+        for live in self.live.values() {
+            if lock(&live.state).phase == Phase::Pausing {
+                away.of_all += 1;
+                away.of_one += usize::from(live.job.tenant == *tenant);
+            }
+        }
+        self.queue.admit(tenant, away)
+    }
+
     /// Equal wishes are not this job's any more.
     fn forget_key(&mut self, job: &Job) {
         if self.by_key.get(&job.key) == Some(&job.id) {

@@ -454,6 +454,28 @@ fn too_many_are_refused_and_leave_nothing() {
 }
 
 #[test]
+fn those_that_pause_take_room_too() {
+    let scene = Scene::with(Options {
+        max_waiting: 2,
+        max_waiting_per_tenant: 1,
+        ..Options::default()
+    });
+    let ada = scene.going(wish("r.example/a:v1"));
+    assert!(scene.attempted(&ada, busy()).is_some());
+    let full = |wish| match scene.submit(wish) {
+        Err(SubmitError::Full(full)) => full,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(full(wish("r.example/a:v2")), Full::OfOne);
+    let bob = scene.going(wish_of(user("bob", None), "r.example/a:v1"));
+    assert!(scene.attempted(&bob, busy()).is_some());
+    let eves = || wish_of(user("eve", None), "r.example/a:v1");
+    assert_eq!(full(eves()), Full::OfAll);
+    assert!(scene.jobs().cancel(&bob, SystemTime::now()));
+    scene.going(eves());
+}
+
+#[test]
 fn a_job_reads_as_its_caller_and_its_layers_go_with_it() {
     let mut scene = Scene::new();
     let bytes = b"a layer".to_vec();
