@@ -398,16 +398,16 @@ impl Jobs {
         }
     }
 
-    /// Whether nothing runs any more, after at most this time.
+    /// Whether nothing runs any more, after at most this time. What ended by then is on disk, if the disk takes it.
     pub fn wait_until_idle(&self, most: Duration) -> bool {
         let is_busy = |table: &mut Table| table.queue.running() > 0;
-        let waited = self
+        let waiting = self
             .stopped
             .wait_timeout_while(lock(&self.table), most, is_busy);
-        match waited {
-            Ok((_, waited)) => !waited.timed_out(),
-            Err(_) => false,
-        }
+        let is_idle = waiting.is_ok_and(|(_, waited)| !waited.timed_out());
+        // A job gives its place away first and is written then, and the process may end at once.
+        self.write_unwritten();
+        is_idle
     }
 
     /// Deletes records that have been kept long enough, and the oldest of too many, and says how many. To be called now and then.

@@ -806,3 +806,26 @@ fn what_is_given_up_while_its_attempt_ends_does_not_pause() {
     assert!(jobs.cancel(&id, SystemTime::now()));
     assert_eq!(jobs.put_off(&live), Some(Outcome::Cancelled));
 }
+
+#[test]
+fn what_is_done_when_the_process_ends_is_not_done_again() {
+    let mut scene = Scene::new();
+    let id = scene.going(wish("r.example/a:v1"));
+    let live = scene.jobs().live(&id).expect("it is not over");
+    let outcome = Outcome::Done {
+        digest: Digest::of(b"the image"),
+        bytes: 1,
+    };
+    let at = SystemTime::now();
+    // Whoever tells its end has not come to write it.
+    assert!(
+        scene
+            .jobs()
+            .stop(&live, Phase::Ended(Ended { at, outcome }))
+    );
+    scene.jobs().interrupt();
+    assert!(scene.jobs().wait_until_idle(Duration::from_secs(3600)));
+    drop(live);
+    scene.restart();
+    assert!(scene.record(&id).is_done());
+}
