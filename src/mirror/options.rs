@@ -18,7 +18,7 @@ pub struct Options {
     pub max_running: usize,
     /// The same of one workspace, or of one user without a workspace: `4`.
     pub max_running_per_tenant: usize,
-    /// Jobs that wait for their turn; beyond it, requests are told to come back: `1000`.
+    /// Jobs that wait for their turn or their next attempt; beyond it, requests are told to come back: `1000`.
     pub max_waiting: usize,
     /// The same of one workspace or user: `100`.
     pub max_waiting_per_tenant: usize,

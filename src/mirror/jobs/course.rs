@@ -99,8 +99,7 @@ impl Jobs {
             Attempt::Failed(_) if live.progress.is_cancelled() => {
                 live.note("tidegate was stopped; the job goes on when it is started again");
                 self.write_attempt(live);
-                self.stop(live, Phase::Pausing);
-                return None;
+                self.put_off(live)?
             }
             Attempt::Failed(error) => {
                 let pause = pause(tries, &error);
@@ -116,13 +115,16 @@ impl Jobs {
                         shortened(&error.to_string()),
                         humantime::format_duration(Duration::from_secs(pause.as_secs().max(1)))
                     ));
-                    self.stop(live, Phase::Pausing);
-                    self.write_attempt(live);
-                    self.dispatch();
-                    return Some(pause);
+                    let Some(why) = self.put_off(live) else {
+                        self.write_attempt(live);
+                        self.dispatch();
+                        return Some(pause);
+                    };
+                    why
+                } else {
+                    lock(&live.journal).items(&live.progress);
+                    Outcome::Failed(shortened(&error.to_string()))
                 }
-                lock(&live.journal).items(&live.progress);
-                Outcome::Failed(shortened(&error.to_string()))
             }
             Attempt::Unreadable(reason) => Outcome::Failed(reason),
             Attempt::TimedOut => {
@@ -135,6 +137,13 @@ impl Jobs {
         };
         self.end(live, outcome, now);
         None
+    }
+
+    /// It pauses. `Some`: whoever gave it up just before still found it running, so it has to end, and why.
+    pub(super) fn put_off(&self, live: &Arc<Live>) -> Option<Outcome> {
+        self.stop(live, Phase::Pausing);
+        // Who gives it up from here on ends it himself.
+        lock(&live.state).given_up.clone()
     }
 
     /// After a pause, to the end of its tenant's line.

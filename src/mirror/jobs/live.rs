@@ -45,6 +45,8 @@ pub(super) enum Phase {
     Pausing,
     /// One before it, which is to end, has not left the target yet. In no line.
     Behind,
+    /// It was given up, and whoever did that is about to end it. No turn comes to it any more.
+    Ending,
     Ended(Ended),
 }
 
@@ -72,7 +74,11 @@ impl Live {
             attempts: state.attempts,
             ended: match &state.phase {
                 Phase::Ended(ended) => Some(ended.clone()),
-                Phase::Waiting | Phase::Running { .. } | Phase::Pausing | Phase::Behind => None,
+                Phase::Waiting
+                | Phase::Running { .. }
+                | Phase::Pausing
+                | Phase::Behind
+                | Phase::Ending => None,
             },
         }
     }

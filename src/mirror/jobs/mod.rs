@@ -35,7 +35,7 @@ use std::{
 use self::{
     journal::Journal,
     live::{Live, Phase},
-    queue::{Limits, Queue},
+    queue::{Away, Limits, Queue},
     store::Store,
     succession::GivenUp,
 };
@@ -225,7 +225,7 @@ impl Jobs {
             None => 1,
         };
         let tenant = wish.tenant();
-        lock(&self.table).queue.admit(&tenant)?;
+        lock(&self.table).admit(&tenant)?;
         let id = JobId::random(wish.kind, number);
         let live = Arc::new(self.begin(wish, id.clone(), key, tenant, now)?);
         self.supersede_others(&live.job, now);
@@ -398,16 +398,16 @@ impl Jobs {
         }
     }
 
-    /// Whether nothing runs any more, after at most this time.
+    /// Whether nothing runs any more, after at most this time. What ended by then is on disk, if the disk takes it.
     pub fn wait_until_idle(&self, most: Duration) -> bool {
         let is_busy = |table: &mut Table| table.queue.running() > 0;
-        let waited = self
+        let waiting = self
             .stopped
             .wait_timeout_while(lock(&self.table), most, is_busy);
-        match waited {
-            Ok((_, waited)) => !waited.timed_out(),
-            Err(_) => false,
-        }
+        let is_idle = waiting.is_ok_and(|(_, waited)| !waited.timed_out());
+        // A job gives its place away first and is written then, and the process may end at once.
+        self.write_unwritten();
+        is_idle
     }
 
     /// Deletes records that have been kept long enough, and the oldest of too many, and says how many. To be called now and then.
@@ -458,6 +458,18 @@ impl Jobs {
 }
 
 impl Table {
+    /// Whether there is room for one more.
+    fn admit(&self, tenant: &Tenant) -> Result<(), Full> {
+        let mut away = Away::default();
+        for live in self.live.values() {
+            if lock(&live.state).phase == Phase::Pausing {
+                away.of_all += 1;
+                away.of_one += usize::from(live.job.tenant == *tenant);
+            }
+        }
+        self.queue.admit(tenant, away)
+    }
+
     /// Equal wishes are not this job's any more.
     fn forget_key(&mut self, job: &Job) {
         if self.by_key.get(&job.key) == Some(&job.id) {

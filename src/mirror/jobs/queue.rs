@@ -15,6 +15,14 @@ pub(super) struct Limits {
     pub(super) waiting_of_one: usize,
 }
 
+/// Jobs between two turns, in no line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Away {
+    /// Of the tenant who asks.
+    pub(super) of_one: usize,
+    pub(super) of_all: usize,
+}
+
 /// Why nobody may stand in line any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Full {
@@ -52,13 +60,14 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Whether one more may be pushed. What was waiting before a restart need not ask.
-    pub(super) fn admit(&self, tenant: &Tenant) -> Result<(), Full> {
-        let own = self.lines.get(tenant);
-        if own.is_some_and(|line| line.waiting.len() >= self.limits.waiting_of_one) {
+    /// Whether one more may be pushed beside those that are `away`, and come back without asking. Nor need those ask that were
+    /// waiting before a restart.
+    pub(super) fn admit(&self, tenant: &Tenant, away: Away) -> Result<(), Full> {
+        let own = self.lines.get(tenant).map_or(0, |line| line.waiting.len());
+        if own + away.of_one >= self.limits.waiting_of_one {
             return Err(Full::OfOne);
         }
-        match self.waiting >= self.limits.waiting {
+        match self.waiting + away.of_all >= self.limits.waiting {
             true => Err(Full::OfAll),
             false => Ok(()),
         }
@@ -219,16 +228,20 @@ mod tests {
         assert_eq!(order.len(), 5);
     }
 
+    fn admit(queue: &Queue<String>, name: &str) -> Result<(), Full> {
+        queue.admit(&tenant(name), Away::default())
+    }
+
     #[test]
     fn lines_are_bounded() {
         let mut queue = queue(&[("a", 8)]);
-        assert_eq!(queue.admit(&tenant("a")), Err(Full::OfOne));
-        assert_eq!(queue.admit(&tenant("b")), Ok(()));
+        assert_eq!(admit(&queue, "a"), Err(Full::OfOne));
+        assert_eq!(admit(&queue, "b"), Ok(()));
         queue.push(&tenant("b"), "b1".to_owned());
         queue.push(&tenant("b"), "b2".to_owned());
-        assert_eq!(queue.admit(&tenant("b")), Err(Full::OfAll));
+        assert_eq!(admit(&queue, "b"), Err(Full::OfAll));
         assert!(queue.take().is_some(), "what runs does not wait");
-        assert_eq!(queue.admit(&tenant("c")), Ok(()));
+        assert_eq!(admit(&queue, "c"), Ok(()));
     }
 
     #[test]

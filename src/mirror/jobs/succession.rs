@@ -51,34 +51,43 @@ impl Jobs {
     }
 
     pub(super) fn give_up(&self, live: &Arc<Live>, why: Outcome, now: SystemTime) -> GivenUp {
-        let is_idle = {
-            let mut table = lock(&self.table);
-            let mut state = lock(&live.state);
-            match state.phase {
-                Phase::Waiting => {
-                    table
-                        .queue
-                        .remove(&live.job.tenant, |waiting| *waiting == live.job.id);
-                    // Whoever looks for a turn for it finds that it has had it.
-                    state.phase = Phase::Pausing;
-                    true
-                }
-                Phase::Pausing | Phase::Behind => true,
-                // The copy sees it, and comes to its end. Who asks meanwhile wants another.
-                Phase::Running { .. } => {
-                    table.forget_key(&live.job);
-                    state.given_up.get_or_insert_with(|| why.clone());
-                    false
-                }
-                Phase::Ended(_) => return GivenUp::Over,
+        let given_up = self.take_out(live, &why);
+        match given_up {
+            GivenUp::Over => {}
+            GivenUp::Ended => {
+                live.progress.cancel();
+                self.end(live, why, now);
             }
-        };
-        live.progress.cancel();
-        if is_idle {
-            self.end(live, why, now);
-            return GivenUp::Ended;
+            GivenUp::Ending => live.progress.cancel(),
         }
-        GivenUp::Ending
+        given_up
+    }
+
+    /// From here on no turn comes to it. `Ended`: it is for the caller to end it.
+    pub(super) fn take_out(&self, live: &Live, why: &Outcome) -> GivenUp {
+        let mut table = lock(&self.table);
+        let mut state = lock(&live.state);
+        match state.phase {
+            Phase::Waiting => {
+                table
+                    .queue
+                    .remove(&live.job.tenant, |waiting| *waiting == live.job.id);
+                state.phase = Phase::Ending;
+                GivenUp::Ended
+            }
+            // Its pause may be over at this moment, or the target free.
+            Phase::Pausing | Phase::Behind | Phase::Ending => {
+                state.phase = Phase::Ending;
+                GivenUp::Ended
+            }
+            // The copy sees it, and comes to its end. Who asks meanwhile wants another.
+            Phase::Running { .. } => {
+                table.forget_key(&live.job);
+                state.given_up.get_or_insert_with(|| why.clone());
+                GivenUp::Ending
+            }
+            Phase::Ended(_) => GivenUp::Over,
+        }
     }
 }
 

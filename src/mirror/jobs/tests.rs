@@ -454,6 +454,28 @@ fn too_many_are_refused_and_leave_nothing() {
 }
 
 #[test]
+fn those_that_pause_take_room_too() {
+    let scene = Scene::with(Options {
+        max_waiting: 2,
+        max_waiting_per_tenant: 1,
+        ..Options::default()
+    });
+    let ada = scene.going(wish("r.example/a:v1"));
+    assert!(scene.attempted(&ada, busy()).is_some());
+    let full = |wish| match scene.submit(wish) {
+        Err(SubmitError::Full(full)) => full,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(full(wish("r.example/a:v2")), Full::OfOne);
+    let bob = scene.going(wish_of(user("bob", None), "r.example/a:v1"));
+    assert!(scene.attempted(&bob, busy()).is_some());
+    let eves = || wish_of(user("eve", None), "r.example/a:v1");
+    assert_eq!(full(eves()), Full::OfAll);
+    assert!(scene.jobs().cancel(&bob, SystemTime::now()));
+    scene.going(eves());
+}
+
+#[test]
 fn a_job_reads_as_its_caller_and_its_layers_go_with_it() {
     let mut scene = Scene::new();
     let bytes = b"a layer".to_vec();
@@ -739,4 +761,71 @@ fn how_a_job_ended_is_known_before_it_is_written() {
     assert_eq!(last.ok().flatten(), Some(done));
     let again = scene.submit(wish("r.example/a:v2"));
     assert_eq!(again.ok(), Some(Taken::Failed(failed)));
+}
+
+#[test]
+fn what_is_given_up_gets_no_turn_before_it_has_ended() {
+    let scene = Scene::with(Options {
+        max_running: 1,
+        ..Options::default()
+    });
+    let jobs = scene.jobs();
+    let pausing = scene.going(wish("r.example/a:v2"));
+    assert!(scene.attempted(&pausing, busy()).is_some());
+    let running = scene.going(wish("r.example/a:v1"));
+    let behind = scene.going(moved());
+    let live = |id| jobs.live(id).expect("it is not over");
+    let [pausing, behind, running] = [&pausing, &behind, &running].map(live);
+    for live in [&pausing, &behind] {
+        assert_eq!(jobs.take_out(live, &Outcome::Cancelled), GivenUp::Ended);
+    }
+    // The pause is over just now, and the target is free.
+    jobs.resume(&pausing);
+    assert!(jobs.stop(&running, Phase::Pausing));
+    let now = SystemTime::now();
+    for live in [&pausing, &behind, &running] {
+        jobs.end(live, Outcome::Cancelled, now);
+    }
+    let none = Counts {
+        waiting: 0,
+        running: 0,
+    };
+    assert_eq!(jobs.counts(), none);
+}
+
+#[test]
+fn what_is_given_up_while_its_attempt_ends_does_not_pause() {
+    let scene = Scene::new();
+    let jobs = scene.jobs();
+    let id = scene.going(wish("r.example/a:v1"));
+    let live = jobs.live(&id).expect("it is not over");
+    assert_eq!(jobs.put_off(&live), None, "nobody gave it up");
+    jobs.resume(&live);
+    assert!(scene.is_running(&id));
+    // After it was looked whether it is given up.
+    assert!(jobs.cancel(&id, SystemTime::now()));
+    assert_eq!(jobs.put_off(&live), Some(Outcome::Cancelled));
+}
+
+#[test]
+fn what_is_done_when_the_process_ends_is_not_done_again() {
+    let mut scene = Scene::new();
+    let id = scene.going(wish("r.example/a:v1"));
+    let live = scene.jobs().live(&id).expect("it is not over");
+    let outcome = Outcome::Done {
+        digest: Digest::of(b"the image"),
+        bytes: 1,
+    };
+    let at = SystemTime::now();
+    // Whoever tells its end has not come to write it.
+    assert!(
+        scene
+            .jobs()
+            .stop(&live, Phase::Ended(Ended { at, outcome }))
+    );
+    scene.jobs().interrupt();
+    assert!(scene.jobs().wait_until_idle(Duration::from_secs(3600)));
+    drop(live);
+    scene.restart();
+    assert!(scene.record(&id).is_done());
 }
