@@ -295,10 +295,7 @@ pub(super) fn of_store(shape: Shape, error: &StoreError) -> Response {
         return plain(shape, 429, &error.to_string())
             .field("Retry-After", whole_seconds(FULL_PAUSE));
     }
-    tracing::error!(
-        error = error as &dyn std::error::Error,
-        "the store of container requests failed; look at state_dir"
-    );
+    tracing::error!(%error, "the store of container requests failed; look at state_dir");
     plain(
         shape,
         503,

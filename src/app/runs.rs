@@ -105,10 +105,7 @@ impl RunKeeper<'_> {
                 .collect();
             self.report(&looked_at, outage);
             if let Err(error) = self.requests.note_runs(&looked_at, SystemTime::now()) {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "what was found out about workflow runs cannot be kept; look at state_dir"
-                );
+                tracing::error!(%error, "what was found out about workflow runs cannot be kept; look at state_dir");
             }
         }
     }

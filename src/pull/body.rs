@@ -194,7 +194,10 @@ pub(super) struct Passing {
 }
 
 impl Passing {
-    pub(super) fn new(digest: Digest, source: upstream::Body, wanted: Range<u64>) -> Self {
+    pub(super) fn new(digest: Digest, mut source: upstream::Body, wanted: Range<u64>) -> Self {
+        /// A client that stalls has a few of them in memory: received, held back, being sent. As much as TLS sends at once.
+        const LARGEST_PIECE: usize = 128 << 10;
+        source.limit_pieces(LARGEST_PIECE);
         Self {
             digest,
             source,

@@ -132,18 +132,11 @@ pub enum OpenError {
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("the database of container requests failed")]
-    Database {
-        #[source]
-        cause: Box<dyn Error + Send + Sync>,
-    },
+    #[error("the database of container requests failed: {cause}")]
+    Database { cause: Box<dyn Error + Send + Sync> },
     /// Names the record by the beginning of its token: whoever has the whole token may pull.
-    #[error("the record of container request {token:?} cannot be used")]
-    Record {
-        token: Token,
-        #[source]
-        cause: RecordError,
-    },
+    #[error("the record of container request {token:?} cannot be used: {cause}")]
+    Record { token: Token, cause: RecordError },
     #[error(transparent)]
     Layers(#[from] KeepError),
 }

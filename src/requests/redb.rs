@@ -330,7 +330,11 @@ mod tests {
         is_full.store(true, Ordering::SeqCst);
         let large = vec![b'x'; 16 << 20];
         for _ in 0..3 {
-            assert!(database.insert(&during, 1, large.clone()).is_err());
+            let refused = database.insert(&during, 1, large.clone());
+            let refused = refused.expect_err("there is no room").to_string();
+            // What an operator reads who is to find out why.
+            let reason = std::io::Error::from(std::io::ErrorKind::StorageFull).to_string();
+            assert!(refused.contains(&reason), "{refused}");
             let found = database.read(&before).unwrap_or_else(|e| panic!("{e:?}"));
             assert_eq!(found, Some(b"before".to_vec()));
         }

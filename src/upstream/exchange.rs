@@ -249,6 +249,7 @@ impl Exchange {
             fresh,
             piece: Vec::new(),
             piece_limit: FIRST_PIECE,
+            largest_piece: PIECE,
             patience: *self.options.body_timeout,
             received: 0,
             waited: Duration::ZERO,
@@ -363,8 +364,9 @@ pub struct Body {
     fresh: Vec<u8>,
     /// Lent to the caller until the next call.
     piece: Vec<u8>,
-    /// What the next read may bring.
+    /// What the next read may bring, and what any later one may.
     piece_limit: usize,
+    largest_piece: usize,
     patience: Duration,
     received: u64,
     /// How long for the other side, and not for whoever takes the pieces.
@@ -372,6 +374,12 @@ pub struct Body {
 }
 
 impl Body {
+    /// For whoever may be slow to take them: two of them are in memory as long as he is.
+    pub fn limit_pieces(&mut self, largest: usize) {
+        self.largest_piece = largest.min(PIECE);
+        self.piece_limit = self.piece_limit.min(self.largest_piece);
+    }
+
     /// The next piece, never empty; `None` is the proper end. A body that stops early is an error.
     pub async fn next(&mut self) -> io::Result<Option<&[u8]>> {
         self.piece.clear();
@@ -479,7 +487,7 @@ impl Body {
             _ => PIECE,
         };
         let wanted = wanted.min(self.piece_limit);
-        self.piece_limit = PIECE.min(self.piece_limit * 2);
+        self.piece_limit = self.largest_piece.min(self.piece_limit * 2);
         buffer.reserve(wanted.max(1));
         let asked = Instant::now();
         let read = connection.stream.read(buffer, self.patience).await;

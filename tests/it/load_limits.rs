@@ -144,3 +144,39 @@ fn readers_that_stall_cost_no_memory_and_are_cut() {
     }
     assert_eq!(tidegate.pull(&path).digest, digests[0]);
 }
+
+/// What does not fit into the cache is in no file that could be sent from.
+#[test]
+fn readers_that_stall_past_the_cache_hold_a_few_small_pieces_each() {
+    const READERS: u64 = 24;
+    let layer = Content::Generated {
+        seed: 7,
+        size: 24 * MIB,
+    };
+    let setup =
+        Setup::new().section("[listener]\nsend_timeout = \"2s\"\n[cache]\nmax_size = \"8MiB\"");
+    let (_liar, digests, tidegate, grant) = pulled(setup, &[layer]);
+    let path = grant.blob(&digests[0]);
+    assert_eq!(tidegate.pull(&path).digest, digests[0]);
+    let before = tidegate.anonymous_memory();
+    let stalled: Vec<Connection> = (0..READERS)
+        .map(|_| {
+            let mut connection = tidegate.connect();
+            connection.request("GET", &path, &[], b"");
+            let head = connection.head().expect("an answer");
+            assert_eq!(head.status, 200);
+            connection
+        })
+        .collect();
+    let mut most = 0;
+    wait_until("the end of the stalled", || {
+        most = most.max(tidegate.anonymous_memory());
+        metric(&tidegate, "tidegate_responses_cut_total") == READERS
+    });
+    assert!(
+        most < before + READERS * MIB,
+        "{before} bytes before {READERS} stalled readers, {most} with them"
+    );
+    drop(stalled);
+    assert_eq!(tidegate.pull(&path).digest, digests[0]);
+}
