@@ -473,12 +473,13 @@ impl Requests {
     /// Deletes the records that have been kept long enough, and says how many. To be called now and then.
     pub fn purge(&self, now: SystemTime) -> Result<usize, StoreError> {
         self.recent.forget_expired(now);
+        // First what makes room: a full disk refuses the rest.
+        self.purge_belongings(now);
         let over = self.runs.purge(now);
         if !over.is_empty() {
             let changes = over.iter().map(|id| (id.as_str(), None));
             self.database.write_runs(changes)?;
         }
-        self.purge_belongings(now);
         let retention = u64::try_from(self.options.record_retention.as_nanos()).unwrap_or(u64::MAX);
         let Some(before) = unix_nanoseconds::from_time(now).checked_sub(retention) else {
             return Ok(0);
