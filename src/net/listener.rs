@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener as StdListener},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -18,6 +19,8 @@ use crate::sys;
 const MOST_UNSENT: i32 = 1 << 20;
 /// Out of descriptors: `accept` would fail again at once.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a port may be in use by what has ended. Tens of milliseconds were seen.
+const LINGERING: Duration = Duration::from_secs(2);
 /// And it fails until somebody goes: once is enough to know.
 const TELLING_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -25,8 +28,25 @@ pub struct Listener(TcpListener);
 
 /// Resolves a port of 0 to a real one, for every core to use. `SO_REUSEPORT` would let a second process join in
 /// silence and take half of the connections, so look first whether the port is free.
+///
+/// A process that was on io_uring keeps its listeners for a moment after its end, until the kernel has put away what it waited
+/// for: whoever starts the next one at once need not know.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "at the start, when nobody is served"
+)]
 pub fn bind(address: SocketAddr) -> io::Result<SocketAddr> {
-    StdListener::bind(address)?.local_addr()
+    let began = Instant::now();
+    loop {
+        match StdListener::bind(address) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && began.elapsed() < LINGERING =>
+            {
+                thread::sleep(PAUSE);
+            }
+            bound => return bound?.local_addr(),
+        }
+    }
 }
 
 impl Listener {
@@ -95,5 +115,29 @@ fn take_prepared(
         .and_then(|()| sys::bound_unsent(&socket, MOST_UNSENT));
     if prepared.is_ok() {
         take(socket, peer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_about_to_be_free_is_waited_for() {
+        let before = StdListener::bind("127.0.0.1:0").expect("a port is free");
+        let address = before.local_addr().expect("it is bound");
+        assert!(StdListener::bind(address).is_err(), "it is taken");
+        let waiting = thread::spawn(move || bind(address));
+        drop(before);
+        let bound = waiting.join().expect("no panic");
+        assert_eq!(bound.ok(), Some(address));
+    }
+
+    #[test]
+    fn a_port_that_stays_taken_is_told_to_be() {
+        let taken = StdListener::bind("127.0.0.1:0").expect("a port is free");
+        let address = taken.local_addr().expect("it is bound");
+        let refused = bind(address).expect_err("somebody has it");
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
     }
 }

@@ -195,7 +195,8 @@ pub(super) struct Passing {
 
 impl Passing {
     pub(super) fn new(digest: Digest, mut source: upstream::Body, wanted: Range<u64>) -> Self {
-        /// A client that stalls has a few of them in memory: received, held back, being sent. As much as TLS sends at once.
+        /// A client that stalls has a few of them in memory: received, held back, being sent. As much as TLS sends at once. With
+        /// 1 MiB a GiB would take an eighth less CPU, and 60 stalled clients five times the memory.
         const LARGEST_PIECE: usize = 128 << 10;
         source.limit_pieces(LARGEST_PIECE);
         Self {
