@@ -27,7 +27,7 @@ use crate::{
     limits::client_key,
     oci::{Platforms, Reference, Registry, TagOrDigest},
     pull::PullError,
-    requests::{Caller, ContainerRequest, DurableKind, Grant, Purpose, RequestDetails, Token},
+    requests::{Caller, ContainerRequest, Grant, Purpose, RequestDetails, Token},
     telemetry::metrics::{self, Counter},
 };
 
@@ -98,7 +98,10 @@ impl Api {
             }
             container_request.overlay = Some(overlay);
             container_request.layers = layers;
-        } else if platforms.are_several() || is_chosen_by_job(&container_request, kept.as_ref()) {
+        } else if kept
+            .as_ref()
+            .is_some_and(|kept| kept.chooses(&container_request))
+        {
             let (caller, image) = (&container_request.caller, &container_request.image);
             let are_there = self
                 .pull
@@ -388,16 +391,6 @@ fn admitted(
         additions,
         kept,
     })
-}
-
-/// Whether the platform is more than a hint for whoever pulls. A freeze is for one, named or not; a mirror for the one that is
-/// named, or for all that there are.
-fn is_chosen_by_job(request: &ContainerRequest, kept: Option<&Kept>) -> bool {
-    match kept.map(|kept| kept.kind) {
-        Some(DurableKind::Freeze) => true,
-        Some(DurableKind::Mirror) => request.details.platform.is_some(),
-        None => false,
-    }
 }
 
 fn refused_image(request: &ContainerRequest, error: &PullError) -> Response {

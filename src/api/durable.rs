@@ -29,7 +29,7 @@ pub(super) struct Asked {
     pub request: ContainerRequest,
     /// What the source is.
     pub digest: Digest,
-    /// Of a freeze, or of a mirror for which one was named. Without one, a mirror has all that its source has.
+    /// That were named, or the usual one: see `Kept::chooses`.
     pub platforms: Platforms,
     pub kept: Kept,
 }
@@ -224,6 +224,17 @@ impl Api {
     }
 }
 
+impl Kept {
+    /// Whether the platform is more than a hint for whoever pulls. A freeze is for one, named or not; a mirror for the one that is
+    /// named, or for all that there are.
+    pub(super) fn chooses(&self, request: &ContainerRequest) -> bool {
+        match self.kind {
+            DurableKind::Freeze => true,
+            DurableKind::Mirror => request.details.platform.is_some(),
+        }
+    }
+}
+
 impl Asked {
     fn target(&self) -> Result<Reference, NameError> {
         match self.kept.kind {
@@ -238,10 +249,7 @@ impl Asked {
 
     /// `None`: all that there is.
     fn chosen(&self) -> Option<Platforms> {
-        let is_chosen = match self.kept.kind {
-            DurableKind::Mirror => self.request.details.platform.is_some(),
-            DurableKind::Freeze => true,
-        };
+        let is_chosen = self.kept.chooses(&self.request);
         is_chosen.then(|| self.platforms.clone())
     }
 

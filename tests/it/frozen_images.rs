@@ -7,9 +7,7 @@ use crate::support::{
     docker_registry::{DockerRegistry, Login},
     image::Image,
     layer::Layer,
-    liar::Gate,
     mirror_scene::{ADA, MirrorScene, PUSHER, READER, STRANGER, text},
-    passage::{Kind, Obstacle},
     programs::require,
     runtimes::{Containerd, podman_unpack_as},
     tidegate::Setup,
@@ -154,17 +152,8 @@ fn a_freeze_survives_a_kill_with_its_layers() {
     require!("docker-registry", "skopeo", "podman");
     let mut scene = MirrorScene::new();
     let (_, name) = image(&scene);
-    let gate = Gate::default();
-    let halting = Obstacle::Gated(0, gate.clone());
-    scene.passage.put_often(Kind::Bytes, &halting, 20);
-    let submitted = scene.ask(&request(&scene, &name, "linux/amd64"));
-    scene.passage.wait_for_halted(1);
-    scene.tidegate.kill();
-    assert!(scene.target.tags("kept").is_empty());
-    scene.passage.clear();
-    gate.open();
-    scene.tidegate.restart();
-    scene.succeeds(&submitted);
+    let asked = request(&scene, &name, "linux/amd64");
+    let submitted = scene.frozen_across_a_kill(&asked);
     let target = text(&submitted, "targetImage");
     let target = scene.direct(&target);
     let unpacked = podman_unpack_as(&target, &format!("{}:{}", PUSHER.0, PUSHER.1));

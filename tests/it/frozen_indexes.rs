@@ -9,9 +9,7 @@ use crate::support::{
     docker_registry::DockerRegistry,
     image::{Image, archive},
     layer::Layer,
-    liar::Gate,
     mirror_scene::{MirrorScene, PUSHER, text},
-    passage::{Kind, Obstacle},
     programs::require,
     runtimes::{Containerd, podman_unpack_as, podman_unpack_for},
 };
@@ -437,17 +435,7 @@ fn a_frozen_index_survives_a_kill_with_what_it_includes() {
     let (target, index) = made(&scene, &asked);
     scene.registries.target.restart_empty();
 
-    let gate = Gate::default();
-    let halting = Obstacle::Gated(0, gate.clone());
-    scene.passage.put_often(Kind::Bytes, &halting, 20);
     scene.replace_server();
-    let submitted = scene.ask(&asked);
-    scene.passage.wait_for_halted(1);
-    scene.tidegate.kill();
-    assert!(scene.target.tags("kept").is_empty());
-    scene.passage.clear();
-    gate.open();
-    scene.tidegate.restart();
-    scene.succeeds(&submitted);
+    scene.frozen_across_a_kill(&asked);
     assert_eq!(scene.frozen(&target), Some(index));
 }

@@ -18,6 +18,18 @@ fn pulled(setup: Setup, layers: &[Content]) -> (Liar, Vec<String>, Tidegate, Gra
     (liar, image.layers, tidegate, grant)
 }
 
+/// Clients that ask for a blob and read no more than the head of the answer.
+fn stalled(tidegate: &Tidegate, path: &str, count: u64) -> Vec<Connection> {
+    let ask = |_| {
+        let mut connection = tidegate.connect();
+        connection.request("GET", path, &[], b"");
+        let head = connection.head().expect("an answer");
+        assert_eq!(head.status, 200);
+        connection
+    };
+    (0..count).map(ask).collect()
+}
+
 fn metric(tidegate: &Tidegate, name: &str) -> u64 {
     let text = http::get(tidegate.admin, "/metrics").text();
     let value = text
@@ -119,15 +131,7 @@ fn readers_that_stall_cost_no_memory_and_are_cut() {
     tidegate.wait_until_stored(&digests[0]);
     assert_eq!(tidegate.pull(&path).digest, digests[0]);
     let before = tidegate.anonymous_memory();
-    let mut stalled: Vec<Connection> = (0..READERS)
-        .map(|_| {
-            let mut connection = tidegate.connect();
-            connection.request("GET", &path, &[], b"");
-            let head = connection.head().expect("an answer");
-            assert_eq!(head.status, 200);
-            connection
-        })
-        .collect();
+    let mut stalled = stalled(&tidegate, &path, READERS);
     // Others are not kept waiting by them.
     assert_eq!(tidegate.pull(&path).digest, digests[0]);
     let after = tidegate.anonymous_memory();
@@ -159,15 +163,7 @@ fn readers_that_stall_past_the_cache_hold_a_few_small_pieces_each() {
     let path = grant.blob(&digests[0]);
     assert_eq!(tidegate.pull(&path).digest, digests[0]);
     let before = tidegate.anonymous_memory();
-    let stalled: Vec<Connection> = (0..READERS)
-        .map(|_| {
-            let mut connection = tidegate.connect();
-            connection.request("GET", &path, &[], b"");
-            let head = connection.head().expect("an answer");
-            assert_eq!(head.status, 200);
-            connection
-        })
-        .collect();
+    let stalled = stalled(&tidegate, &path, READERS);
     let mut most = 0;
     wait_until("the end of the stalled", || {
         most = most.max(tidegate.anonymous_memory());

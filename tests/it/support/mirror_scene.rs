@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{
     accounts::Accounts,
     docker_registry::{DockerRegistry, Login, PASSWORD, USER},
+    liar::Gate,
     mirror_content::raw_manifest,
     passage::{Kind, Obstacle, Passage},
     programs::wait_until,
@@ -169,6 +170,22 @@ impl MirrorScene {
     /// Asks, waits for the end, and it must be a good one.
     pub fn mirrored(&self, image: &str) -> Value {
         let submitted = self.mirror(image);
+        self.succeeds(&submitted);
+        submitted
+    }
+
+    /// Asks for a freeze, kills tidegate while its bytes stand still, and starts it again; the end must be a good one.
+    pub fn frozen_across_a_kill(&mut self, request: &Value) -> Value {
+        let gate = Gate::default();
+        let halting = Obstacle::Gated(0, gate.clone());
+        self.passage.put_often(Kind::Bytes, &halting, 20);
+        let submitted = self.ask(request);
+        self.passage.wait_for_halted(1);
+        self.tidegate.kill();
+        assert!(self.target.tags("kept").is_empty());
+        self.passage.clear();
+        gate.open();
+        self.tidegate.restart();
         self.succeeds(&submitted);
         submitted
     }
