@@ -201,10 +201,6 @@ pub(super) fn of_submit(error: &PullError) -> Response {
         | PullError::Manifest { .. }
         | PullError::Belongings(_)
         | PullError::Fill { .. } => api(400, &error.to_string()),
-        // Perhaps nothing is put on it at all.
-        PullError::Overlay(cause @ AugmentError::NoPlatform { .. }) => {
-            api(400, &format!("containerImage: {cause}{}", advice(cause)))
-        }
         PullError::Overlay(cause) => api(400, &format!("{error}{}", advice(cause))),
     }
 }

@@ -168,7 +168,7 @@ pub enum PullError {
         registry: Registry,
         cause: Arc<ManifestError>,
     },
-    #[error("the layers and settings of the container request cannot be put on this image: {0}")]
+    #[error("what is asked for cannot be made of this image: {0}")]
     Overlay(#[from] AugmentError),
     #[error("what belongs to this name cannot be read: {0}")]
     Belongings(Arc<std::io::Error>),

@@ -108,7 +108,7 @@ fn a_platform_that_an_image_has_not_is_refused_with_those_that_it_has() {
         assert_eq!(status, 400, "{tag} {kind} {platform:?}: {body}");
         let message = body["message"].as_str().unwrap_or_default();
         let expected = format!(
-            "containerImage: it has no image for {wanted}, only for {present}; ask for one of these"
+            "made of this image: it has no image for {wanted}, only for {present}; ask for one of these"
         );
         assert!(
             message.contains(&expected),
