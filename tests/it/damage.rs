@@ -167,14 +167,21 @@ fn a_damaged_index_is_rebuilt_from_the_files() {
             .expect("an index");
         damage(&index).expect("a writable file");
         scene.tidegate.restart();
-        wait_until("the account of all blobs", || {
-            scene.tidegate.metric("tidegate_cache_used_bytes") == used
-                && scene.tidegate.metric("tidegate_cache_blobs") == blobs.len() as u64
-        });
+        // No sum tells of a single slot: a blob whose slot is hit, which is chance, is forgotten and fetched again.
+        let may_forget = name == "scribbled over";
+        if !may_forget {
+            wait_until("the account of all blobs", || {
+                scene.tidegate.metric("tidegate_cache_used_bytes") == used
+                    && scene.tidegate.metric("tidegate_cache_blobs") == blobs.len() as u64
+            });
+        }
         for blob in &blobs {
             scene.assert_arrives(blob, name);
             let gets = scene.liar.gets(&blob.path).len();
-            assert_eq!(gets, 1, "{name}: what was there was fetched again");
+            assert!(
+                gets == 1 || may_forget,
+                "{name}: what was there was fetched again"
+            );
         }
         assert_eq!(scene.tidegate.metric("tidegate_panics_total"), 0, "{name}");
     }
